@@ -1,0 +1,252 @@
+"""Scripted episodes in OGBench cube environments. Imports the simulator: import this module inside a function."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import gymnasium
+import numpy as np
+from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
+
+from datasets.ogbench_cube import ACTION_DIM, TASKS, cube_positions
+from datasets.ogbench_env import goal_positions, play_env, task_env
+from datasets.store import DatasetName
+
+Info = dict[str, Any]  # what the simulator says about itself, under its own names
+Policy = Callable[[Info], np.ndarray]
+Episode = dict[str, np.ndarray]  # the arrays of the published format, for the rows of one episode
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How a share of the episodes of a mixed set comes about.
+
+    Directed episodes that reach the goal of cube-single task 1 in time, of 25: all up to a plan noise of 0.3, 76 % at
+    0.4, 28 % at 0.5; with misses 72 % at (0.3, 0.4), 52 % at (0.4, 0.3), 20 % at (0.5, 0.4), 4 % at (0.6, 0.5).
+    """
+
+    share: float
+    directed: bool = True  # carries cubes to the goals of the task, else to random places
+    plan_noise: float = 0.1  # 0.1 is that of the published play data
+    p_miss: float = 0.0  # probability that a cube is carried to a random place instead of its goal
+
+
+MIXED = (
+    Behaviour(share=0.2),
+    Behaviour(share=0.5, plan_noise=0.3, p_miss=0.4),
+    Behaviour(share=0.3, directed=False),
+)
+
+RECIPE_VERSION = 1  # raise it when a change to this module changes the data
+PLAY_TRANSITIONS = 1000  # per episode of play and noisy data
+P_STACK = {  # range from which an episode draws its probability of stacking one cube on another
+    "cube-single": (0.0, 0.0),
+    "cube-double": (0.0, 0.25),
+    "cube-triple": (0.05, 0.35),
+    "cube-quadruple": (0.1, 0.5),
+}
+PLAN_NOISE, NOISE_SMOOTHING = 0.1, 0.5  # play: on the plan's way points; width of its smoothing in control steps
+MAX_ACTION_NOISE, ACTION_NOISE_SCALE = 0.1, (1.0, 1.0, 1.0, 3.0, 10.0)  # noisy: drawn per episode; per action dimension
+P_RANDOM_ACTION, MIN_NORM = 0.1, 0.4  # noisy: a uniform action instead; metres, shortest step the oracle aims for
+
+# Directed moves. Cubes are 4 cm wide, so 3 cm off a goal is not yet one layer of a stack too low.
+_TABLE = ((0.3, -0.3), (0.55, 0.3))  # the part on which OGBench places targets: lower and upper x, y
+_ON_TABLE = 0.02  # height of a cube's centre
+_PLACED = 0.03
+_STACKED = 0.03  # horizontal distance of cubes that rest on each other
+_CLEARANCE = 0.06  # between the centres of cubes on the table that the gripper can tell apart
+
+
+def recipe(dataset: DatasetName) -> dict[str, Any]:
+    """Every number that shapes a data set, as JSON."""
+    common = {"version": RECIPE_VERSION, "seed": dataset.seed, "p_stack": list(P_STACK[dataset.domain])}
+    plan = {"noise_smoothing": NOISE_SMOOTHING}
+    noisy = {
+        "max_action_noise": MAX_ACTION_NOISE,
+        "action_noise_scale": list(ACTION_NOISE_SCALE),
+        "p_random_action": P_RANDOM_ACTION,
+        "min_norm": MIN_NORM,
+    }
+    of_kind = {
+        "play": plan | {"transitions": PLAY_TRANSITIONS, "plan_noise": PLAN_NOISE},
+        "noisy": noisy | {"transitions": PLAY_TRANSITIONS},
+        "mixed": plan | {"behaviours": [asdict(behaviour) for behaviour in MIXED]},
+    }
+    return common | of_kind[dataset.kind]
+
+
+def make_episode(dataset: DatasetName, index: int) -> Episode:
+    """Episode `index` of a generated data set: a function of the recipe, the seed and the index alone."""
+    rng = np.random.default_rng((dataset.seed, index))
+    env_seed, oracle_seed = (int(number) for number in rng.integers(2**32, size=2))
+    env, policy, num_transitions = _scene(dataset, index, rng)
+    with _seeded_numpy(oracle_seed):
+        return _record(env, policy, env_seed, num_transitions)
+
+
+def behaviour_of(index: int) -> Behaviour:
+    """Behaviour of episode `index` of a mixed set; any run of consecutive episodes holds the shares closely."""
+    golden_ratio = (5**0.5 - 1) / 2  # its multiples modulo 1 fill [0, 1) evenly
+    position = (index * golden_ratio) % 1 * sum(behaviour.share for behaviour in MIXED)
+    for behaviour in MIXED:
+        position -= behaviour.share
+        if position < 0:
+            return behaviour
+    return MIXED[-1]
+
+
+class Play:
+    """Carries cubes to one random place after the other."""
+
+    def __init__(self, env: gymnasium.Env, oracle: Any, p_stack: float) -> None:
+        self.env: Any = env.unwrapped
+        self.oracle = oracle
+        self.p_stack = p_stack
+        self.started = False
+
+    def __call__(self, info: Info) -> np.ndarray:
+        if self.oracle.done:
+            _, info = self.env.set_new_target(p_stack=self.p_stack)
+        if self.oracle.done or not self.started:
+            self.oracle.reset(None, info)
+            self.started = True
+        return self.oracle.select_action(None, info)
+
+
+class Noisy(Play):
+    """Play by the oracle that looks at the state alone, with noise and random actions on top."""
+
+    def __init__(self, env: gymnasium.Env, p_stack: float, rng: np.random.Generator) -> None:
+        super().__init__(env, CubeMarkovOracle(env=env, min_norm=MIN_NORM), p_stack)
+        self.rng = rng
+        self.scale = rng.uniform(0, MAX_ACTION_NOISE) * np.array(ACTION_NOISE_SCALE)
+
+    def __call__(self, info: Info) -> np.ndarray:
+        if self.rng.random() < P_RANDOM_ACTION:
+            return self.rng.uniform(-1, 1, ACTION_DIM)
+        return super().__call__(info) + self.rng.normal(0, self.scale)
+
+
+class Directed:
+    """Carries one cube after the other to the goals of a task, parking those that are in the way."""
+
+    def __init__(self, env: gymnasium.Env, goals: np.ndarray, behaviour: Behaviour, rng: np.random.Generator) -> None:
+        self.oracle = _plan_oracle(env, behaviour.plan_noise)
+        self.goals = goals
+        self.p_miss = behaviour.p_miss
+        self.rng = rng
+        self.started = False
+
+    def __call__(self, info: Info) -> np.ndarray:
+        if self.oracle.done or not self.started:
+            cube, place = self.next_move(cube_positions(info["qpos"]))
+            target = {"target_block": cube, "target_block_pos": place, "target_block_yaw": np.zeros(1)}
+            self.oracle.reset(None, info | {f"privileged/{key}": value for key, value in target.items()})
+            self.started = True
+        return self.oracle.select_action(None, info)
+
+    def next_move(self, positions: np.ndarray) -> tuple[int, np.ndarray]:
+        """A cube and the place (3,) to carry it to, in a scene of cubes at `positions` (cubes, 3), all in metres."""
+        cubes = range(len(positions))
+        placed = np.linalg.norm(positions - self.goals, axis=1) < _PLACED
+        on_top = [cube for cube in cubes if not any(_rests_on(other, positions[cube]) for other in positions)]
+        ready = [cube for cube in on_top if not placed[cube] and self.is_free(cube, positions, placed)]
+        if ready and self.rng.random() >= self.p_miss:
+            cube = self.rng.choice(ready)
+            return int(cube), self.goals[cube]
+        # A miss, or a knot such as two cubes at each other's goals: away with a cube that has to move anyway.
+        cube = self.rng.choice(ready or [cube for cube in on_top if not placed[cube]] or on_top)
+        others = np.delete(positions, cube, axis=0)
+        return int(cube), self.free_place(np.concatenate([others, self.goals]))
+
+    def is_free(self, cube: int, positions: np.ndarray, placed: np.ndarray) -> bool:
+        """No other cube occupies the goal of `cube`, and the goals below it are filled."""
+        for other in range(len(positions)):
+            if other == cube:
+                continue
+            if np.linalg.norm(positions[other] - self.goals[cube]) < _PLACED:
+                return False
+            if _rests_on(self.goals[cube], self.goals[other]) and not placed[other]:
+                return False
+        return True
+
+    def free_place(self, occupied: np.ndarray) -> np.ndarray:
+        """A random place (3,) on the table that keeps clear of `occupied` (n, 3), as far as there is one."""
+        places = self.rng.uniform(*_TABLE, size=(64, 2))
+        clearance = np.linalg.norm(places[:, None] - occupied[:, :2], axis=-1).min(1)
+        clear = np.flatnonzero(clearance > _CLEARANCE)
+        return np.array([*places[clear[0] if len(clear) else clearance.argmax()], _ON_TABLE])
+
+
+def _plan_oracle(env: gymnasium.Env, plan_noise: float) -> Any:
+    return CubePlanOracle(env=env, noise=plan_noise, noise_smoothing=NOISE_SMOOTHING)
+
+
+def _rests_on(upper: np.ndarray, lower: np.ndarray) -> bool:
+    return bool(upper[2] > lower[2] and np.linalg.norm(upper[:2] - lower[:2]) < _STACKED)
+
+
+def _scene(dataset: DatasetName, index: int, rng: np.random.Generator) -> tuple[gymnasium.Env, Policy, int]:
+    """Environment, policy and greatest number of transitions of an episode."""
+    p_stack = rng.uniform(*P_STACK[dataset.domain])
+    if dataset.kind == "play":
+        env = _play_env(dataset.domain)
+        return env, Play(env, _plan_oracle(env, PLAN_NOISE), p_stack), PLAY_TRANSITIONS
+    if dataset.kind == "noisy":
+        env = _play_env(dataset.domain)
+        return env, Noisy(env, p_stack, rng), PLAY_TRANSITIONS
+    task_name = f"{dataset.domain}-task{dataset.task_id}"
+    behaviour = behaviour_of(index)
+    if behaviour.directed:
+        env = _task_env(task_name)
+        policy = Directed(env, _goals(dataset.domain)[TASKS[task_name].task_id], behaviour, rng)
+    else:
+        env = _play_env(dataset.domain)
+        policy = Play(env, _plan_oracle(env, behaviour.plan_noise), p_stack)
+    return env, policy, TASKS[task_name].max_episode_steps
+
+
+def _record(env: gymnasium.Env, policy: Policy, seed: int, num_transitions: int) -> Episode:
+    """The rows of one episode, until it ends or has `num_transitions`; the last row holds only the final state."""
+    rows: dict[str, list[np.ndarray]] = {"observations": [], "actions": [], "qpos": [], "qvel": []}
+
+    def add(obs: np.ndarray, action: np.ndarray, info: Info) -> None:
+        for key, value in zip(rows, (obs, action, info["qpos"], info["qvel"]), strict=True):
+            rows[key].append(value.astype(np.float32))
+
+    obs, info = env.reset(seed=seed)
+    for _ in range(num_transitions):
+        # Stored and executed action are the same number to the last bit.
+        action = np.clip(policy(info), -1, 1).astype(np.float32)
+        add(obs, action, info)
+        obs, _, terminated, truncated, info = env.step(action)
+        if terminated or truncated:
+            break
+    add(obs, np.zeros(ACTION_DIM), info)
+    arrays = {key: np.stack(values) for key, values in rows.items()}
+    arrays["terminals"] = np.arange(len(arrays["actions"])) == len(arrays["actions"]) - 1
+    return arrays
+
+
+@contextmanager
+def _seeded_numpy(seed: int) -> Iterator[None]:
+    """Seeds NumPy's global generator, from which the oracles draw, and puts its state back afterwards."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+@cache
+def _task_env(task_name: str) -> gymnasium.Env:
+    # Timing "pre" steps once more from the goal, so that some row of the data is at the goal and terminates.
+    return task_env(TASKS[task_name], success_timing="pre")
+
+
+_play_env = cache(play_env)
+_goals = cache(goal_positions)

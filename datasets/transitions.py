@@ -1,0 +1,74 @@
+"""The in-memory form of a data set: flat arrays over the rows of all episodes, memory-mapped."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from datasets.spec import DataError
+
+Origin = Literal["published", "generated"]
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """E episodes with N transitions in R = N + E rows; the last row of an episode holds only its final observation.
+
+    Rewards and terminations describe the state of their own row, not the one its action leads to, as in the published
+    single-task data. Raises DataError where the arrays do not fit together.
+    """
+
+    obs: np.ndarray  # (R, O) float32; the next observation of row r is obs[r + 1]
+    action: np.ndarray  # (R, A) float32 in [-1, 1]; meaningless in a final row
+    reward: np.ndarray  # (R,) float32; meaningless in a final row
+    terminated: np.ndarray  # (R,) bool, the state of the row solves the task: nothing is bootstrapped from beyond it
+    final: np.ndarray  # (R,) bool, last row of its episode
+    name: str
+    origin: Origin
+    content_hash: str  # SHA-256, hexadecimal
+    episode_ends: np.ndarray = field(init=False)  # (E,) int64, transitions up to and including each episode
+
+    def __post_init__(self) -> None:
+        num_rows = len(self.final)
+        expected = {
+            "obs": (np.float32, 2),
+            "action": (np.float32, 2),
+            "reward": (np.float32, 1),
+            "terminated": (np.bool_, 1),
+            "final": (np.bool_, 1),
+        }
+        for key, (dtype, ndim) in expected.items():
+            array = getattr(self, key)
+            if array.dtype != dtype or array.ndim != ndim or len(array) != num_rows:
+                raise DataError(
+                    f"{self.name}: '{key}' is {array.dtype} {array.shape}, "
+                    f"expected {np.dtype(dtype)} with {ndim} axes and {num_rows} rows"
+                )
+        object.__setattr__(self, "episode_ends", episode_ends(self.final, where=self.name))
+
+    @property
+    def num_transitions(self) -> int:
+        """N, without the final rows."""
+        return int(self.episode_ends[-1])
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.episode_ends)
+
+
+def episode_ends(final: np.ndarray, where: str) -> np.ndarray:
+    """Transitions up to and including each episode, (E,) int64, from the (R,) flags of final rows.
+
+    Raises DataError, which begins with `where`, unless the rows are whole episodes of at least one transition.
+    """
+    final_rows = np.flatnonzero(final)
+    if len(final_rows) == 0:
+        raise DataError(f"{where}: no row ends an episode; the last row of every episode must")
+    if final_rows[-1] != len(final) - 1:
+        raise DataError(f"{where}: row {len(final) - 1}, the last one, does not end its episode")
+    lengths = np.diff(final_rows, prepend=-1) - 1
+    if not lengths.all():
+        row = final_rows[np.flatnonzero(lengths == 0)[0]]
+        raise DataError(f"{where}: row {row} is an episode of its own; an episode takes at least two rows")
+    return np.cumsum(lengths, dtype=np.int64)

@@ -1,0 +1,49 @@
+"""What several tests share: the switch for slow tests, and one small generated data set per session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MUJOCO_GL", "disable")
+
+TINY_DATASET = "cube-single-task1-mixed-generated-4ep-seed0"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder ($O2O_BENCH_DATA) that holds TINY_DATASET, made by the scripted experts."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("data")
+    before = os.environ.get("O2O_BENCH_DATA")
+    os.environ["O2O_BENCH_DATA"] = str(folder)
+    try:
+        datasets.ensure(TINY_DATASET, workers=2)
+        datasets.load("cube-single-task1", TINY_DATASET)
+    finally:
+        os.environ.pop("O2O_BENCH_DATA")
+        if before is not None:
+            os.environ["O2O_BENCH_DATA"] = before
+    return folder
+
+
+@pytest.fixture
+def data_cache(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Points this test at `tiny_data`."""
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tiny_data))
+    return tiny_data
