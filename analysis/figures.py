@@ -1,0 +1,238 @@
+"""Figures of one suite: aggregated success curves, and one small panel per task. The same input gives the same bytes.
+
+Offline part in gradient updates and online part in environment steps stand on one axis, each on its own linear scale,
+with the hand-over between them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from analysis.load import Cell, Suite
+from analysis.metrics import Array, stratified_t
+from analysis.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
+from analysis.wording import agent_label, count_label, provenance_facts, wrapped
+
+# Dates and versions of the day would make two drawings of the same results differ.
+METADATA = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+OFFLINE_SHARE = 0.4  # of the width of an axis that has both phases
+PANEL_COLUMNS = 5
+PANEL_STYLE = {"lines.linewidth": 1.0, "lines.markersize": 3.0, "xtick.labelsize": 6.0, "ytick.labelsize": 6.0}
+MARKERS_PER_LINE = 7
+CHARACTERS_PER_INCH = 20  # of the words above a figure
+
+
+def draw_suite(suite: Suite, out: Path) -> list[Path]:
+    """Writes `<suite>_success.*` and `<suite>_tasks.*` as PDF, SVG and PNG into `out`; returns their paths."""
+    with house_style():
+        paths = save(success_figure(suite), out / f"{suite.name}_success")
+    with house_style(PANEL_STYLE):
+        return paths + save(tasks_figure(suite), out / f"{suite.name}_tasks")
+
+
+@contextmanager
+def house_style(extra: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Within it figures are made and saved; a user's matplotlibrc must not change them."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        settings: Any = MATPLOTLIB | dict(extra or {})
+        mpl.rcParams.update(settings)
+        yield
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes one figure in each format beside `stem`."""
+    paths = []
+    for suffix, metadata in METADATA.items():
+        paths.append(stem.with_name(f"{stem.name}.{suffix}"))
+        figure.savefig(paths[-1], format=suffix, metadata=metadata)
+    return paths
+
+
+def success_figure(suite: Suite) -> Figure:
+    """One panel, one line per agent: mean over tasks and seeds, 95 % band, and every run as a thin line."""
+    styles = styles_of(suite.agents)
+    figure = new_figure(COLUMN_WIDTH, 2.5 + legend_height(suite, COLUMN_WIDTH))
+    axes = figure.add_subplot()
+    for order, (agent, style) in enumerate(styles.items()):
+        draw_curve(axes, suite, suite.cells_of(agent), style, order)
+    dress(axes, suite)
+    axes.set_ylabel("success rate")
+    title(figure, suite, suite.tasks[0] if len(suite.tasks) == 1 else f"mean over {len(suite.tasks)} tasks")
+    legend(figure, suite)
+    return figure
+
+
+def tasks_figure(suite: Suite) -> Figure:
+    """One small panel per task with the curves of all agents."""
+    styles = styles_of(suite.agents)
+    columns = min(len(suite.tasks), PANEL_COLUMNS)
+    rows = -(-len(suite.tasks) // columns)
+    width = max(COLUMN_WIDTH, PAGE_WIDTH * columns / PANEL_COLUMNS)
+    figure = new_figure(width, 0.85 + (1.2 if columns > 1 else 1.6) * rows + legend_height(suite, width))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for index, axes in enumerate(grid.flat):
+        if index >= len(suite.tasks):
+            axes.set_axis_off()
+            continue
+        task = suite.tasks[index]
+        for order, (agent, style) in enumerate(styles.items()):
+            if (task, agent) in suite.cells:
+                draw_curve(axes, suite, [suite.cells[task, agent]], style, order)
+        dress(axes, suite, narrow=columns > 1)
+        axes.set_title(task, pad=3)
+        if index % columns == 0:
+            axes.set_ylabel("success rate")
+        else:
+            axes.tick_params(labelleft=False)
+        # The last panel of a column carries the axis, also where the last row is not full.
+        if index + columns < len(suite.tasks):
+            axes.tick_params(labelbottom=False)
+    title(figure, suite, "by task")
+    legend(figure, suite, heading=axis_sentence(suite) if columns > 1 else "")
+    return figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, drawn without a display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_curve(axes: Axes, suite: Suite, cells: Sequence[Cell], style: AgentStyle, order: int) -> None:
+    """Mean of one agent over the runs of `cells` (one per task), band and runs; order = its place in the legend."""
+    num_agents = len(suite.agents)
+    cell = cells[0]  # the tasks of an agent share one grid of evaluations
+    x = axis_position(suite, cell.offline_updates, cell.online_steps)
+    runs = [np.concatenate([cell.offline_success, cell.online_success[:, 1:]], axis=1) for cell in cells]
+    draw_runs(axes, x, np.concatenate(runs), style, num_agents)
+    curve = stratified_t(runs, bounds=(0.0, 1.0))
+    axes.fill_between(x, curve.low, curve.high, color=style.color, alpha=max(0.1, 0.2 - 0.02 * num_agents), linewidth=0)
+    step = max(1, len(x) // MARKERS_PER_LINE)
+    axes.plot(
+        x,
+        curve.mean,
+        color=style.color,
+        linestyle=style.line,
+        marker=style.marker,
+        # Staggered, so that the markers of lines that lie on each other can be seen.
+        markevery=(order * step // num_agents, step),
+        markeredgecolor="white",
+        markeredgewidth=0.3,
+        zorder=3 + num_agents - order,  # the first of the legend lies on top
+    )
+
+
+def draw_runs(axes: Axes, x: Array, success: Array, style: AgentStyle, num_agents: int) -> None:
+    """Every run as a thin line; fainter the more there are in the panel. success (n, len(x))."""
+    lines = [np.column_stack([x, run])[~np.isnan(run)] for run in success]
+    alpha = float(np.clip(12.0 / (len(lines) * num_agents), 0.03, 0.5))
+    axes.add_collection(LineCollection(lines, colors=style.color, linewidths=0.4, alpha=alpha))
+
+
+# ------------------------------------------------------------------------------------------------------ the axis
+
+
+def axis_position(suite: Suite, offline_updates: NDArray[np.int64], online_steps: NDArray[np.int64]) -> Array:
+    """Places of the evaluations, offline ones (P,) and online ones without the hand-over (Q - 1,): (P + Q - 1,).
+
+    The hand-over is 0, the offline phase lies left of it, the online phase right of it, both together are 1 wide.
+    """
+    left, right = phase_widths(suite)
+    offline = offline_updates / max(1, suite.offline_updates) * left - left
+    return np.concatenate([offline, online_steps[1:] / max(1, suite.online_steps) * right])
+
+
+def phase_widths(suite: Suite) -> tuple[float, float]:
+    """Shares of the axis for the offline and the online phase; all of it where there is only one."""
+    if not suite.offline_updates or not suite.online_steps:
+        return float(bool(suite.offline_updates)), float(bool(suite.online_steps))
+    return OFFLINE_SHARE, 1.0 - OFFLINE_SHARE
+
+
+def dress(axes: Axes, suite: Suite, narrow: bool = False) -> None:
+    """Scales, ticks in each phase's own unit, and the hand-over; a narrow panel has no room to name the units."""
+    left, right = phase_widths(suite)
+    axes.set_xlim(-left - 0.015, right + 0.015)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    marks = {-left: "0"} if left else {}
+    if left and right:
+        axes.axvline(0.0, color="0.25", linestyle=(0, (3, 2)), linewidth=0.8, zorder=2.5)
+        # Both units meet here: the end of the one is the zero of the other.
+        marks[0.0] = f"{count_label(suite.offline_updates)} | 0"
+    else:
+        marks[0.0] = count_label(suite.offline_updates) if left else "0"
+    if right:
+        marks[right] = count_label(suite.online_steps)
+    if not narrow:
+        if left:
+            marks[-left / 2] = count_label(suite.offline_updates / 2)
+        if right:
+            marks[right / 2] = count_label(suite.online_steps / 2)
+        phases = {}
+        if left:
+            phases[-left / 2] = "offline\n(gradient updates)"
+        if right:
+            phases[right / 2] = "online\n(environment steps)"
+        # Minor ticks without a mark carry the names of the phases, centred below each (where a major one is, too).
+        axes.xaxis.remove_overlapping_locs = False
+        axes.set_xticks(list(phases), list(phases.values()), minor=True)
+        axes.tick_params(axis="x", which="minor", length=0, pad=13, labelsize=MATPLOTLIB["axes.labelsize"])
+    axes.set_xticks(list(marks), list(marks.values()))
+
+
+def axis_sentence(suite: Suite) -> str:
+    """The units of the axis in words, for panels too narrow to carry them."""
+    left, right = phase_widths(suite)
+    phases = ["offline: gradient updates"] * bool(left) + ["online: environment steps"] * bool(right)
+    return "  |  ".join(phases)
+
+
+def title(figure: Figure, suite: Suite, what: str) -> None:
+    """What the figure shows and what it rests on, above it."""
+    facts = [*provenance_facts(suite), "95 % t band, pointwise", "thin lines: single runs"]
+    if all(len(cell.seeds) < 2 for cell in suite.cells.values()):
+        facts[-2] = "no band: one seed"
+    lines = [f"{suite.name}, {what}", *wrapped(facts, int(figure.get_figwidth() * CHARACTERS_PER_INCH))]
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.3)
+
+
+def legend(figure: Figure, suite: Suite, heading: str = "") -> None:
+    """Agents with all three of their marks, below the figure; the heading stands between the panels and them."""
+    styles = styles_of(suite.agents)
+    handles = [
+        Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker, markeredgecolor="white", markeredgewidth=0.3)
+        for s in styles.values()
+    ]
+    figure.legend(
+        handles,
+        [agent_label(suite, agent) for agent in styles],
+        loc="outside lower center",
+        ncols=legend_columns(suite, figure.get_figwidth()),
+        title=heading or None,
+        title_fontsize=MATPLOTLIB["axes.labelsize"],
+    )
+
+
+def legend_columns(suite: Suite, width: float) -> int:
+    """Columns of the legend that fit into `width` inches beside each other, at most four."""
+    longest = max(len(agent_label(suite, agent)) for agent in suite.agents)
+    fitting = int(width / (0.5 + longest / CHARACTERS_PER_INCH))
+    return max(1, min(4, fitting, len(suite.agents)))
+
+
+def legend_height(suite: Suite, width: float) -> float:
+    """Inches."""
+    return 0.13 * -(-len(suite.agents) // legend_columns(suite, width))

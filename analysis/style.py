@@ -1,0 +1,82 @@
+"""How figures look: one table of agents, one of matplotlib settings. An agent looks the same in every figure."""
+
+import itertools
+import zlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from matplotlib.typing import LineStyleType
+
+
+class AgentStyle(NamedTuple):
+    """Three marks that each tell agents apart: colour on screen, line and marker in black-and-white print."""
+
+    color: str
+    line: LineStyleType
+    marker: str
+
+
+# Colours: Okabe and Ito's palette (jfly.uni-koeln.de/color), safe for the common colour-vision deficiencies.
+AGENT_STYLES: dict[str, AgentStyle] = {
+    "sac_flow_g": AgentStyle("#0072B2", "-", "o"),
+    "sac_flow_t": AgentStyle("#D55E00", (0, (6, 1.5)), "s"),
+    "naive_sac_flow": AgentStyle("#CC79A7", (0, (1, 1)), "v"),
+    "flow_mlp": AgentStyle("#56B4E9", (0, (4, 1.2, 1, 1.2)), "<"),
+    "fql": AgentStyle("#009E73", (0, (2.5, 1.2)), "^"),
+    "qc_fql": AgentStyle("#E69F00", (0, (6, 1.2, 1, 1.2, 1, 1.2)), "D"),
+}
+# Agents without an entry: muted colours outside the table above, so that nobody takes one for a known agent.
+FALLBACK_LINES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (3, 1, 1, 1)))
+FALLBACK_STYLES = tuple(
+    itertools.starmap(
+        AgentStyle, itertools.product(("#000000", "#7F6000", "#5B2C83", "#7F7F7F"), FALLBACK_LINES, "Xhp>8dPH")
+    )
+)
+
+COLUMN_WIDTH = 3.4  # inches; one column of a two-column page
+PAGE_WIDTH = 6.9  # inches; both columns
+MATPLOTLIB: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same outlines, hence the same bytes, everywhere
+    "font.size": 7.0,
+    "axes.titlesize": 7.0,
+    "axes.labelsize": 7.0,
+    "figure.titlesize": 6.5,
+    "legend.fontsize": 6.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.handlelength": 3.4,
+    "legend.columnspacing": 1.2,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # submission systems refuse Type 3 fonts
+    "svg.hashsalt": "o2o-bench",  # element names in an SVG are random otherwise
+}
+
+
+def styles_of(agents: Iterable[str]) -> dict[str, AgentStyle]:
+    """A style for each agent, in the order of legends: those of the table first, then the others by name.
+
+    The style of an unknown agent follows from its name alone, but for the rare two names that would get the same one.
+    """
+    present = set(agents)
+    styles = {agent: style for agent, style in AGENT_STYLES.items() if agent in present}
+    for agent in sorted(present - styles.keys()):
+        slot = zlib.crc32(agent.encode())
+        taken = styles.values()
+        turns = (FALLBACK_STYLES[(slot + turn) % len(FALLBACK_STYLES)] for turn in range(len(FALLBACK_STYLES)))
+        styles[agent] = next((style for style in turns if style not in taken), FALLBACK_STYLES[0])
+    return styles

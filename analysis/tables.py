@@ -1,0 +1,221 @@
+"""Tables of one suite in CSV (numbers), Markdown and LaTeX (for reading): per agent over all tasks, and by task."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from analysis import metrics
+from analysis.load import Cell, Suite
+from analysis.style import styles_of
+from analysis.wording import provenance_facts
+
+ALL_TASKS = "all tasks"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One number of a table with its 95 % limits; NaN where it is not defined."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One agent on one task, or over all tasks of the suite (task = ALL_TASKS); estimates by column name."""
+
+    task: str
+    agent: str
+    num_tasks: int
+    seeds: tuple[int, int]  # fewest and most runs per task
+    missing: int
+    incomplete: int
+    estimates: dict[str, Estimate]
+
+
+# name in the CSV -> heading for reading
+COLUMNS = {
+    "success_offline_end": "end of offline",
+    "success_final": "final",
+    "improvement": "improvement",
+    "online_auc": "online AUC",
+}
+
+
+def run_scalars(cell: Cell) -> dict[str, metrics.Array]:
+    """Each column of the table for every run of a cell, (n,); NaN where a run has not come far enough."""
+    return {
+        "success_offline_end": metrics.success_offline_end(cell.offline_success),
+        "success_final": metrics.success_final(cell.online_success),
+        "improvement": metrics.improvement(cell.offline_success, cell.online_success),
+        "online_auc": metrics.online_auc(cell.online_steps, cell.online_success),
+    }
+
+
+def suite_rows(suite: Suite) -> list[Row]:
+    """Rows over all tasks first, then task by task; agents in the order of the figures' legends."""
+    agents = list(styles_of(suite.agents))
+    rows = [row(suite, ALL_TASKS, agent, suite.cells_of(agent)) for agent in agents]
+    for task in suite.tasks:
+        rows += [row(suite, task, a, [suite.cells[task, a]]) for a in agents if (task, a) in suite.cells]
+    return rows
+
+
+def row(suite: Suite, task: str, agent: str, cells: Sequence[Cell]) -> Row:
+    """One agent over `cells`, one per task, each task with the same weight."""
+    scalars = [run_scalars(cell) for cell in cells]
+    estimates = {}
+    for column in COLUMNS:
+        bounds = (-1.0, 1.0) if column == "improvement" else (0.0, 1.0)
+        interval = metrics.stratified_t([values[column] for values in scalars], bounds=bounds)
+        estimates[column] = Estimate(float(interval.mean), float(interval.low), float(interval.high))
+    seeds = [len(cell.seeds) for cell in cells]
+    tasks = None if task == ALL_TASKS else [task]
+    return Row(
+        task=task,
+        agent=agent,
+        num_tasks=len(cells),
+        seeds=(min(seeds), max(seeds)),
+        missing=suite.missing(agent, tasks),
+        incomplete=suite.incomplete(agent, tasks),
+        estimates=estimates,
+    )
+
+
+def write_tables(suite: Suite, out: Path) -> list[Path]:
+    """Writes `<suite>_table.csv`, `.md`, `.tex` and `<suite>_table_by_task.tex` into `out`; returns their paths."""
+    rows = suite_rows(suite)
+    overall = [row for row in rows if row.task == ALL_TASKS]
+    by_task = [row for row in rows if row.task != ALL_TASKS]
+    texts = {
+        f"{suite.name}_table.csv": to_csv(suite, rows),
+        f"{suite.name}_table.md": to_markdown(suite, rows),
+        f"{suite.name}_table.tex": to_latex(suite, overall),
+        f"{suite.name}_table_by_task.tex": to_latex(suite, by_task),
+    }
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8", newline="\n")
+    return [out / name for name in texts]
+
+
+def to_csv(suite: Suite, rows: Sequence[Row]) -> str:
+    """Numbers with six digits, an empty field where undefined; every row carries what it rests on."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    facts = ["suite", "task", "agent", "data_origin", "success_timing", "eval_episodes"]
+    counts = ["num_tasks", "seeds_min", "seeds_max", "runs_missing", "runs_incomplete"]
+    writer.writerow([*facts, *counts, *(f"{column}{limit}" for column in COLUMNS for limit in ("", "_low", "_high"))])
+    for row in rows:
+        numbers = [getattr(row.estimates[column], part) for column in COLUMNS for part in ("mean", "low", "high")]
+        writer.writerow(
+            [suite.name, row.task, row.agent, suite.origin, suite.success_timing, suite.eval_episodes]
+            + [row.num_tasks, *row.seeds, row.missing, row.incomplete]
+            + ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
+        )
+    return buffer.getvalue()
+
+
+def to_markdown(suite: Suite, rows: Sequence[Row]) -> str:
+    """One table over all tasks and one per task, below a paragraph that says what they rest on."""
+    blocks = [f"## {suite.name}", f"{' · '.join(provenance_facts(suite))}. {' '.join(caption(suite))}"]
+    for task in (ALL_TASKS, *suite.tasks) if len(suite.tasks) > 1 else suite.tasks:
+        lines = [row for row in rows if row.task == task]
+        blocks.append(f"### {f'{ALL_TASKS} ({len(suite.tasks)})' if task == ALL_TASKS else task}")
+        blocks.append(
+            aligned(
+                [
+                    ["agent", *COLUMNS.values(), "seeds", "runs"],
+                    *([r.agent, *map(show, r.estimates.values()), show_seeds(r), show_runs(r)] for r in lines),
+                ]
+            )
+        )
+    if suite.notes:
+        blocks.append("\n".join(f"* {note}" for note in suite.notes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text; the first row is the heading."""
+    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def to_latex(suite: Suite, rows: Sequence[Row]) -> str:
+    """A bare `tabular` to be read in by \\input; asks for booktabs and nothing else. Rows by task are ruled off."""
+    columns = ["agent", *COLUMNS.values(), "seeds", "runs"]
+    lines = [r"% needs \usepackage{booktabs} in the preamble", rf"\begin{{tabular}}{{l{'c' * (len(columns) - 1)}}}"]
+    lines += [r"\toprule", " & ".join(map(escape, columns)) + r" \\", r"\midrule"]
+    for index, row in enumerate(rows):
+        if row.task != ALL_TASKS and (index == 0 or rows[index - 1].task != row.task):
+            lines += [r"\midrule"] * bool(index)
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{escape(row.task)}}}}} \\")
+        # In text mode a hyphen would stand for the minus.
+        numbers = [re.sub(r"-(?=\d)", "$-$", show(estimate)) for estimate in row.estimates.values()]
+        lines.append(" & ".join([escape(row.agent), *numbers, show_seeds(row), show_runs(row)]) + r" \\")
+    lines.append(r"\midrule")
+    # One row for each sentence: a row that spans all columns cannot break its line.
+    by_task = any(row.task != ALL_TASKS for row in rows)
+    sentences = [f"{suite.name}: {'; '.join(provenance_facts(suite))}.", *caption(suite, by_task)]
+    lines += [rf"\multicolumn{{{len(columns)}}}{{l}}{{\footnotesize {escape(text)}}} \\" for text in sentences]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def caption(suite: Suite, by_task: bool = False) -> list[str]:
+    """What the columns mean, in sentences; by_task where the rows over all tasks are left out."""
+    tasks = "" if by_task or len(suite.tasks) == 1 else f" and over {len(suite.tasks)} tasks of equal weight"
+    sentences = [f"Success rate: mean over seeds{tasks}, with 95 % t interval."]
+    if suite.online_steps:
+        points = {min(metrics.FINAL_EVALUATIONS, len(cell.online_steps) - 1) for cell in suite.cells.values()}
+        last = " or ".join(map(str, sorted(points)))
+        sentences += [
+            f"Final: mean of the last {last} evaluations; improvement: final minus end of offline, paired by run.",
+            "Online AUC: mean success over the online phase.",
+        ]
+    if any(len(cell.seeds) < 2 for cell in suite.cells.values()):
+        sentences.append("No interval where a task has one seed.")
+    if any(suite.incomplete(agent) for agent in suite.agents):
+        sentences.append("A run that is not complete counts in the columns for which it has come far enough.")
+    return sentences
+
+
+def show(estimate: Estimate) -> str:
+    """0.62 [0.48, 0.76]; without limits where they are undefined, a dash where there is no number."""
+    if math.isnan(estimate.mean):
+        return "-"
+    limits = "" if math.isnan(estimate.low) else f" [{show_number(estimate.low)}, {show_number(estimate.high)}]"
+    return show_number(estimate.mean) + limits
+
+
+def show_number(number: float) -> str:
+    """Two digits; no minus before a zero."""
+    return f"{np.round(number, 2) + 0.0:.2f}"
+
+
+def show_seeds(row: Row) -> str:
+    """3, or 3-5 where tasks differ."""
+    low, high = row.seeds
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def show_runs(row: Row) -> str:
+    """Whether all runs are there and complete."""
+    marks = [f"{row.missing} missing"] * bool(row.missing) + [f"{row.incomplete} incomplete"] * bool(row.incomplete)
+    return ", ".join(marks) or "complete"
+
+
+def escape(text: str) -> str:
+    """Text for LaTeX: special characters, and the few beyond ASCII that we use ourselves."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "·": ";"}
+    special |= {character: "\\" + character for character in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in text)

@@ -1,0 +1,63 @@
+"""What figures and tables say about the runs they rest on, so that both say the same."""
+
+from collections.abc import Sequence
+
+from analysis.load import Suite
+from analysis.metrics import FLOOR_SEEDS, SMOKE_SEEDS
+
+
+def count_label(count: float) -> str:
+    """A number of updates or steps for an axis: 500k, 1M, 1.25k."""
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: 1 task, 2 tasks."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def seeds_label(numbers: Sequence[int]) -> str:
+    """Number of seeds, and what it is too small for; `numbers` are runs per agent and task, the smallest counts."""
+    low, high = min(numbers), max(numbers)
+    text = counted(high, "seed") if low == high else f"{low} to {high} seeds"
+    if low <= SMOKE_SEEDS:
+        return f"{text} (smoke)"
+    return text if low >= FLOOR_SEEDS else f"{text} (below the floor of {FLOOR_SEEDS})"
+
+
+def provenance_facts(suite: Suite) -> list[str]:
+    """Origin of the data, seeds, evaluation episodes, and how many runs are missing or incomplete."""
+    facts = [
+        f"{suite.origin} data",
+        seeds_label([len(cell.seeds) for cell in suite.cells.values()]),
+        f"{counted(suite.eval_episodes, 'evaluation episode')} per point",
+    ]
+    missing = sum(suite.missing(agent) for agent in suite.agents)
+    incomplete = sum(suite.incomplete(agent) for agent in suite.agents)
+    facts += [f"{counted(missing, 'run')} missing"] * bool(missing)
+    facts += [f"{counted(incomplete, 'run')} incomplete"] * bool(incomplete)
+    return facts
+
+
+def wrapped(facts: Sequence[str], width: int) -> list[str]:
+    """Facts joined to lines of at most `width` characters where they fit; a fact is never broken."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and len(lines[-1]) + 3 + len(fact) <= width:
+            lines[-1] += f" · {fact}"
+        else:
+            lines.append(fact)
+    return lines
+
+
+def agent_label(suite: Suite, agent: str) -> str:
+    """The name of an agent, marked where runs of it are missing or incomplete."""
+    marks = []
+    if missing := suite.missing(agent):
+        marks.append(f"{missing} missing")
+    if incomplete := suite.incomplete(agent):
+        marks.append(f"{incomplete} incomplete")
+    return f"{agent} ({', '.join(marks)})" if marks else agent

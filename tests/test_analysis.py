@@ -1,0 +1,717 @@
+"""Reading, refusing, drawing: from files under a results folder to arrays, figures and tables."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from analysis import figures, tables
+from analysis.__main__ import main
+from analysis.load import ResultsError, Suite, load_results
+from analysis.style import AGENT_STYLES, styles_of
+from analysis.wording import count_label, seeds_label
+
+HEADER = "phase,updates,env_steps,episode_seed,success,return,length"
+EPISODES = 5
+
+
+def write_run(
+    root: Path,
+    task: str = "cube-single-task1",
+    agent: str = "fql",
+    seed: int = 0,
+    suite: str = "quick",
+    offline: tuple[float, ...] = (0.0, 0.2, 0.4),
+    online: tuple[float, ...] = (0.2, 0.6, 0.8, 1.0),
+    origin: str = "generated",
+    state: str = "complete",
+    **config: Any,
+) -> Path:
+    """One run with these success rates (multiples of 1 / EPISODES) every 100 updates and 10 steps."""
+    folder = root / suite / task / agent / f"seed_{seed:03d}"
+    folder.mkdir(parents=True)
+    offline_updates, online_steps = 100 * (len(offline) - 1), 10 * len(online)
+    settings = {
+        "schema_version": 1,
+        "config_hash": f"hash-{task}-{agent}-{seed}",
+        "suite": suite,
+        "task": task,
+        "agent": agent,
+        "seed": seed,
+        "success_timing": "post",
+        "offline_updates": offline_updates,
+        "online_steps": online_steps,
+        "eval_episodes": EPISODES,
+        "discount": 0.99,
+        "agent_config": {"chunk_length": 5, "bc_coef": 10.0},
+    }
+    write_json(folder / "config.json", settings | config)
+    dataset = {"name": f"data-{task}", "origin": origin, "content_hash": f"content-{task}"}
+    starts = [{"commit": "0123abcd", "dirty_diff_hash": None}]
+    write_json(folder / "provenance.json", {"schema_version": 1, "dataset": dataset, "starts": starts})
+    write_json(folder / "status.json", {"schema_version": 1, "state": state})
+    points = [("offline", 100 * k, 0, rate) for k, rate in enumerate(offline)]
+    points += [("online", offline_updates + 10 * k, 10 * k, rate) for k, rate in enumerate(online, start=1)]
+    rows = [
+        f"{phase},{updates},{steps},{1000 + episode},{int(episode < round(rate * EPISODES))},-3.5,17"
+        for phase, updates, steps, rate in points
+        for episode in range(EPISODES)
+    ]
+    (folder / "episodes.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    return folder
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, sort_keys=True))
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    write_json(path, content)
+
+
+def write_grid(
+    root: Path, tasks: int = 2, agents: tuple[str, ...] = ("fql", "sac_flow_g"), seeds: int = 3, **rest: Any
+) -> Path:
+    """Runs with different random success rates, always the same ones."""
+    rng = np.random.default_rng(0)
+    for k in range(1, tasks + 1):
+        for agent in agents:
+            for seed in range(seeds):
+                rates = np.sort(rng.integers(0, EPISODES + 1, size=7)) / EPISODES
+                curve = {"offline": (0.0, *rates[:2]), "online": tuple(rates[2:])}
+                write_run(root, f"cube-double-task{k}", agent, seed, **(curve | rest))
+    return root
+
+
+def load_one(root: Path, **options: Any) -> Suite:
+    (suite,) = load_results(root, **options)
+    return suite
+
+
+# ------------------------------------------------------------------------------------------------------ reading
+
+
+def test_success_rates_of_a_run_are_means_over_its_episodes(tmp_path: Path):
+    write_run(tmp_path, offline=(0.0, 0.2, 0.4), online=(0.2, 0.6))
+    suite = load_one(tmp_path)
+    cell = suite.cells["cube-single-task1", "fql"]
+    assert cell.offline_updates.tolist() == [0, 100, 200]
+    assert cell.offline_success == pytest.approx(np.array([[0.0, 0.2, 0.4]]))
+    assert cell.online_steps.tolist() == [0, 10, 20]
+    assert cell.online_success == pytest.approx(np.array([[0.4, 0.2, 0.6]]))
+    assert (suite.origin, suite.eval_episodes, suite.success_timing) == ("generated", EPISODES, "post")
+    assert suite.notes == ()
+
+
+def test_order_of_rows_does_not_matter(tmp_path: Path):
+    folder = write_run(tmp_path / "a")
+    before = load_one(tmp_path / "a").cells["cube-single-task1", "fql"]
+    header, *rows = (folder / "episodes.csv").read_text().splitlines()
+    (folder / "episodes.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
+    after = load_one(tmp_path / "a").cells["cube-single-task1", "fql"]
+    assert np.array_equal(before.online_success, after.online_success)
+
+
+def test_runs_are_stacked_by_ascending_seed(tmp_path: Path):
+    for seed, rate in ((11, 0.2), (2, 0.4), (1000, 0.6)):
+        write_run(tmp_path, seed=seed, online=(rate,))
+    cell = load_one(tmp_path).cells["cube-single-task1", "fql"]
+    assert cell.seeds.tolist() == [2, 11, 1000]
+    assert cell.online_success[:, -1] == pytest.approx([0.4, 0.2, 0.6])
+
+
+def test_tasks_are_in_the_order_of_their_numbers(tmp_path: Path):
+    for task in ("cube-double-task10", "cube-double-task9", "cube-quadruple-task1", "cube-single-task2"):
+        write_run(tmp_path, task=task)
+    assert load_one(tmp_path).tasks == (
+        "cube-single-task2",
+        "cube-double-task9",
+        "cube-double-task10",
+        "cube-quadruple-task1",
+    )
+
+
+def test_suites_are_loaded_by_name(tmp_path: Path):
+    write_run(tmp_path, suite="quick")
+    write_run(tmp_path, suite="other")
+    assert [suite.name for suite in load_results(tmp_path)] == ["other", "quick"]
+    assert [suite.name for suite in load_results(tmp_path, ["quick"])] == ["quick"]
+
+
+def test_fault_in_a_suite_that_is_not_asked_for_does_not_matter(tmp_path: Path):
+    write_run(tmp_path, suite="quick")
+    (write_run(tmp_path, suite="other") / "config.json").write_text("{")
+    assert load_one(tmp_path, suites=["quick"]).name == "quick"
+
+
+def test_agents_may_be_evaluated_at_different_points(tmp_path: Path):
+    write_run(tmp_path, agent="fql", online=(0.2, 0.4, 0.6, 0.8))
+    folder = write_run(tmp_path, agent="qc_fql", online=(0.2, 0.4, 0.6, 0.8))
+    lines = (folder / "episodes.csv").read_text().splitlines(keepends=True)
+    (folder / "episodes.csv").write_text("".join(line for line in lines if ",10," not in line))
+    suite = load_one(tmp_path)
+    assert suite.cells["cube-single-task1", "fql"].online_steps.tolist() == [0, 10, 20, 30, 40]
+    assert suite.cells["cube-single-task1", "qc_fql"].online_steps.tolist() == [0, 20, 30, 40]
+
+
+# ----------------------------------------------------------------------------------------------------- refusing
+
+
+def test_missing_and_empty_folders_are_one_line(tmp_path: Path):
+    with pytest.raises(ResultsError, match=r"no results folder at .*nowhere"):
+        load_results(tmp_path / "nowhere")
+    (tmp_path / "figures").mkdir()
+    with pytest.raises(ResultsError, match=r"no runs under .* expected folders <suite>/<task>/<agent>/seed_<nnn>"):
+        load_results(tmp_path)
+
+
+def test_unknown_suite_is_answered_with_the_nearest(tmp_path: Path):
+    write_run(tmp_path)
+    with pytest.raises(ResultsError, match=r"no suite 'quik' under .*did you mean 'quick'"):
+        load_results(tmp_path, ["quik"])
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (
+            {"task": "b", "success_timing": "pre"},
+            "suite quick: success_timing is post in quick/a/.* but pre in quick/b/",
+        ),
+        ({"task": "b", "offline": (0.0, 0.2)}, "suite quick: offline_updates is 200 in .* but 100 in"),
+        ({"task": "b", "online": (0.2,)}, "suite quick: online_steps is 40 in .* but 10 in"),
+        ({"task": "b", "origin": "published"}, "data origin is generated in quick/a/.* but published in quick/b/"),
+        ({"seed": 1, "discount": 0.995}, "discount is 0.99 in quick/a/fql/seed_000 but 0.995 in quick/a/fql/seed_001"),
+        ({"seed": 1, "agent_config": {"chunk_length": 5}}, "agent_config.bc_coef is 10.0 in .* but absent in"),
+        ({"seed": 1, "extra": 1}, "extra is absent in .* but 1 in"),
+        ({"seed": 1, "schema_version": 2}, "seed_001/config.json: schema_version 2, .* only version 1"),
+    ],
+)
+def test_runs_that_differ_are_refused_by_name(tmp_path: Path, second: dict[str, Any], message: str):
+    write_run(tmp_path, task="a")
+    arguments: dict[str, Any] = {"task": "a"} | second
+    write_run(tmp_path, **arguments)
+    with pytest.raises(ResultsError, match=message):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "what"), [("content_hash", "dataset content hash"), ("name", "dataset")])
+def test_agents_on_different_data_are_refused_by_name(tmp_path: Path, key: str, what: str):
+    write_run(tmp_path, agent="fql")
+    folder = write_run(tmp_path, agent="qc_fql")
+    edit_json(folder / "provenance.json", lambda content: content["dataset"].update({key: "another"}))
+    with pytest.raises(
+        ResultsError, match=rf"task cube-single-task1: {what} is .*/fql/seed_000 but another in .*/qc_fql/"
+    ):
+        load_results(tmp_path)
+
+
+def test_config_hash_may_differ_between_seeds(tmp_path: Path):
+    write_run(tmp_path, seed=0, config_hash="a")
+    write_run(tmp_path, seed=1, config_hash="b")
+    assert load_one(tmp_path).cells["cube-single-task1", "fql"].seeds.tolist() == [0, 1]
+
+
+def test_copied_folder_is_refused(tmp_path: Path):
+    folder = write_run(tmp_path)
+    shutil.copytree(folder, folder.with_name("seed_001"))
+    with pytest.raises(ResultsError, match=r"seed_001/config.json belongs to quick/cube-single-task1/fql/seed_000"):
+        load_results(tmp_path)
+
+
+def replace_line(number: int, line: str) -> Callable[[list[str]], list[str]]:
+    return lambda lines: [*lines[: number - 1], line, *lines[number:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (replace_line(1, "phase,updates"), "header 'phase,updates', expected 'phase,updates,env_steps"),
+        (replace_line(4, "offline,0,0,1002,1,0.0"), "line 4: 6 fields, expected 7"),
+        (replace_line(4, "offline,0,0,1002,1,0.0,3,9"), "line 4: 8 fields, expected 7"),
+        (replace_line(4, ""), "line 4: 1 fields, expected 7"),
+        (replace_line(4, "offline,0,0,1002,2,0.0,3"), "line 4: success is '2', expected 0 or 1"),
+        (replace_line(4, "offline,0,0,1002,,0.0,3"), "line 4: success is '', expected 0 or 1"),
+        (replace_line(4, "offline,0,0,1002,1,nan,3"), "line 4: return is 'nan', expected a finite number"),
+        (replace_line(4, "offline,zero,0,1002,1,0.0,3"), "line 4: updates is 'zero', expected a whole number"),
+        (replace_line(4, "offline,-1,0,1002,1,0.0,3"), "line 4: updates is '-1', expected a whole number"),
+        (replace_line(4, "warmup,0,0,1002,1,0.0,3"), "line 4: phase is 'warmup', expected offline or online"),
+        (
+            replace_line(4, "offline,0,0,1001,1,0.0,3"),
+            "episode_seed 1001 stands twice in the evaluation at offline update 0",
+        ),
+        (lambda lines: lines[:3] + lines[4:], "4 of 5 episodes in the evaluation at offline update 0"),
+        (lambda lines: lines[:-5], "no evaluation at online step 40"),
+        (lambda lines: [line for line in lines if "offline,200," not in line], "no evaluation at offline update 200"),
+        (lambda lines: lines[:1], "no evaluation at offline update 200"),
+        (lambda lines: [], "header '', expected"),
+    ],
+)
+def test_faulty_episodes_of_a_complete_run_are_one_line(
+    tmp_path: Path, change: Callable[[list[str]], list[str]], message: str
+):
+    path = write_run(tmp_path) / "episodes.csv"
+    lines = change(path.read_text().splitlines())
+    path.write_text("".join(line + "\n" for line in lines))
+    with pytest.raises(ResultsError, match=re.escape(message)) as error:
+        load_results(tmp_path)
+    assert str(path.parent) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_binary_rubbish_in_episodes_is_one_line(tmp_path: Path):
+    path = write_run(tmp_path) / "episodes.csv"
+    path.write_bytes(path.read_bytes()[:200] + b"\xff\x00\x81" * 20 + b"\n")
+    with pytest.raises(ResultsError, match=r"episodes.csv, line \d+: ") as error:
+        load_results(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_complete_run_without_episodes_or_with_a_cut_row_is_refused(tmp_path: Path):
+    path = write_run(tmp_path) / "episodes.csv"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ResultsError, match=r"last row is cut off although status.json says complete"):
+        load_results(tmp_path, allow_incomplete=True)
+    path.unlink()
+    with pytest.raises(ResultsError, match=r"episodes.csv is missing although status.json says complete"):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "provenance.json", "status.json"])
+def test_faulty_json_is_one_line(tmp_path: Path, name: str):
+    path = write_run(tmp_path) / name
+    faults = {"{": "is not valid JSON", "[]": "expected a JSON object", "{}": "schema_version None"}
+    for content, message in faults.items():
+        path.write_text(content)
+        with pytest.raises(ResultsError, match=message) as error:
+            load_results(tmp_path)
+        assert name in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_unknown_origin_and_state_are_refused(tmp_path: Path):
+    folder = write_run(tmp_path, origin="found")
+    with pytest.raises(ResultsError, match=r"dataset origin 'found', expected published or generated"):
+        load_results(tmp_path)
+    edit_json(folder / "status.json", lambda content: content.update(state="done"))
+    with pytest.raises(ResultsError, match=r"state 'done', expected one of running, preempted, failed, complete"):
+        load_results(tmp_path)
+
+
+def test_seeds_with_different_points_of_evaluation_are_refused(tmp_path: Path):
+    write_run(tmp_path, seed=0)
+    path = write_run(tmp_path, seed=1) / "episodes.csv"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "offline,100," not in line))
+    with pytest.raises(ResultsError, match=r"fql/seed_001 has no evaluation at offline update 100"):
+        load_results(tmp_path)
+
+
+# --------------------------------------------------------------------------------------- incomplete and missing
+
+
+@pytest.mark.parametrize("state", ["running", "preempted", "failed"])
+def test_incomplete_runs_are_refused_by_name_unless_asked_for(tmp_path: Path, state: str):
+    write_run(tmp_path, seed=0)
+    write_run(tmp_path, seed=1, state=state)
+    with pytest.raises(ResultsError, match=rf"1 of 2 runs .* quick/cube-single-task1/fql/seed_001 \({state}\)"):
+        load_results(tmp_path)
+    suite = load_one(tmp_path, allow_incomplete=True)
+    assert suite.incomplete("fql") == 1
+    assert suite.notes == ("incomplete: fql on cube-single-task1, seed 1",)
+
+
+def test_half_written_row_and_evaluation_of_a_stopped_run_are_left_out_and_reported(tmp_path: Path):
+    write_run(tmp_path, seed=0)
+    path = write_run(tmp_path, seed=1, state="preempted") / "episodes.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: 1 + 4 * EPISODES + 2]) + "online,220,2")
+    suite = load_one(tmp_path, allow_incomplete=True)
+    cell = suite.cells["cube-single-task1", "fql"]
+    assert cell.complete.tolist() == [True, False]
+    assert np.isnan(cell.online_success[1]).tolist() == [False, False, True, True, True]
+    name = "quick/cube-single-task1/fql/seed_001"
+    assert f"{name}: left out the half-written last row of episodes.csv" in suite.notes
+    assert f"{name}: left out the last evaluation: 2 of 5 episodes in the evaluation at online step 20" in suite.notes
+
+
+def test_run_that_was_stopped_before_its_first_evaluation_can_be_drawn(tmp_path: Path):
+    (write_run(tmp_path, seed=0, state="running") / "episodes.csv").unlink()
+    (write_run(tmp_path, seed=1, state="running") / "episodes.csv").write_text("phase,upd")
+    (write_run(tmp_path, seed=2, state="running") / "config.json").unlink()
+    assert main(["--results", str(tmp_path), "--allow-incomplete"]) == 0
+    suite = load_one(tmp_path, allow_incomplete=True)
+    assert np.isnan(suite.cells["cube-single-task1", "fql"].offline_success).all()
+    assert "quick/cube-single-task1/fql/seed_002: left out, it has no config.json yet" in suite.notes
+
+
+@pytest.mark.parametrize("name", ["config.json", "provenance.json"])
+def test_run_that_has_not_begun_is_refused_by_name(tmp_path: Path, name: str):
+    write_run(tmp_path, seed=0)
+    (write_run(tmp_path, seed=1) / name).unlink()
+    with pytest.raises(ResultsError, match=rf"quick/cube-single-task1/fql/seed_001 has no {name}"):
+        load_results(tmp_path)
+
+
+def test_suite_in_which_nothing_has_begun_is_refused_by_name(tmp_path: Path):
+    write_run(tmp_path, suite="quick")
+    (write_run(tmp_path, suite="other") / "config.json").unlink()
+    with pytest.raises(ResultsError, match=r"no run of suite other under .* has begun"):
+        load_results(tmp_path, allow_incomplete=True)
+
+
+def test_hidden_folders_are_no_suites(tmp_path: Path):
+    write_run(tmp_path)
+    write_run(tmp_path, suite=".code-of-a-job")
+    assert load_one(tmp_path).name == "quick"
+
+
+def test_incomplete_runs_count_only_where_they_have_come_far_enough(tmp_path: Path):
+    write_run(tmp_path, seed=0, offline=(0.0, 0.2), online=(0.4, 0.4, 0.4))
+    path = write_run(tmp_path, seed=1, offline=(0.0, 0.6), online=(1.0, 1.0, 1.0), state="running") / "episodes.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + 3 * EPISODES]))
+    row = tables.suite_rows(load_one(tmp_path, allow_incomplete=True))[0]
+    assert row.estimates["success_offline_end"].mean == pytest.approx(0.4)
+    assert row.estimates["success_final"].mean == pytest.approx(0.4)
+    assert row.estimates["improvement"].mean == pytest.approx(0.2)
+    assert np.isnan(row.estimates["success_final"].low)
+
+
+def test_missing_seeds_and_tasks_are_reported_by_name(tmp_path: Path):
+    write_grid(tmp_path)
+    shutil.rmtree(tmp_path / "quick/cube-double-task1/fql/seed_001")
+    shutil.rmtree(tmp_path / "quick/cube-double-task2/sac_flow_g")
+    suite = load_one(tmp_path)
+    assert suite.notes == (
+        "missing: fql on cube-double-task1 lacks seed 1",
+        "missing: sac_flow_g has no run on cube-double-task2; its means are over the other tasks",
+    )
+    assert (suite.missing("fql"), suite.missing("sac_flow_g")) == (1, 3)
+    assert (suite.missing("fql", ["cube-double-task1"]), suite.missing("fql", ["cube-double-task2"])) == (1, 0)
+
+
+def test_runs_of_several_states_of_the_code_are_reported(tmp_path: Path):
+    write_run(tmp_path, seed=0)
+    folder = write_run(tmp_path, seed=1)
+    start = {"commit": "fedc9876", "dirty_diff_hash": "55aa55aa55"}
+    edit_json(folder / "provenance.json", lambda content: content["starts"].append(start))
+    (note,) = load_one(tmp_path).notes
+    assert note == "suite quick: runs of 2 states of the code: 0123abcd, fedc9876 with changes 55aa55aa"
+
+
+# ------------------------------------------------------------------------------------------------------- tables
+
+
+def test_table_has_the_numbers_of_the_runs(tmp_path: Path):
+    # Final success of the tasks: means of 0.4, 0.6 and of 1.0, 1.0; hand-over 0.2 everywhere.
+    for task, seed, rate in (("a", 0, 0.4), ("a", 1, 0.6), ("b", 0, 1.0), ("b", 1, 1.0)):
+        write_run(tmp_path, task=task, seed=seed, offline=(0.0, 0.2), online=(rate,) * 4)
+    suite = load_one(tmp_path)
+    (tmp_path / "out").mkdir()
+    tables.write_tables(suite, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/quick_table.csv").set_index(["task", "agent"])
+    overall, task_a = table.loc[("all tasks", "fql")], table.loc[("a", "fql")]
+    assert overall["success_offline_end"] == 0.2
+    assert overall["success_final"] == 0.75
+    assert overall["improvement"] == pytest.approx(0.55)
+    # Standard error of task a: 0.1, so 0.05 for the mean of two tasks; one degree of freedom.
+    assert overall["improvement_low"] == pytest.approx(0.55 - 12.7062 * 0.05, abs=1e-4)
+    assert (overall["success_final_low"], overall["success_final_high"]) == (pytest.approx(0.114690, abs=1e-5), 1.0)
+    # Trapezoids of 0.2, r, r, r, r over four intervals.
+    assert overall["online_auc"] == pytest.approx(np.mean([(0.1 + 3.5 * r) / 4 for r in (0.4, 0.6, 1.0, 1.0)]))
+    assert task_a["success_final"] == 0.5
+    assert (overall["num_tasks"], overall["seeds_min"], overall["seeds_max"]) == (2, 2, 2)
+    assert set(table["data_origin"]) == {"generated"}
+
+
+def test_markdown_says_what_its_numbers_rest_on(tmp_path: Path):
+    suite = load_one(write_grid(tmp_path))
+    text = tables.to_markdown(suite, tables.suite_rows(suite))
+    assert "generated data · 3 seeds (smoke) · 5 evaluation episodes per point." in text
+    assert "mean of the last 3 evaluations" in text
+    for heading in ("### all tasks (2)", "### cube-double-task1", "### cube-double-task2"):
+        assert heading in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {8}
+    assert sum(line.startswith("| sac_flow_g ") for line in rows) == 3
+
+
+def test_latex_table_is_a_well_formed_tabular(tmp_path: Path):
+    write_grid(tmp_path, agents=("sac_flow_g", "odd_50%&$#{}~^\\name"))
+    suite = load_one(tmp_path)
+    (tmp_path / "out").mkdir()
+    tables.write_tables(suite, tmp_path / "out")
+    for name in ("quick_table.tex", "quick_table_by_task.tex"):
+        text = (tmp_path / "out" / name).read_text()
+        assert text.isascii()
+        comment, begin, *body, end = text.splitlines()
+        assert comment.startswith("% needs \\usepackage{booktabs}")
+        assert (begin, end) == (r"\begin{tabular}{lcccccc}", r"\end{tabular}")
+        assert (body[0], body[2], body[-1]) == (r"\toprule", r"\midrule", r"\bottomrule")
+        known = {"toprule", "midrule", "bottomrule", "multicolumn", "textit", "footnotesize"}
+        known |= {"textbackslash", "textasciitilde", "textasciicircum"}
+        for line in body:
+            if line in (r"\toprule", r"\midrule", r"\bottomrule"):
+                continue
+            assert line.endswith(r" \\")
+            row = line.removesuffix(r" \\")
+            assert set(re.findall(r"\\([a-zA-Z]+)", row)) <= known
+            plain = re.sub(r"\\[&%$#_{}]", "", row)
+            assert plain.count("{") == plain.count("}")
+            # What is left of the special characters: column separators and the minus signs.
+            assert plain.count("&") == (0 if plain.startswith(r"\multicolumn{7}{l}") else 6)
+            assert not re.search(r"[%#_~^]", plain)
+            assert plain.count("$") == 2 * plain.count("$-$")
+    overall = (tmp_path / "out/quick_table.tex").read_text()
+    assert r"sac\_flow\_g & " in overall
+    assert r"odd\_50\%\&\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}name & " in overall
+    assert "generated data; 3 seeds (smoke); 5 evaluation episodes per point" in overall
+
+
+def test_minus_signs_of_a_latex_table_are_minus_signs(tmp_path: Path):
+    write_run(tmp_path, offline=(0.0, 0.8), online=(0.2, 0.2, 0.2))
+    suite = load_one(tmp_path)
+    assert "$-$0.60" in tables.to_latex(suite, tables.suite_rows(suite))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (tables.Estimate(0.623, 0.481, 0.766), "0.62 [0.48, 0.77]"),
+        (tables.Estimate(-0.001, -0.5, 0.498), "0.00 [-0.50, 0.50]"),
+        (tables.Estimate(0.5, float("nan"), float("nan")), "0.50"),
+        (tables.Estimate(float("nan"), float("nan"), float("nan")), "-"),
+    ],
+)
+def test_estimates_are_shown_with_two_digits(estimate: tables.Estimate, text: str):
+    assert tables.show(estimate) == text
+
+
+# ------------------------------------------------------------------------------------------------------ figures
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([1], "1 seed (smoke)"),
+        ([3, 3], "3 seeds (smoke)"),
+        ([3, 8], "3 to 8 seeds (smoke)"),
+        ([4], "4 seeds (below the floor of 5)"),
+        ([5, 5], "5 seeds"),
+        ([8, 10], "8 to 10 seeds"),
+    ],
+)
+def test_number_of_seeds_says_what_it_is_too_small_for(numbers: list[int], text: str):
+    assert seeds_label(numbers) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0"), (500, "500"), (1250, "1.25k"), (500_000, "500k"), (1e6, "1M"), (2.5e6, "2.5M")]
+)
+def test_counts_on_an_axis_are_short(count: float, text: str):
+    assert count_label(count) == text
+
+
+def test_known_agents_differ_in_colour_in_line_and_in_marker():
+    for mark in zip(*AGENT_STYLES.values(), strict=True):
+        assert len(set(mark)) == len(AGENT_STYLES)
+
+
+def test_unknown_agent_looks_the_same_whatever_stands_beside_it():
+    alone, among = styles_of(["my_agent"]), styles_of(["zeta", "fql", "my_agent", "alpha"])
+    assert alone["my_agent"] == among["my_agent"]
+    assert list(among) == ["fql", "alpha", "my_agent", "zeta"]
+
+
+def test_no_two_agents_of_a_figure_look_the_same():
+    styles = styles_of([*AGENT_STYLES, *(f"agent_{k}" for k in range(60))])
+    assert len(set(styles.values())) == 66
+
+
+def test_hand_over_lies_at_zero_between_the_phases(tmp_path: Path):
+    suite = load_one(write_grid(tmp_path))
+    cell = next(iter(suite.cells.values()))
+    x = figures.axis_position(suite, cell.offline_updates, cell.online_steps)
+    assert x == pytest.approx([-0.4, -0.2, 0.0, 0.12, 0.24, 0.36, 0.48, 0.6])
+
+
+def test_curve_is_the_mean_over_tasks_and_seeds_with_a_band_inside_the_unit_range(tmp_path: Path):
+    suite = load_one(write_grid(tmp_path, agents=("fql",)))
+    with figures.house_style():
+        (axes,) = figures.success_figure(suite).axes
+    curve = axes.lines[0]
+    cells = suite.cells_of("fql")
+    expected = np.mean([cell.online_success.mean(axis=0) for cell in cells], axis=0)
+    assert np.asarray(curve.get_ydata())[2:] == pytest.approx(expected)
+    runs, band = axes.collections
+    assert len(runs.get_paths()) == 2 * 3
+    heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
+    assert (heights.min(), heights.max()) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("draw", "tasks", "agents"),
+    [
+        (figures.success_figure, 1, ("fql",)),
+        (figures.success_figure, 5, (*AGENT_STYLES, "an_agent_with_a_long_name", "dsrl")),
+        (figures.tasks_figure, 1, ("fql", "qc_fql")),
+        (figures.tasks_figure, 3, tuple(AGENT_STYLES)),
+        (figures.tasks_figure, 7, (*AGENT_STYLES, "an_agent_with_a_long_name", "dsrl")),
+    ],
+)
+def test_all_words_of_a_figure_lie_inside_it_and_apart(
+    tmp_path: Path, draw: Callable[[Suite], figures.Figure], tasks: int, agents: tuple[str, ...]
+):
+    write_grid(tmp_path, tasks=tasks, agents=agents, seeds=2)
+    shutil.rmtree(tmp_path / f"quick/cube-double-task1/{agents[0]}/seed_001")
+    write_run(tmp_path, "cube-double-task1", agents[0], 7, offline=(0.0, 0.2, 0.4), online=(0.4,) * 5, state="failed")
+    suite = load_one(tmp_path, allow_incomplete=True)
+    with figures.house_style():
+        figure = draw(suite)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        title = figure._suptitle  # pyright: ignore[reportAttributeAccessIssue]
+        texts = [title, *legend.get_texts()]
+        panels = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
+        boxes = [text.get_window_extent() for text in texts]
+        outer = figure.bbox.padded(1)
+        for box in [*boxes, *panels]:
+            assert box is not None
+            assert outer.x0 <= box.x0 and box.x1 <= outer.x1
+            assert outer.y0 <= box.y0 and box.y1 <= outer.y1
+        parts = [title.get_window_extent(), legend.get_window_extent(), *panels]
+        for index, one in enumerate(parts):
+            for other in parts[index + 1 :]:
+                assert not one.padded(-1).overlaps(other.padded(-1))
+        ticks = [label for axes in figure.axes for label in axes.get_xticklabels() if label.get_visible()]
+        assert min(text.get_fontsize() for text in [*texts, *ticks]) >= 6
+
+
+def test_figure_says_what_it_rests_on(tmp_path: Path):
+    write_grid(tmp_path, origin="published", seeds=4)
+    edit = tmp_path / "quick/cube-double-task1/fql/seed_002/status.json"
+    edit_json(edit, lambda content: content.update(state="running"))
+    shutil.rmtree(tmp_path / "quick/cube-double-task2/sac_flow_g/seed_003")
+    suite = load_one(tmp_path, allow_incomplete=True)
+    for draw in (figures.success_figure, figures.tasks_figure):
+        with figures.house_style():
+            figure = draw(suite)
+        words = figure.get_suptitle()
+        for fact in ("published data", "3 to 4 seeds (smoke)", "5 evaluation episodes per point", "95 % t band"):
+            assert fact in words
+        assert "1 run missing" in words
+        assert "1 run incomplete" in words
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert labels == ["sac_flow_g (1 missing)", "fql (1 incomplete)"]
+
+
+def test_axis_names_both_units_and_the_hand_over(tmp_path: Path):
+    suite = load_one(write_grid(tmp_path))
+    with figures.house_style():
+        (axes,) = figures.success_figure(suite).axes
+        words = [label.get_text() for minor in (False, True) for label in axes.get_xticklabels(minor=minor)]
+    assert words[:5] == ["0", "200 | 0", "50", "100", "25"]
+    assert words[5:] == ["offline\n(gradient updates)", "online\n(environment steps)"]
+    assert [line.get_xdata() for line in axes.lines if len(np.asarray(line.get_xdata())) == 2] == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("phase", ["offline", "online"])
+def test_suite_with_one_phase_is_drawn_over_the_whole_axis(tmp_path: Path, phase: str):
+    curves = {
+        "offline": {"offline": (0.0, 0.2, 0.6), "online": ()},
+        "online": {"offline": (0.0,), "online": (0.2, 0.6)},
+    }
+    write_grid(tmp_path, **curves[phase])
+    suite = load_one(tmp_path)
+    with figures.house_style():
+        axes = figures.success_figure(suite).axes[0]
+        figures.tasks_figure(suite).draw_without_rendering()
+    x = np.asarray(axes.lines[0].get_xdata())
+    assert x.max() - x.min() == pytest.approx(1.0)
+    (words,) = [label.get_text() for label in axes.get_xticklabels(minor=True)]
+    assert words.startswith(phase)
+
+
+def test_figures_do_not_touch_the_settings_of_matplotlib(tmp_path: Path):
+    suite = load_one(write_grid(tmp_path, tasks=1))
+    before = dict(mpl.rcParams)
+    figures.draw_suite(suite, tmp_path)
+    assert dict(mpl.rcParams) == before
+
+
+# ------------------------------------------------------------------------------------------------- command line
+
+WRITTEN = {f"quick_{kind}.{suffix}" for kind in ("success", "tasks") for suffix in ("pdf", "svg", "png")}
+WRITTEN |= {"quick_table.csv", "quick_table.md", "quick_table.tex", "quick_table_by_task.tex"}
+
+
+def test_command_prints_the_table_and_writes_figures_that_show_something(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_grid(tmp_path)
+    assert main(["--results", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| sac_flow_g |" in printed
+    assert f"wrote {tmp_path}/figures/quick_success.pdf" in printed
+    out = tmp_path / "figures"
+    assert {path.name for path in out.iterdir()} == WRITTEN
+    assert (out / "quick_success.pdf").read_bytes().startswith(b"%PDF")
+    assert b"</svg>" in (out / "quick_success.svg").read_bytes()
+    picture = imread(out / "quick_success.png")[..., :3]
+    assert picture.shape[1] == 3.4 * 300
+    for agent in ("fql", "sac_flow_g"):
+        color = to_rgb(AGENT_STYLES[agent].color)
+        assert (np.abs(picture - color).max(axis=-1) < 0.02).sum() > 500
+
+
+def test_refusal_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["--results", str(tmp_path)]) == 2
+    write_run(tmp_path, state="running")
+    assert main(["--results", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert first.startswith("error: no runs under")
+    assert "seed_000 (running)" in second
+    assert not (tmp_path / "figures").exists()
+
+
+def test_output_folder_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main(["--results", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
+    assert re.fullmatch(r"error: cannot write to .*\n", capsys.readouterr().err)
+
+
+def test_same_results_give_the_same_bytes(tmp_path: Path):
+    # Another process, folder, hash seed, time zone and user style: nothing of them may show.
+    write_grid(tmp_path / "one/results", agents=("fql", "sac_flow_g", "my_agent"))
+    shutil.copytree(tmp_path / "one/results", tmp_path / "two/moved")
+    (tmp_path / "two/matplotlibrc").write_text("font.size: 20\nsavefig.dpi: 50\naxes.facecolor: red\n")
+    root = Path(__file__).resolve().parents[1]
+    for number, folder in enumerate(("one/results", "two/moved")):
+        environment = os.environ | {
+            "PYTHONPATH": str(root),
+            "PYTHONHASHSEED": str(number),
+            "TZ": ("UTC", "Asia/Tokyo")[number],
+        }
+        command = [sys.executable, "-m", "analysis", "--results", str(tmp_path / folder), "--out", "out"]
+        cwd = (tmp_path / folder).parent
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+    for name in sorted(WRITTEN):
+        assert (tmp_path / "one/out" / name).read_bytes() == (tmp_path / "two/out" / name).read_bytes(), name

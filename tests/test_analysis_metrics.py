@@ -1,0 +1,137 @@
+"""Numbers of the analysis: scalars of a run and intervals, on arrays small enough to check by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import metrics
+from analysis.metrics import stratified_t
+
+
+def test_scalars_of_a_run_by_hand():
+    offline = np.array([[0.0, 0.1, 0.4]])
+    online = np.array([[0.4, 0.2, 0.6, 0.8, 1.0]])
+    steps = np.array([0, 10, 20, 30, 40])
+    assert metrics.success_offline_end(offline) == pytest.approx([0.4])
+    assert metrics.success_final(online) == pytest.approx([0.8])
+    assert metrics.improvement(offline, online) == pytest.approx([0.4])
+    assert metrics.online_auc(steps, online) == pytest.approx([(0.3 + 0.4 + 0.7 + 0.9) / 4])
+
+
+def test_auc_weighs_points_by_the_steps_between_them():
+    assert metrics.online_auc(np.array([0, 10, 40]), np.array([[0.0, 1.0, 1.0]])) == pytest.approx([35 / 40])
+
+
+def test_final_success_leaves_out_the_hand_over():
+    assert metrics.success_final(np.array([[0.0, 0.5, 0.7]])) == pytest.approx([0.6])
+
+
+def test_run_without_online_phase_has_no_online_scalars():
+    only_hand_over = np.array([[0.5], [0.7]])
+    assert np.isnan(metrics.success_final(only_hand_over)).tolist() == [True, True]
+    assert np.isnan(metrics.online_auc(np.array([0]), only_hand_over)).tolist() == [True, True]
+
+
+def test_unfinished_run_has_no_final_success_and_no_area():
+    online = np.array([[0.1, 0.2, 0.3, np.nan], [0.1, 0.2, 0.3, 0.4]])
+    assert np.isnan(metrics.success_final(online)).tolist() == [True, False]
+    assert np.isnan(metrics.online_auc(np.array([0, 1, 2, 3]), online)).tolist() == [True, False]
+
+
+def test_interval_of_two_runs_by_hand():
+    # Mean 0.5, standard error 0.1, t(0.975, 1) = 12.7062.
+    interval = stratified_t([np.array([0.4, 0.6])])
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((0.5, 0.5 - 1.27062, 0.5 + 1.27062), abs=1e-5)
+
+
+def test_interval_of_one_task_is_students():
+    values = np.random.default_rng(0).uniform(size=7)
+    ours, theirs = stratified_t([values]), stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_interval_of_two_tasks_is_welchs():
+    # mean(a) / 2 + mean(b) / 2 is half of Welch's difference between a and -b, same degrees of freedom.
+    rng = np.random.default_rng(1)
+    a, b = rng.uniform(size=4), rng.normal(0.3, 0.02, size=9)
+    theirs = stats.ttest_ind(a, -b, equal_var=False).confidence_interval(0.95)
+    ours = stratified_t([a, b])
+    assert (ours.low, ours.high) == pytest.approx((theirs.low / 2, theirs.high / 2))
+
+
+def test_improvement_interval_is_scipys_paired_t():
+    rng = np.random.default_rng(2)
+    before, after = rng.uniform(0, 0.4, size=(6, 1)), rng.uniform(0.3, 1.0, size=(6, 4))
+    ours = stratified_t([metrics.improvement(before, after)])
+    theirs = stats.ttest_rel(after[:, 1:].mean(axis=1), before[:, 0]).confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_tasks_weigh_alike_however_many_runs_they_have():
+    assert stratified_t([np.full(2, 0.0), np.full(50, 1.0)]).mean == pytest.approx(0.5)
+
+
+def test_differences_between_tasks_do_not_widen_the_interval():
+    spread = np.array([-0.05, 0.0, 0.05])
+    near, far = stratified_t([0.5 + spread, 0.5 + spread]), stratified_t([0.1 + spread, 0.9 + spread])
+    assert far.high - far.low == pytest.approx(near.high - near.low)
+
+
+def test_interval_is_clipped_and_its_mean_is_not():
+    interval = stratified_t([np.array([0.5, 1.0, 1.0])], bounds=(0.0, 1.0))
+    assert interval.high == 1.0
+    assert interval.mean == pytest.approx(2.5 / 3)
+
+
+def test_runs_without_spread_give_no_width():
+    interval = stratified_t([np.ones(4), np.ones(3)])
+    assert (interval.low, interval.high) == (1.0, 1.0)
+
+
+def test_single_run_of_a_task_gives_a_mean_without_limits():
+    interval = stratified_t([np.array([0.2]), np.array([0.4, 0.6])])
+    assert interval.mean == pytest.approx(0.35)
+    assert np.isnan(interval.low)
+    assert np.isnan(interval.high)
+
+
+def test_task_without_any_run_gives_no_mean():
+    assert np.isnan(stratified_t([np.array([np.nan, np.nan]), np.array([0.4, 0.6])]).mean)
+
+
+def test_band_is_the_interval_of_each_point_with_absent_runs_left_out():
+    rng = np.random.default_rng(3)
+    curves = [rng.uniform(size=(4, 6)), rng.uniform(size=(5, 6))]
+    curves[0][2, 3:] = np.nan
+    band = stratified_t(curves)
+    for point in range(6):
+        alone = stratified_t([curve[:, point][~np.isnan(curve[:, point])] for curve in curves])
+        got = (band.mean[point], band.low[point], band.high[point])
+        assert got == pytest.approx((alone.mean, alone.low, alone.high))
+
+
+def test_no_strata_is_an_error():
+    with pytest.raises(ValueError, match="at least one"):
+        stratified_t([])
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+def test_interval_covers_the_mean_of_learned_and_collapsed_runs(seeds: int):
+    # Five tasks; a run of task k is a learned one with probability p_k; 50 evaluation episodes; nominal 95 %.
+    rng = np.random.default_rng(4)
+    trials, learned, collapsed = 20_000, 0.8, 0.1
+    shares = np.array([0.2, 0.4, 0.6, 0.8, 0.95])
+    strata = []
+    for share in shares:
+        mean = np.where(rng.random((seeds, trials)) < share, learned, collapsed)
+        rates = np.clip(mean + rng.normal(0, 0.1, size=mean.shape), 0, 1)
+        strata.append(rng.binomial(50, rates) / 50)
+    # Clipping moves the means a little: the truth is taken from many runs instead of from the formula.
+    many = [
+        np.clip(np.where(rng.random(10**6) < share, learned, collapsed) + rng.normal(0, 0.1, size=10**6), 0, 1).mean()
+        for share in shares
+    ]
+    interval = stratified_t(strata, bounds=(0.0, 1.0))
+    truth = np.mean(many)
+    coverage = ((interval.low <= truth) & (truth <= interval.high)).mean()
+    assert 0.925 < coverage < 0.98
