@@ -1,0 +1,17 @@
+"""Algorithms, by the name used in configs, folders and figures: name -> (class, default config)."""
+
+from typing import Any
+
+from agents.base import Agent
+from agents.fql import FQL, FQLConfig
+from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
+from agents.sac_flow import SACFlow, SACFlowConfig
+
+AGENTS: dict[str, tuple[type[Agent], Any]] = {
+    "fql": (FQL, FQLConfig(chunk_length=1, bc_coef=300.0)),
+    "qc_fql": (FQL, FQLConfig(chunk_length=5)),
+    "sac_flow_g": (SACFlow, SACFlowConfig(velocity_field="gated")),
+    "sac_flow_t": (SACFlow, SACFlowConfig(velocity_field="decoded")),
+    "flow_mlp": (SACFlow, SACFlowConfig(velocity_field="plain")),
+    "naive_sac_flow": (NaiveSACFlow, NaiveSACFlowConfig()),
+}

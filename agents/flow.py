@@ -1,0 +1,95 @@
+"""Flows between noise and action: matching loss, Euler steps, noisy rollout and its path log density.
+
+Flow time t runs from 0 (noise, x_0 ~ N(0, I)) to 1 (action); K Euler steps visit t = 0, 1/K, ..., (K - 1)/K. A chunk of
+H actions is flattened, time-major, to D = H * A coordinates. A velocity is a function v(t, x) at fixed observation.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.base import Noise
+from agents.networks import Velocity
+
+NoiseScheme = Literal["additive", "paper_sde"]
+TanhLogDet = Literal["released", "exact"]
+
+
+def matching_loss(velocity: Velocity, target: Tensor, valid: Tensor, noise: Noise) -> Tensor:
+    """Flow-matching loss (S,) towards the chunks `target` (S, B, H, A); steps that are not `valid` (S, B, H) count 0.
+
+    Regresses v on x_1 - x_0 along x_t = (1 - t) x_0 + t x_1 (arXiv 2210.02747); the mean is over all steps.
+    """
+    x_1 = target.flatten(2)
+    x_0 = noise.normal("matching_noise", *x_1.shape[1:])
+    t = noise.uniform("matching_t", x_1.shape[1], 1)
+    error = velocity(t, (1 - t) * x_0 + t * x_1) - (x_1 - x_0)
+    return (valid.unsqueeze(-1) * error.unflatten(-1, target.shape[2:]).square()).mean((1, 2, 3))
+
+
+def integrate(velocity: Velocity, x_0: Tensor, flow_steps: int) -> Tensor:
+    """x_1 (S, B, D) of the ODE dx = v dt, by `flow_steps` Euler steps from x_0 (S, B, D)."""
+    x = x_0
+    for i in range(flow_steps):
+        x = x + velocity(_time(x, i / flow_steps), x) / flow_steps
+    return x
+
+
+def noisy_rollout(velocity: Velocity, x_0: Tensor, step_noise: Tensor, noise_std: float, scheme: NoiseScheme) -> Tensor:
+    """x_1 (S, B, D) of K Euler steps from x_0 (S, B, D), each with Gaussian noise from step_noise (S, K, B, D).
+
+    "additive", the released code: x += v / K + noise_std * eps.
+    "paper_sde", the paper: x += b / K + noise_std * sqrt(1 / K) * eps, where the drift b = v + noise_std^2 / 2 * score
+    keeps the marginals of the flow, as far as v is that of a matched flow and K is large.
+    """
+    x, flow_steps = x_0, step_noise.shape[1]
+    std = step_std(noise_std, flow_steps, scheme)
+    for i, epsilon in enumerate(step_noise.unbind(1)):
+        t = i / flow_steps
+        drift = velocity(_time(x, t), x)
+        if scheme == "paper_sde":
+            # The score of the marginal at t is (t v - x) / (1 - t).
+            drift = drift + 0.5 * noise_std**2 * (t * drift - x) / (1 - t)
+        x = x + drift / flow_steps + std * epsilon
+    return x
+
+
+def path_log_prob(x_0: Tensor, step_noise: Tensor, std: float, x_1: Tensor, log_det: TanhLogDet) -> Tensor:
+    """Log density (S, B) of the noise path that led to tanh(x_1), with per-step standard deviation `std` (`step_std`).
+
+    log N(x_0; 0, I) + sum_i log N(x_{i+1}; mean_i, std^2) - log |det d tanh(x_1)|. It is not the log density of the
+    action. A step's term is that of its noise, a constant: only the tanh term carries a gradient.
+    """
+    num_draws = x_0.shape[-1] * (1 + step_noise.shape[1])
+    constant = 0.5 * num_draws * math.log(2 * math.pi) + step_noise.shape[1] * x_0.shape[-1] * math.log(std)
+    squares = x_0.square().sum(-1) + step_noise.square().sum((1, 3))
+    return -0.5 * squares - constant - tanh_log_det(x_1, log_det)
+
+
+def path_entropy(chunk_dim: int, flow_steps: int, std: float) -> float:
+    """Mean of -log density of a noise path before the tanh: a constant, in nats."""
+    per_draw = 0.5 * math.log(2 * math.pi * math.e)
+    return chunk_dim * (per_draw + flow_steps * (per_draw + math.log(std)))
+
+
+def step_std(noise_std: float, flow_steps: int, scheme: NoiseScheme) -> float:
+    """Standard deviation of the noise that one step adds."""
+    return noise_std if scheme == "additive" else noise_std / math.sqrt(flow_steps)
+
+
+def tanh_log_det(u: Tensor, form: TanhLogDet) -> Tensor:
+    """log |det d tanh(u) / du| (...,) of u (..., D).
+
+    "exact" is stable for every finite u; "released" adds 1e-6 to each derivative, so that none counts below log(1e-6).
+    """
+    if form == "exact":
+        return 2 * (math.log(2) - u - F.softplus(-2 * u)).sum(-1)
+    return (1 - u.tanh().square() + 1e-6).log().sum(-1)
+
+
+def _time(x: Tensor, t: float) -> Tensor:
+    """t of one Euler step in the shape that a velocity takes, (S, 1, 1)."""
+    return torch.full((x.shape[0], 1, 1), t, dtype=x.dtype, device=x.device)

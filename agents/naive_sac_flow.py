@@ -1,0 +1,126 @@
+"""Naive SAC Flow, the ablation in the released code of arXiv 2509.25756: Q's gradient through K = 10 plain flow steps.
+
+A behaviour flow is matched to the data; the policy, a deterministic flow of its own squashed by tanh, is pulled
+towards it offline and towards the batch's actions always. No entropy, no step noise. Follows the official code.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from agents.base import Agent, Metrics, Noise, adam, check_config, frozen_copy, gradient_step, polyak_update
+from agents.flow import integrate, matching_loss
+from agents.networks import Critic, PlainVelocity
+from datasets.batch import Batch
+
+
+@dataclass(frozen=True)
+class NaiveSACFlowConfig:
+    """Settings of naive SAC Flow."""
+
+    chunk_length: int = 5  # H, environment steps per action chunk
+    flow_steps: int = 10  # K, Euler steps of the policy and of the behaviour flow
+    bc_coef: float = 100.0  # beta, weight of the squared distance to the flow's and to the batch's chunk, offline
+    bc_coef_online: float = 100.0  # beta, online (batch's chunk only)
+    critic_updates_per_offline_step: Literal[1, 2] = 2  # 1: the matching step leaves the critic alone
+    num_critics: int = 2  # N
+    q_aggregation: Literal["mean", "min"] = "mean"  # over the target critics
+    target_update_rate: float = 0.005  # tau
+    learning_rate: float = 3e-4
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of both fields
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+
+    def __post_init__(self) -> None:
+        check_config(self, target_update_rate=(0, 1))
+
+
+class NaiveSACFlow(Agent):
+    """Deterministic flow policy trained by back-propagation through its Euler steps."""
+
+    config: NaiveSACFlowConfig
+    policy_modules = ("policy_velocity",)
+
+    def __init__(self, config: NaiveSACFlowConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        self.behaviour_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
+        self.policy_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
+        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
+        self.target_critic = frozen_copy(self.critic)
+        self.critic_optimizer = adam(self.critic.parameters(), config.learning_rate)
+        policy_parameters = [*self.behaviour_velocity.parameters(), *self.policy_velocity.parameters()]
+        self.policy_optimizer = adam(policy_parameters, config.learning_rate)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
+        return self.policy(obs, noise.normal("act_noise", obs.shape[1], self.chunk_dim))  # the same in both modes
+
+    def policy(self, obs: Tensor, x_0: Tensor) -> Tensor:
+        """Action chunk (S, B, H, A) = tanh of the policy flow's endpoint from noise x_0 (S, B, D)."""
+        x_1 = integrate(self.policy_velocity(obs), x_0, self.config.flow_steps)
+        return x_1.tanh().unflatten(-1, (self.chunk_length, -1))
+
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        """A step towards the behaviour flow and one towards the batch, on the same batch: two optimiser steps."""
+        return self.matching_step(batch, noise) | self.policy_step(batch, noise, self.config.bc_coef)
+
+    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+        return self.policy_step(batch, noise, self.config.bc_coef_online)
+
+    def matching_step(self, batch: Batch, noise: Noise) -> Metrics:
+        """Behaviour flow matched to the data, policy pulled towards it and Q, and a critic step unless left out."""
+        policy_loss, metrics = self.matching_loss(batch, noise)
+        steps = [(self.policy_optimizer, policy_loss)]
+        if self.config.critic_updates_per_offline_step == 2:
+            critic_loss, critic_metrics = self.critic_loss(batch, noise)
+            metrics = critic_metrics | metrics
+            polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+            steps.append((self.critic_optimizer, critic_loss))
+        gradient_step(*steps)
+        return metrics
+
+    def policy_step(self, batch: Batch, noise: Noise, bc_coef: float) -> Metrics:
+        """One step of critic and policy; the behaviour flow is left to Adam's momentum, as released."""
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        policy_loss, policy_metrics = self.policy_loss(batch, noise, bc_coef)
+        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        gradient_step((self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss))
+        return critic_metrics | policy_metrics
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        with torch.no_grad():
+            x_0 = noise.normal("next_noise", batch.obs.shape[1], self.chunk_dim)
+            next_q = self.target_critic(batch.next_obs, self.policy(batch.next_obs, x_0))  # (S, N, B)
+            next_value = next_q.mean(1) if self.config.q_aggregation == "mean" else next_q.amin(1)
+            target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
+        q = self.critic(batch.obs, batch.action_chunk)  # (S, N, B)
+        # A window that runs into the next episode has no meaningful target: weight 0.
+        weight = batch.valid[:, None, :, -1]
+        loss = (weight * (q - target.unsqueeze(1)).square()).mean((1, 2))
+        q = q.detach()
+        metrics = {"q_mean": q.mean((1, 2)), "q_min": q.amin((1, 2)), "q_max": q.amax((1, 2))}
+        return loss, {"critic_loss": loss.detach(), **metrics}
+
+    def matching_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Matching of the behaviour flow, distance of the policy to its endpoint from the same noise, and -Q."""
+        behaviour_velocity = self.behaviour_velocity(batch.obs)
+        flow_loss = matching_loss(behaviour_velocity, batch.action_chunk, batch.valid, noise)
+        x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
+        with torch.no_grad():
+            flow_action = integrate(behaviour_velocity, x_0, self.config.flow_steps).clamp(-1, 1)
+        action_chunk = self.policy(batch.obs, x_0)
+        distill_loss = (action_chunk - flow_action.view_as(action_chunk)).square().mean((1, 2, 3))
+        q_loss = -self.critic(batch.obs, action_chunk).mean((1, 2))
+        loss = flow_loss + self.config.bc_coef * distill_loss + q_loss
+        return loss, {"matching_loss": flow_loss.detach(), "distill_loss": distill_loss.detach()}
+
+    def policy_loss(self, batch: Batch, noise: Noise, bc_coef: float) -> tuple[Tensor, Metrics]:
+        """-Q of the policy and its squared distance to the batch's chunk."""
+        action_chunk = self.policy(batch.obs, noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim))
+        bc_loss = (action_chunk - batch.action_chunk).square().mean((1, 2, 3))
+        q_loss = -self.critic(batch.obs, action_chunk).mean((1, 2))
+        loss = bc_coef * bc_loss + q_loss
+        metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss}
+        return loss, {name: value.detach() for name, value in metrics.items()}

@@ -1,0 +1,199 @@
+"""SAC Flow (Zhang et al., arXiv 2509.25756), offline-to-online: SAC whose policy is a flow with noise at every step.
+
+Q's gradient runs back through all K flow steps; Flow-G and Flow-T are velocity fields through which it stays small.
+Defaults follow the released code where it departs from the paper: the temperature rule (its sign is inverted: alpha
+decays to 0), step noise without drift correction, post-norm. One does not: the released Flow-G draws its step noise
+once and reuses it for ever, here every draw is fresh.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.base import Agent, Metrics, Noise, adam, check_config, frozen_copy, gradient_step, polyak_update
+from agents.flow import NoiseScheme, TanhLogDet, matching_loss, noisy_rollout, path_entropy, path_log_prob, step_std
+from agents.networks import Critic, DecodedVelocity, GatedVelocity, PlainVelocity
+from datasets.batch import Batch
+
+
+@dataclass(frozen=True)
+class SACFlowConfig:
+    """Settings of SAC Flow; a noise_std is per flow step, or sigma of the SDE where noise_scheme is "paper_sde"."""
+
+    velocity_field: Literal["gated", "decoded", "plain"]  # SAC Flow-G, SAC Flow-T, neither
+    chunk_length: int = 5  # H, environment steps per action chunk
+    flow_steps: int = 4  # K, Euler steps from noise to action
+    bc_coef: float = 100.0  # beta, weight of the squared distance to the batch's action chunk, offline
+    bc_coef_online: float = 100.0  # beta, online
+    mask_bc_by_valid: bool = False  # leave steps of the next episode out of that distance
+    fm_space: Literal["raw", "pretanh"] = "raw"  # match actions, or what the tanh maps to them
+    noise_scheme: NoiseScheme = "additive"
+    policy_noise_std: float = 0.05  # sigma in the policy loss
+    target_noise_std: float = 0.02  # sigma in the critic's target
+    collect_noise_std: float = 0.02  # sigma while collecting
+    evaluate_noise_std: float = 0.02  # sigma in evaluation
+    temperature: Literal["released", "off", "fixed", "auto"] = "released"  # rule that moves the entropy coefficient
+    entropy_coef: float = 0.2  # alpha, initial value
+    target_entropy: float = 0.0  # nats per coordinate of the action chunk
+    entropy_reference: Literal["path", "centred"] = "path"  # centred: without the constant that the step noise adds
+    tanh_log_det: TanhLogDet = "released"  # the term of the squashing in the log density
+    critic_updates_per_offline_step: Literal[1, 2] = 2  # 1: the matching step leaves the critic alone
+    num_critics: int = 2  # N
+    q_aggregation: Literal["mean", "min"] = "mean"  # over the target critics
+    target_update_rate: float = 0.005  # tau
+    learning_rate: float = 3e-4
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # gated: the candidate; plain
+    gate_dim: int = 256  # gated: hidden width of the gate
+    decoder_dim: int = 128  # decoded: width
+    decoder_layers: int = 2  # decoded
+    norm: Literal["post", "pre"] = "post"  # decoded: as released, as in the paper
+
+    def __post_init__(self) -> None:
+        check_config(self, target_update_rate=(0, 1), target_entropy=(-math.inf, math.inf))
+        if self.decoder_dim % 4:
+            raise ValueError(f"SACFlowConfig.decoder_dim = {self.decoder_dim}: must be a multiple of 4")
+        for name in ("policy_noise_std", "target_noise_std"):
+            std = getattr(self, name)
+            if std == 0 and self.temperature != "off":
+                raise ValueError(f"SACFlowConfig.{name} = {std!r}: must be above 0 unless temperature = 'off'")
+
+
+class SACFlow(Agent):
+    """Soft actor-critic with a noisy flow policy over action chunks."""
+
+    config: SACFlowConfig
+    policy_modules = ("velocity_field",)
+
+    def __init__(self, config: SACFlowConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        dims = (obs_dim, self.chunk_dim)
+        if config.velocity_field == "gated":
+            self.velocity_field = GatedVelocity(*dims, config.policy_hidden_dims, config.gate_dim, noise)
+        elif config.velocity_field == "decoded":
+            self.velocity_field = DecodedVelocity(*dims, config.decoder_dim, config.decoder_layers, config.norm, noise)
+        else:
+            self.velocity_field = PlainVelocity(*dims, config.policy_hidden_dims, noise)
+        self.critic = Critic(*dims, config.critic_hidden_dims, config.num_critics, noise)
+        self.target_critic = frozen_copy(self.critic)
+        entropy_coef = 0.0 if config.temperature == "off" else config.entropy_coef
+        self.log_entropy_coef = nn.Parameter(
+            torch.full((noise.num_seeds,), entropy_coef, device=noise.device).log(),
+            requires_grad=config.temperature in ("released", "auto"),
+        )
+        self.critic_optimizer = adam(self.critic.parameters(), config.learning_rate)
+        self.policy_optimizer = adam(self.velocity_field.parameters(), config.learning_rate)
+        if self.log_entropy_coef.requires_grad:
+            self.temperature_optimizer = adam([self.log_entropy_coef], config.learning_rate)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
+        noise_std = self.config.collect_noise_std if mode == "collect" else self.config.evaluate_noise_std
+        return self.rollout(obs, noise, "act", noise_std)[0]
+
+    def rollout(self, obs: Tensor, noise: Noise, draw: str, noise_std: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Action chunk tanh(x_K) (S, B, H, A) and its path (x_0, step noise, x_K)."""
+        x_0 = noise.normal(f"{draw}_noise", obs.shape[1], self.chunk_dim)
+        step_noise = noise.normal(f"{draw}_step_noise", self.config.flow_steps, *x_0.shape[1:])
+        x_1 = noisy_rollout(self.velocity_field(obs), x_0, step_noise, noise_std, self.config.noise_scheme)
+        return x_1.tanh().unflatten(-1, (self.chunk_length, -1)), (x_0, step_noise, x_1)
+
+    def policy(self, obs: Tensor, noise: Noise, draw: str, noise_std: float) -> tuple[Tensor, Tensor]:
+        """Action chunk (S, B, H, A) and its path_log_prob (S, B), 0 where there is no entropy term."""
+        config = self.config
+        action_chunk, (x_0, step_noise, x_1) = self.rollout(obs, noise, draw, noise_std)
+        if config.temperature == "off":
+            return action_chunk, torch.zeros_like(x_1[..., 0])
+        std = step_std(noise_std, config.flow_steps, config.noise_scheme)
+        log_prob = path_log_prob(x_0, step_noise, std, x_1, config.tanh_log_det)
+        if config.entropy_reference == "centred":
+            log_prob = log_prob + path_entropy(self.chunk_dim, config.flow_steps, std)
+        return action_chunk, log_prob
+
+    @property
+    def entropy_coef(self) -> Tensor:
+        """alpha (S,), a constant for every loss but its own."""
+        return self.log_entropy_coef.detach().exp()
+
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        """A matching step and a policy step on the same batch: two optimiser steps, as released."""
+        return self.matching_step(batch, noise) | self.policy_step(batch, noise, self.config.bc_coef)
+
+    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+        return self.policy_step(batch, noise, self.config.bc_coef_online)
+
+    def matching_step(self, batch: Batch, noise: Noise) -> Metrics:
+        """Flow matching of the policy's own field, and a critic step unless left out."""
+        loss, metrics = self.matching_loss(batch, noise)
+        steps = [(self.policy_optimizer, loss)]
+        if self.config.critic_updates_per_offline_step == 2:
+            critic_loss, critic_metrics = self.critic_loss(batch, noise)
+            metrics = critic_metrics | metrics
+            polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+            steps.append((self.critic_optimizer, critic_loss))
+        if self.config.temperature == "released":
+            # The released code steps the temperature here too, with entropy 0: momentum goes on moving it.
+            steps.append((self.temperature_optimizer, self.temperature_loss(torch.zeros_like(self.entropy_coef))))
+        gradient_step(*steps)
+        return metrics
+
+    def policy_step(self, batch: Batch, noise: Noise, bc_coef: float) -> Metrics:
+        """One step of critic, policy and temperature."""
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        policy_loss, policy_metrics = self.policy_loss(batch, noise, bc_coef)
+        steps = [(self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss)]
+        if self.log_entropy_coef.requires_grad:
+            steps.append((self.temperature_optimizer, self.temperature_loss(policy_metrics["entropy"])))
+        policy_metrics["entropy_coef"] = self.entropy_coef
+        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        gradient_step(*steps)
+        return critic_metrics | policy_metrics
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Squared error to the chunk's return plus the soft target value of the policy's next chunk."""
+        with torch.no_grad():
+            std = self.config.target_noise_std
+            next_action_chunk, next_log_prob = self.policy(batch.next_obs, noise, "next", std)
+            next_q = self.target_critic(batch.next_obs, next_action_chunk)  # (S, N, B)
+            next_value = next_q.mean(1) if self.config.q_aggregation == "mean" else next_q.amin(1)
+            next_value = next_value - self.entropy_coef.unsqueeze(-1) * next_log_prob
+            target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
+        q = self.critic(batch.obs, batch.action_chunk)  # (S, N, B)
+        # A window that runs into the next episode has no meaningful target: weight 0.
+        weight = batch.valid[:, None, :, -1]
+        loss = (weight * (q - target.unsqueeze(1)).square()).mean((1, 2))
+        q = q.detach()
+        metrics = {"q_mean": q.mean((1, 2)), "q_min": q.amin((1, 2)), "q_max": q.amax((1, 2))}
+        return loss, {"critic_loss": loss.detach(), **metrics}
+
+    def matching_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """The policy's field is matched to the batch's chunks although its actions are tanh(x_K), as released."""
+        target = batch.action_chunk
+        if self.config.fm_space == "pretanh":
+            target = target.clamp(-0.98, 0.98).atanh()
+        loss = matching_loss(self.velocity_field(batch.obs), target, batch.valid, noise)
+        return loss, {"matching_loss": loss.detach()}
+
+    def policy_loss(self, batch: Batch, noise: Noise, bc_coef: float) -> tuple[Tensor, Metrics]:
+        """-Q and entropy of a noisy rollout, and its squared distance to the batch's chunk."""
+        action_chunk, log_prob = self.policy(batch.obs, noise, "policy", self.config.policy_noise_std)
+        squared_distance = (action_chunk - batch.action_chunk).square()
+        if self.config.mask_bc_by_valid:
+            squared_distance = squared_distance * batch.valid.unsqueeze(-1)
+        bc_loss = squared_distance.mean((1, 2, 3))
+
+        q = self.critic(batch.obs, action_chunk).mean(1)  # (S, B)
+        q_loss = (self.entropy_coef.unsqueeze(-1) * log_prob - q).mean(1)
+
+        loss = bc_coef * bc_loss + q_loss
+        metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss, "entropy": -log_prob.mean(1)}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def temperature_loss(self, entropy: Tensor) -> Tensor:
+        """Loss (S,) of alpha. The released rule has the entropy's sign inverted: alpha decays while entropy < 0."""
+        target_entropy = self.config.target_entropy * self.chunk_dim
+        excess = entropy - target_entropy if self.config.temperature == "auto" else -entropy - target_entropy
+        return self.log_entropy_coef.exp() * excess

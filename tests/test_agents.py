@@ -1,0 +1,609 @@
+"""What holds for every agent, whatever its algorithm; and what each option of a config changes."""
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents import AGENTS
+from agents.base import Agent, adam, gradient_step, polyak_update
+from agents.flow import matching_loss, path_entropy
+from agents.fql import FQL, FQLConfig
+from agents.sac_flow import SACFlow, SACFlowConfig
+from datasets.batch import Batch
+from tests.seeded_noise import RecordedNoise, SeededNoise
+
+OBS_DIM, ACTION_DIM, BATCH_SIZE = 5, 2, 16
+NAMES = sorted(AGENTS)
+SAC_FLOW = [name for name in NAMES if AGENTS[name][0] is SACFlow]
+WITH_TWO_STEPS = [*SAC_FLOW, "naive_sac_flow"]
+State = dict[str, Tensor]
+
+
+def tiny_config(name: str, **changes: Any) -> Any:
+    small = {"policy_hidden_dims": (16, 16), "critic_hidden_dims": (16, 16), "gate_dim": 8, "decoder_dim": 8}
+    config = AGENTS[name][1]
+    known = {field.name for field in fields(config)}
+    return replace(config, **({key: value for key, value in small.items() if key in known} | changes))
+
+
+def build(name: str, seeds: list[int], **changes: Any) -> Any:
+    return AGENTS[name][0](tiny_config(name, **changes), OBS_DIM, ACTION_DIM, SeededNoise(seeds))
+
+
+def batch_of(seeds: list[int], chunk_length: int, batch_size: int = BATCH_SIZE) -> Batch:
+    noise = SeededNoise(seeds)
+    valid = (noise.uniform("valid", batch_size, 1) > torch.arange(chunk_length) / (2 * chunk_length)).float()
+    return Batch(
+        obs=noise.normal("obs", batch_size, OBS_DIM),
+        action_chunk=noise.normal("action", batch_size, chunk_length, ACTION_DIM).clamp(-1, 1),
+        chunk_return=-noise.uniform("return", batch_size),
+        bootstrap=0.99**chunk_length * (noise.uniform("mask", batch_size) > 0.2),
+        next_obs=noise.normal("next_obs", batch_size, OBS_DIM),
+        valid=valid,
+    )
+
+
+def train(agent: Agent, seeds: list[int], offline: int = 2, online: int = 2) -> list[dict[str, Tensor]]:
+    noise, metrics = SeededNoise(seeds), []
+    for update in [agent.update_offline] * offline + [agent.update_online] * online:
+        metrics.append(update(batch_of(seeds, agent.chunk_length), noise))
+    return metrics
+
+
+def assert_equal_states(found: State, expected: State) -> None:
+    assert set(found) == set(expected)
+    different = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert not different, different
+
+
+def parameters_of(module: nn.Module) -> State:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def changed(module: nn.Module, before: State) -> bool:
+    return any(not torch.equal(parameter, before[name]) for name, parameter in module.named_parameters())
+
+
+# --- every agent
+
+
+@pytest.mark.parametrize("mode", ["collect", "evaluate"])
+@pytest.mark.parametrize("name", NAMES)
+def test_actions_are_chunks_in_the_box(name: str, mode: str) -> None:
+    agent = build(name, [0, 1])
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.mul_(5)  # so that the box matters
+    obs = 10 * torch.randn(2, 50, OBS_DIM)
+    action_chunk = agent.act(obs, SeededNoise([0, 1]), mode)
+    assert action_chunk.shape == (2, 50, agent.chunk_length, ACTION_DIM)
+    assert not action_chunk.requires_grad
+    assert action_chunk.abs().max() <= 1
+    assert action_chunk.abs().max() > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_act_needs_only_the_policy_modules(name: str) -> None:
+    trained, fresh = build(name, [0]), build(name, [1])
+    train(trained, [0])
+    for module in trained.policy_modules:
+        fresh.get_submodule(module).load_state_dict(trained.get_submodule(module).state_dict())
+    obs = torch.randn(1, 4, OBS_DIM)
+    for mode in ("collect", "evaluate"):
+        expected = trained.act(obs, SeededNoise([3]), mode)
+        assert torch.equal(fresh.act(obs, SeededNoise([3]), mode), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(name: str) -> None:
+    states = []
+    for seed in (3, 3, 4):
+        agent = build(name, [seed])
+        train(agent, [seed])
+        states.append(agent.state_of_seed(0))
+    assert_equal_states(states[0], states[1])
+    weights = [key for key in states[0] if key.endswith("weight")]
+    assert all(not torch.equal(states[0][key], states[2][key]) for key in weights if "norm" not in key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pack_of_three_equals_three_packs_of_one(name: str) -> None:
+    pack = build(name, [5, 6, 7])
+    pack_metrics = train(pack, [5, 6, 7])
+    for slot, seed in enumerate([5, 6, 7]):
+        alone = build(name, [seed])
+        metrics = train(alone, [seed])
+        assert_equal_states(pack.state_of_seed(slot), alone.state_of_seed(0))
+        for ours, expected in zip(pack_metrics, metrics, strict=True):
+            for key, value in expected.items():
+                torch.testing.assert_close(ours[key][slot], value[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_seed_goes_on_in_any_pack_as_if_never_interrupted(name: str) -> None:
+    whole = build(name, [1, 2])
+    train(whole, [1, 2])
+    resumed = build(name, [8, 9, 10])  # other seeds, another size, other slots
+    train(resumed, [8, 9, 10], offline=1, online=0)
+    resumed.load_seed_states([whole.state_of_seed(1), whole.state_of_seed(0), whole.state_of_seed(1)])
+    train(whole, [1, 2])
+    train(resumed, [2, 1, 2])
+    for slot, original in enumerate([1, 0, 1]):
+        assert_equal_states(resumed.state_of_seed(slot), whole.state_of_seed(original))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_state_is_a_copy(name: str) -> None:
+    agent = build(name, [1])
+    state = agent.state_of_seed(0)
+    before = {key: value.clone() for key, value in state.items()}
+    train(agent, [1])
+    assert_equal_states(state, before)
+
+
+def test_states_that_do_not_fit_are_refused() -> None:
+    agent = build("fql", [0, 1])
+    state = agent.state_of_seed(0)
+    with pytest.raises(ValueError, match="1 seed states for an agent of 2"):
+        agent.load_seed_states([state])
+    with pytest.raises(ValueError, match="of another agent or config"):
+        agent.load_seed_states([state, {key: value for key, value in state.items() if "critic" not in key}])
+    wider = build("fql", [0, 1], critic_hidden_dims=(17, 16)).state_of_seed(0)
+    with pytest.raises(ValueError, match="has shape"):
+        agent.load_seed_states([wider, wider])
+    other = build("fql", [0])
+    train(other, [0], offline=1, online=0)
+    with pytest.raises(ValueError, match="the same number of updates"):
+        agent.load_seed_states([state, other.state_of_seed(0)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_that_is_nan_does_not_harm_its_neighbours(name: str) -> None:
+    healthy, ill = build(name, [0, 1, 2]), build(name, [0, 1, 2])
+    for parameter in ill.parameters():
+        parameter.data[1] = math.nan
+    train(healthy, [0, 1, 2])
+    train(ill, [0, 1, 2])
+    for seed in (0, 2):
+        assert_equal_states(ill.state_of_seed(seed), healthy.state_of_seed(seed))
+    assert ill.state_of_seed(1)["critic.mlp.out.weight"].isnan().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_policy_loss_does_not_reach_the_critic(name: str) -> None:
+    # Although Q of the policy's action is differentiated through the critic.
+    agent, batch = build(name, [0]), batch_of([0], tiny_config(name).chunk_length)
+    critic_loss = agent.critic_loss(batch, SeededNoise([0]))[0].sum()
+    alone = torch.autograd.grad(critic_loss, list(agent.critic.parameters()))
+    agent.update_online(batch, SeededNoise([0]))
+    for parameter, expected in zip(agent.critic.parameters(), alone, strict=True):
+        assert torch.equal(parameter.grad, expected)
+    assert all(parameter.grad is None for parameter in agent.target_critic.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_critic_loss_does_not_reach_the_policy(name: str) -> None:
+    agents, batch = [build(name, [0]), build(name, [0])], batch_of([0], tiny_config(name).chunk_length)
+    agents[0].update_online(batch, SeededNoise([0]))
+    agents[1].update_online(replace(batch, chunk_return=batch.chunk_return - 100), SeededNoise([0]))
+    assert changed(agents[0].critic, parameters_of(agents[1].critic))
+    for module in agents[0].policy_modules:
+        assert not changed(agents[0].get_submodule(module), parameters_of(agents[1].get_submodule(module)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trainable_parameter_is_trained_and_targets_are_not(name: str) -> None:
+    agent = build(name, [0])
+    before = parameters_of(agent)
+    train(agent, [0], offline=2, online=1)
+    optimised = {p for value in vars(agent).values() if isinstance(value, torch.optim.Adam)
+                 for p in value.param_groups[0]["params"]}  # fmt: skip
+    for key, parameter in agent.named_parameters():
+        assert parameter.requires_grad == (parameter in optimised), key
+        assert parameter.requires_grad != key.startswith("target_critic") or ".query." in key or ".key." in key
+        moves = parameter.requires_grad or key.startswith("target_critic")
+        assert moves == (not torch.equal(parameter, before[key])), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_windows_that_leave_their_episode_do_not_train_the_critic(name: str) -> None:
+    agent, batch = build(name, [0]), batch_of([0], tiny_config(name).chunk_length)
+    batch = replace(batch, valid=torch.zeros_like(batch.valid))
+    before = parameters_of(agent.critic)
+    metrics = agent.update_online(batch, SeededNoise([0]))
+    assert float(metrics["critic_loss"]) == 0
+    assert not changed(agent.critic, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_target_critic_follows_the_critic_of_before_the_step(name: str) -> None:
+    agent = build(name, [0], target_update_rate=0.25)
+    train(agent, [0], offline=0, online=1)  # now the two differ
+    critic, target = parameters_of(agent.critic), parameters_of(agent.target_critic)
+    train(agent, [0], offline=0, online=1)
+    for key, value in parameters_of(agent.target_critic).items():
+        torch.testing.assert_close(value, 0.75 * target[key] + 0.25 * critic[key])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metrics_are_detached_numbers_of_each_seed(name: str) -> None:
+    agent = build(name, [0, 1])
+    for metrics in train(agent, [0, 1], offline=1, online=1):
+        assert {"critic_loss", "q_mean", "q_min", "q_max", "policy_loss"} <= set(metrics)
+        for key, value in metrics.items():
+            assert value.shape == (2,) and not value.requires_grad and value.isfinite().all(), key
+            assert float(value[0]) != float(value[1]) or key in ("entropy_coef", "entropy"), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_q_metrics_are_those_of_the_batch(name: str) -> None:
+    agent, batch = build(name, [0]), batch_of([0], tiny_config(name).chunk_length)
+    q = agent.critic(batch.obs, batch.action_chunk).detach()
+    metrics = agent.update_online(batch, SeededNoise([0]))
+    for key, value in (("q_mean", q.mean()), ("q_min", q.min()), ("q_max", q.max())):
+        torch.testing.assert_close(metrics[key], value.reshape(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_agent_reads_every_field_of_its_config(name: str) -> None:
+    # Fields that only one velocity field needs count as read if an agent of the same class reads them.
+    read: set[str] = set()
+    agent_class, config = AGENTS[name]
+
+    class Recording(type(config)):
+        def __getattribute__(self, key: str) -> Any:
+            read.add(key)
+            return super().__getattribute__(key)
+
+    names = {field.name for field in fields(config)}
+    read_in_use: set[str] = set()
+    for variant in (other for other in NAMES if AGENTS[other][0] is agent_class):
+        recording = Recording(**{key: getattr(tiny_config(variant), key) for key in names})
+        read.clear()  # what the check at construction read does not count
+        agent = agent_class(recording, OBS_DIM, ACTION_DIM, SeededNoise([0]))
+        train(agent, [0], offline=1, online=1)
+        for mode in ("collect", "evaluate"):
+            agent.act(torch.randn(1, 1, OBS_DIM), SeededNoise([0]), mode)
+        read_in_use |= read
+    assert names <= read_in_use, names - read_in_use
+
+
+BAD_VALUES = [
+    ("fql", "q_aggregation", "men", "one of 'mean', 'min' (did you mean 'mean'?)"),
+    ("sac_flow_g", "velocity_field", "gate", "one of 'gated', 'decoded', 'plain' (did you mean 'gated'?)"),
+    ("sac_flow_t", "norm", "prenorm", "one of 'post', 'pre' (did you mean 'pre'?)"),
+    ("sac_flow_t", "temperature", "Auto", "'auto'"),
+    ("sac_flow_g", "critic_updates_per_offline_step", 3, "one of 1, 2"),
+    ("sac_flow_g", "critic_updates_per_offline_step", True, "one of 1, 2"),
+    ("fql", "chunk_length", 0, "a whole number of at least 1"),
+    ("fql", "flow_steps", 2.0, "a whole number of at least 1"),
+    ("naive_sac_flow", "bc_coef_online", -1.0, "a finite number in [0.0, inf]"),
+    ("naive_sac_flow", "learning_rate", math.nan, "a finite number"),
+    ("fql", "learning_rate", "3e-4", "a finite number"),
+    ("fql", "target_update_rate", 1.5, "a finite number in [0, 1]"),
+    ("fql", "normalize_q", 1, "True or False"),
+    ("fql", "critic_hidden_dims", (), "a non-empty tuple"),
+    ("fql", "policy_hidden_dims", [512], "a non-empty tuple"),
+    ("sac_flow_t", "decoder_dim", 30, "a multiple of 4"),
+    ("sac_flow_g", "policy_noise_std", 0.0, "above 0 unless temperature = 'off'"),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value", "expected"), BAD_VALUES)
+def test_a_bad_config_value_is_named_with_what_is_allowed(name: str, field: str, value: Any, expected: str) -> None:
+    with pytest.raises(ValueError) as error:
+        replace(AGENTS[name][1], **{field: value})
+    message = str(error.value)
+    assert message.startswith(f"{type(AGENTS[name][1]).__name__}.{field} = {value!r}: must be ")
+    assert expected in message and "\n" not in message
+
+
+def two_modes(num_rows: int = 64) -> Batch:
+    """One step, two actions in the data, near -.6 and .6; the reward is the action."""
+    generator = torch.Generator().manual_seed(0)
+    mode = (torch.arange(num_rows) % 2).float().reshape(1, num_rows, 1, 1)
+    action_chunk = 1.2 * mode - 0.6 + 0.05 * torch.randn(1, num_rows, 1, 1, generator=generator)
+    obs, zeros = torch.zeros(1, num_rows, 1), torch.zeros(1, num_rows)
+    return Batch(obs, action_chunk, action_chunk.flatten(1), zeros, obs, torch.ones(1, num_rows, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_policy_moves_to_the_better_of_two_modes(name: str) -> None:
+    agent_class, config = AGENTS[name]
+    sizes = {"policy_hidden_dims": (32, 32), "critic_hidden_dims": (32, 32), "gate_dim": 16, "decoder_dim": 16}
+    sizes = {key: value for key, value in sizes.items() if hasattr(config, key)}
+    coefs = [key for key in ("bc_coef", "bc_coef_online") if hasattr(config, key)]
+    rule = {"temperature": "off"} if agent_class is SACFlow else {}
+    common = replace(config, chunk_length=1, learning_rate=1e-2, **sizes, **rule)
+    batch, obs, noise = two_modes(), torch.zeros(1, 500, 1), SeededNoise([0])
+
+    offline = agent_class(replace(common, **dict.fromkeys(coefs, 10.0)), 1, 1, noise)
+    for _ in range(100):
+        offline.update_offline(batch, noise)
+    cloned = offline.act(obs, noise, "evaluate").flatten()
+    if agent_class is FQL:
+        # The distilled flow keeps both modes; the squared distance of the others is smallest at their mean.
+        for side in (-1, 1):
+            assert 0.25 < float((side * cloned > 0.3).float().mean()) < 0.75
+    else:
+        assert cloned.mean().abs() < 0.35
+
+    online = agent_class(replace(common, **dict.fromkeys(coefs, 0.1)), 1, 1, noise)
+    online.load_seed_states([offline.state_of_seed(0)])
+    for _ in range(100):
+        online.update_online(batch, noise)
+    assert float((online.act(obs, noise, "evaluate") > 0.4).float().mean()) > 0.9
+
+
+# --- the parts of base.py
+
+
+def test_gradient_step_moves_each_loss_own_parameters_by_gradients_of_before_any_step() -> None:
+    a, b = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([3.0]))
+    step_a, step_b = adam([a], 0.1), adam([b], 0.1)
+    gradient_step((step_a, a * b), (step_b, a * b.square()))
+    assert a.grad is not None and b.grad is not None
+    assert (float(a.grad), float(b.grad)) == (3.0, 12.0)
+    torch.testing.assert_close(torch.cat([a, b]), torch.tensor([1.9, 2.9]))
+
+
+def test_parameters_out_of_reach_of_a_loss_go_on_by_momentum() -> None:
+    a, b = nn.Parameter(torch.tensor([2.0])), nn.Parameter(torch.tensor([3.0]))
+    optimizer = adam([a, b], 0.1)
+    gradient_step((optimizer, a + b))
+    before = float(b.detach())
+    gradient_step((optimizer, a * 1.0))
+    assert b.grad is not None and float(b.grad) == 0
+    assert float(b.detach()) < before
+
+
+def test_adam_has_its_state_before_the_first_step_and_equals_a_fresh_one() -> None:
+    ours, theirs = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    eager, lazy = adam([ours], 0.1), torch.optim.Adam([theirs], lr=0.1)
+    assert set(eager.state[ours]) == {"step", "exp_avg", "exp_avg_sq"}
+    for _ in range(3):
+        gradient_step((eager, (ours.sin() ** 2)))
+        gradient_step((lazy, (theirs.sin() ** 2)))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_polyak_update_halves_the_distance_in_138_updates_at_the_usual_rate() -> None:
+    online, target = nn.Linear(2, 2), nn.Linear(2, 2)
+    distance = (target.weight - online.weight).detach()
+    for _ in range(138):
+        polyak_update(target, online, 0.005)
+    torch.testing.assert_close(target.weight - online.weight, distance / 2, rtol=2e-3, atol=1e-6)
+
+
+# --- options
+
+
+@pytest.mark.parametrize("name", WITH_TWO_STEPS)
+@pytest.mark.parametrize("critic_updates", [1, 2])
+def test_the_matching_step_trains_the_critic_only_if_asked_to(name: str, critic_updates: int) -> None:
+    agent = build(name, [0], critic_updates_per_offline_step=critic_updates)
+    train(agent, [0])
+    before = agent.state_of_seed(0)
+    agent.matching_step(batch_of([0], agent.chunk_length), SeededNoise([0]))
+    after = agent.state_of_seed(0)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert any("critic" in key for key in moved) == (critic_updates == 2)
+    assert any(key.startswith(agent.policy_modules[0]) for key in moved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("critic_updates", [1, 2])
+def test_an_offline_update_makes_the_stated_number_of_critic_updates(name: str, critic_updates: int) -> None:
+    agent = build(name, [0], critic_updates_per_offline_step=critic_updates)
+    train(agent, [0], offline=1, online=0)
+    assert float(agent.state_of_seed(0)["critic.mlp.out.bias/step"]) == critic_updates
+
+
+@pytest.mark.parametrize("name", WITH_TWO_STEPS)
+def test_each_phase_has_its_bc_coef(name: str) -> None:
+    agent = build(name, [0], bc_coef=10.0, bc_coef_online=1000.0)
+    metrics = train(agent, [0], offline=1, online=1)
+    for coef, found in zip((10.0, 1000.0), metrics, strict=True):
+        torch.testing.assert_close(found["policy_loss"], coef * found["bc_loss"] + found["q_loss"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_target_takes_mean_or_minimum_of_the_critics(name: str) -> None:
+    losses = {}
+    for aggregation in ("mean", "min"):
+        agent = build(name, [0], q_aggregation=aggregation)
+        with torch.no_grad():  # the two target critics return 1 and 5 for every input
+            agent.target_critic.mlp.out.weight.zero_()
+            agent.target_critic.mlp.out.bias.copy_(torch.tensor([[[1.0], [5.0]]]))
+            agent.critic.mlp.out.weight.zero_()
+            if hasattr(agent, "log_entropy_coef"):
+                agent.log_entropy_coef.fill_(-math.inf)
+        batch = batch_of([0], agent.chunk_length)
+        batch = replace(batch, chunk_return=torch.zeros_like(batch.chunk_return), valid=torch.ones_like(batch.valid))
+        batch = replace(batch, bootstrap=torch.full_like(batch.bootstrap, 0.9))
+        losses[aggregation] = float(agent.critic_loss(batch, SeededNoise([0]))[0].detach())
+    assert losses["mean"] == pytest.approx(2.7**2, rel=1e-5)
+    assert losses["min"] == pytest.approx(0.9**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_num_critics_sets_the_size_of_the_ensemble(name: str) -> None:
+    agent = build(name, [0], num_critics=3)
+    assert agent.critic.mlp.out.weight.shape[1] == agent.target_critic.mlp.out.weight.shape[1] == 3
+    train(agent, [0])
+
+
+def test_normalized_q_has_mean_magnitude_one() -> None:
+    agent, batch = build("qc_fql", [0], normalize_q=True), batch_of([0], 5)
+    with torch.no_grad():
+        agent.critic.mlp.out.weight.zero_()
+        agent.critic.mlp.out.bias.fill_(-40.0)
+    assert float(agent.policy_loss(batch, SeededNoise([0]))[1]["q_loss"]) == pytest.approx(1.0)
+
+
+def test_fql_distils_the_endpoint_of_the_flow_from_the_same_noise() -> None:
+    agent = FQL(FQLConfig(policy_hidden_dims=(8,), critic_hidden_dims=(8,)), OBS_DIM, ACTION_DIM, SeededNoise([0]))
+    with torch.no_grad():
+        for network in (agent.behaviour_velocity.mlp, agent.one_step_policy):
+            network.out.weight.zero_()
+            network.out.bias.fill_(0.1)
+    draws = {"policy_noise": torch.full((BATCH_SIZE, 10), 0.4), "matching_noise": torch.zeros(BATCH_SIZE, 10)}
+    draws["matching_t"] = torch.zeros(BATCH_SIZE, 1)
+    metrics = agent.policy_loss(batch_of([0], 5), RecordedNoise(draws))[1]
+    # The flow ends at .4 + .1, the policy at .1.
+    torch.testing.assert_close(metrics["bc_loss"], torch.tensor([0.16]))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_bc_loss_sees_steps_of_the_next_episode_unless_masked(masked: bool) -> None:
+    agent, batch = build("sac_flow_g", [0], mask_bc_by_valid=masked), batch_of([0], 5)
+    valid = torch.ones_like(batch.valid)
+    valid[..., -1] = 0
+    other = batch.action_chunk.clone()
+    other[:, :, -1] = 0.123
+    losses = [
+        agent.policy_loss(replace(batch, valid=valid, action_chunk=chunk), SeededNoise([0]), 1.0)[1]["bc_loss"]
+        for chunk in (batch.action_chunk, other)
+    ]
+    assert torch.equal(*losses) == masked
+
+
+def test_pretanh_matching_targets_what_the_tanh_maps_to_the_action() -> None:
+    agent, batch = build("sac_flow_t", [0], fm_space="pretanh"), batch_of([0], 5)
+    target = batch.action_chunk.clamp(-0.98, 0.98)
+    target = 0.5 * ((1 + target) / (1 - target)).log()
+    expected = matching_loss(agent.velocity_field(batch.obs), target, batch.valid, SeededNoise([0]))
+    torch.testing.assert_close(agent.matching_loss(batch, SeededNoise([0]))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "draw"),
+    [("policy_noise_std", "policy"), ("target_noise_std", "next"), ("collect_noise_std", "collect"),
+     ("evaluate_noise_std", "evaluate")],
+)  # fmt: skip
+def test_each_noise_std_acts_in_its_place_alone(field: str, draw: str) -> None:
+    def outcome(changes: dict[str, float]) -> dict[str, Tensor]:
+        agent, batch = build("flow_mlp", [0], temperature="off", **changes), batch_of([0], 5)
+        return {
+            "policy": agent.policy_loss(batch, SeededNoise([0]), 1.0)[0].detach(),
+            "next": agent.critic_loss(batch, SeededNoise([0]))[0].detach(),
+            "collect": agent.act(batch.obs, SeededNoise([0]), "collect"),
+            "evaluate": agent.act(batch.obs, SeededNoise([0]), "evaluate"),
+        }
+
+    before, after = outcome({}), outcome({field: 0.3})
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {draw}
+
+
+def test_a_rollout_without_noise_is_a_function_of_its_start() -> None:
+    agent = build("flow_mlp", [0], evaluate_noise_std=0.0, collect_noise_std=0.1)
+    start, obs = torch.randn(4, 10), torch.randn(1, 4, OBS_DIM)
+
+    def act(mode: str, step_noise: Tensor) -> Tensor:
+        return agent.act(obs, RecordedNoise({"act_noise": start, "act_step_noise": step_noise}), mode)
+
+    for mode in ("evaluate", "collect"):
+        actions = [act(mode, torch.randn(4, 4, 10)) for _ in range(2)]
+        assert torch.equal(*actions) == (mode == "evaluate")
+
+
+def test_paper_sde_scales_its_noise_and_corrects_the_drift() -> None:
+    agents = {
+        scheme: build("flow_mlp", [0], noise_scheme=scheme, evaluate_noise_std=0.4)
+        for scheme in ("additive", "paper_sde")
+    }
+    obs, start = torch.randn(1, 4, OBS_DIM), torch.zeros(4, 10)
+    with torch.no_grad():
+        for agent in agents.values():
+            agent.velocity_field.mlp.out.weight.zero_()  # v = 0: noise and the drift -sigma^2 x / (2 (1 - t))
+    step_noise = torch.zeros(4, 4, 10)
+    step_noise[0] = 1.0
+    found = {
+        scheme: agent.act(obs, RecordedNoise({"act_noise": start, "act_step_noise": step_noise}), "evaluate")
+        for scheme, agent in agents.items()
+    }
+    torch.testing.assert_close(found["additive"], torch.full((1, 4, 5, 2), math.tanh(0.4)))
+    shrink = math.prod(1 - 0.08 / 4 / (1 - t) for t in (0.25, 0.5, 0.75))
+    torch.testing.assert_close(found["paper_sde"], torch.full((1, 4, 5, 2), math.tanh(0.2 * shrink)))
+
+
+def test_centred_entropy_is_the_path_entropy_without_its_constant() -> None:
+    entropies = {}
+    for reference in ("path", "centred"):
+        agent = build("sac_flow_g", [0], entropy_reference=reference)
+        entropies[reference] = float(agent.policy_loss(batch_of([0], 5), SeededNoise([0]), 1.0)[1]["entropy"])
+    assert entropies["path"] - entropies["centred"] == pytest.approx(path_entropy(10, 4, 0.05), rel=1e-5)
+
+
+def test_the_exact_tanh_term_changes_the_entropy_of_saturated_actions() -> None:
+    entropies = []
+    for form in ("released", "exact"):
+        agent = build("flow_mlp", [0], tanh_log_det=form)
+        with torch.no_grad():
+            agent.velocity_field.mlp.out.bias.fill_(20.0)
+        entropies.append(float(agent.policy_loss(batch_of([0], 5), SeededNoise([0]), 1.0)[1]["entropy"]))
+    assert entropies[0] > entropies[1] + 100  # log(1e-6) a coordinate against about -40
+
+
+@pytest.mark.parametrize(("temperature", "direction"), [("released", -1), ("off", None), ("fixed", 0), ("auto", 1)])
+def test_each_temperature_rule_moves_the_coefficient_its_way(temperature: str, direction: int | None) -> None:
+    agent = build("sac_flow_g", [0], temperature=temperature)
+    train(agent, [0])
+    coef = float(agent.entropy_coef)
+    if direction is None:
+        assert coef == 0
+    elif direction == 0:
+        assert coef == pytest.approx(0.2)
+    else:  # the path entropy is far below its target of 0
+        assert (coef - 0.2) * direction > 1e-5
+
+
+def test_without_temperature_the_entropy_is_in_no_loss() -> None:
+    # The released rule with a coefficient of 0 computes the densities, "off" does not.
+    off, released = (build("sac_flow_t", [0], temperature=rule) for rule in ("off", "released"))
+    released.log_entropy_coef.data.fill_(-math.inf)
+    batch = batch_of([0], 5)
+    for loss in ("critic_loss", "policy_loss"):
+        extra = (1.0,) if loss == "policy_loss" else ()
+        found = [getattr(agent, loss)(batch, SeededNoise([0]), *extra)[0] for agent in (off, released)]
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(("temperature", "sign"), [("released", -1), ("auto", 1)])
+def test_target_entropy_counts_nats_of_each_coordinate(temperature: str, sign: int) -> None:
+    agent = build("sac_flow_g", [0], temperature=temperature, target_entropy=-0.5, entropy_coef=0.3)
+    loss = float(agent.temperature_loss(torch.tensor([-128.0])).detach())
+    assert loss == pytest.approx(0.3 * (-128 * sign + 5), rel=1e-6)
+
+
+def test_released_temperature_decays_as_in_the_log_of_the_authors() -> None:
+    # Two Adam steps an iteration, the first with a zero gradient; entropy -128.9 throughout.
+    config = SACFlowConfig(velocity_field="plain", policy_hidden_dims=(4,), critic_hidden_dims=(4,))
+    agent = SACFlow(config, OBS_DIM, ACTION_DIM, SeededNoise([0]))
+    coefs = {}
+    for iteration in range(1, 5001):
+        for entropy in (0.0, -128.9):
+            gradient_step((agent.temperature_optimizer, agent.temperature_loss(torch.tensor([entropy]))))
+        coefs[iteration] = agent.entropy_coef
+    assert float(coefs[1000]) == pytest.approx(0.135, abs=1e-3)
+    assert float(coefs[5000]) == pytest.approx(0.03348, abs=1e-4)
+
+
+def test_textbook_temperature_grows_without_bound_against_a_constant_entropy() -> None:
+    config = SACFlowConfig(velocity_field="plain", policy_hidden_dims=(4,), temperature="auto")
+    agent = SACFlow(config, OBS_DIM, ACTION_DIM, SeededNoise([0]))
+    for _ in range(1000):
+        gradient_step((agent.temperature_optimizer, agent.temperature_loss(torch.tensor([-128.9]))))
+    assert float(agent.entropy_coef) == pytest.approx(0.276, abs=2e-3)
+
+
+def test_the_released_rule_steps_the_temperature_in_the_matching_step_too() -> None:
+    agent = build("sac_flow_g", [0])
+    train(agent, [0], offline=0, online=1)
+    before = float(agent.entropy_coef)
+    agent.matching_step(batch_of([0], 5), SeededNoise([0]))
+    assert float(agent.entropy_coef) < before  # by momentum: its gradient is zero
