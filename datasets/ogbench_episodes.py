@@ -35,9 +35,9 @@ class Behaviour:
 
 
 MIXED = (
-    Behaviour(share=0.2),
-    Behaviour(share=0.5, plan_noise=0.3, p_miss=0.4),
-    Behaviour(share=0.3, directed=False),
+    Behaviour(share=0.4),
+    Behaviour(share=0.4, plan_noise=0.45),
+    Behaviour(share=0.2, directed=False),
 )
 
 RECIPE_VERSION = 1  # raise it when a change to this module changes the data

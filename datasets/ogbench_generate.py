@@ -28,6 +28,7 @@ from datasets.ogbench_cube import NUM_CUBES, TASK_IDS, relabel
 from datasets.spec import DataError, nearest
 from datasets.store import DatasetName, find, generated_dir, one_line, parse_name
 
+KINDS = ("play", "noisy", "mixed")
 Progress = Callable[[int, int], None]  # episodes finished, episodes in all
 
 
@@ -61,8 +62,8 @@ def generate(
     """
     if domain not in NUM_CUBES:
         raise DataError(f"unknown domain '{domain}'{nearest(domain, NUM_CUBES)}; domains are {', '.join(NUM_CUBES)}")
-    if kind not in ("play", "noisy", "mixed"):
-        raise DataError(f"unknown kind '{kind}'; kinds are play, noisy, mixed")
+    if kind not in KINDS:
+        raise DataError(f"unknown kind '{kind}'{nearest(kind, KINDS)}; kinds are {', '.join(KINDS)}")
     if (task_id is not None) != (kind == "mixed"):
         raise DataError(f"a mixed set needs a task from 1 to 5 and others take none, got kind '{kind}', task {task_id}")
     task = f"-task{task_id}" if kind == "mixed" else ""

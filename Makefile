@@ -1,0 +1,43 @@
+# Every target is a `python -m` call; `make help` lists them.
+PYTHON  ?= python3
+SUITE   ?= quick
+RESULTS ?= results
+PY      := MUJOCO_GL=disable .venv/bin/python
+SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS))
+
+.PHONY: help setup bench plan figures test parity check clean
+
+help:     ## list the targets
+	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
+
+setup: .venv/.complete ## install the pinned environment into .venv (once, about 2 minutes)
+
+.venv/.complete: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
+	@echo "Installing the pinned packages into .venv (once, about 2 minutes, 2 GB; more where torch brings CUDA)"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+bench: setup ## run a suite and draw it: make bench [SUITE=…] [AGENTS=…] [TASKS=…] [SEEDS=…] [ARGS=…]
+	@$(PY) -m bench run --suite $(SUITE) $(SELECT) --results $(RESULTS) $(ARGS)
+	@$(PY) -m analysis --results $(RESULTS) --suite $(SUITE)
+
+plan: setup ## what a suite would run, what is complete, what it costs here
+	@$(PY) -m bench plan --suite $(SUITE) $(SELECT) --results $(RESULTS) $(ARGS)
+
+figures: setup ## draw everything under results/
+	@$(PY) -m analysis --results $(RESULTS)
+
+test: setup ## the tests (no GPU, no network)
+	@$(PY) -m pytest $(ARGS)
+
+parity: setup ## agents against numbers of the official JAX code: [PARITY_DIR=folder] make parity
+	@$(PY) -m pytest tests/test_parity.py $(ARGS)
+
+check: setup ## linter and type checker
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright
+
+clean: ## remove the environment and caches (results and data stay)
+	@rm -rf .venv .pytest_cache .hypothesis .ruff_cache

@@ -1,0 +1,381 @@
+"""`python -m bench run | plan | data`: suites and single runs, what they cost, and data to train on."""
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+os.environ.setdefault("MUJOCO_GL", "disable")  # observations are states; no GL context is needed
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on a GPU
+
+import datasets
+from agents import AGENTS
+from bench.config import ConfigError, RunConfig, default_agent_config, parse_value
+from bench.evaluate import Preempted
+from bench.provenance import ForeignPackage, check_checkout
+from bench.suites import SUITES, tuned_config
+from bench.writer import StorageError, read_json
+from datasets.spec import DataError, nearest
+
+AGENT_OPTION = "--agent-config."
+RUN_FIELDS = tuple(
+    f for f in dataclasses.fields(RunConfig) if f.name not in ("suite", "task", "agent", "seed", "agent_config")
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, with the nearest option; exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 1 where a run failed, 2 for bad input, 75 when stopped."""
+    try:
+        check_checkout()
+        options, rest = build_parser().parse_known_args(arguments)
+        overrides = agent_overrides(rest, options)
+        return options.command(options, overrides)
+    except (ConfigError, DataError, StorageError, ForeignPackage) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; start again to go on", file=sys.stderr, flush=True)
+        return 130
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m bench", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    run = commands.add_parser("run", help="run a suite, a part of one, or a single run", allow_abbrev=False)
+    run.set_defaults(command=run_command)
+    plan = commands.add_parser(
+        "plan", help="what `run` with the same options would do; runs nothing", allow_abbrev=False
+    )
+    plan.set_defaults(command=plan_command)
+    for command in (run, plan):
+        add_run_options(command)
+    run.add_argument("--dry-run", action="store_true", help="print the plan and its cost, then stop")
+
+    worker = commands.add_parser("worker", help=argparse.SUPPRESS, allow_abbrev=False)
+    worker.set_defaults(command=worker_command)
+    worker.add_argument("directories", nargs="+", type=Path)
+    worker.add_argument("--supervised", action="store_true", help="end with the process that started this one")
+    for command in (run, plan, worker):
+        add_execution_options(command)
+
+    data = commands.add_parser("data", help="data sets: list them, generate substitutes", allow_abbrev=False)
+    actions = data.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
+    listing = actions.add_parser("list", help="every task's data set and whether it is here", allow_abbrev=False)
+    listing.set_defaults(command=data_list_command)
+    listing.add_argument("--data-dir", type=Path)
+    generate = actions.add_parser("generate", help="make data with OGBench's scripted experts", allow_abbrev=False)
+    generate.set_defaults(command=data_generate_command)
+    generate.add_argument("--task", required=True, help="cube-double, or for --kind mixed cube-double-task2")
+    generate.add_argument(
+        "--kind", default="play", help="play, noisy (the published recipes) or mixed (demos of one task)"
+    )
+    generate.add_argument("--episodes", type=int, default=1000)
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    generate.add_argument("--out", type=Path, help="folder; default: the cache, where runs look for it")
+    return parser
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to run: a suite, or one task with one agent")
+    what.add_argument("--suite", help=f"one of {', '.join(SUITES)}")
+    what.add_argument("--agents", nargs="+", help="only these agents of the suite")
+    what.add_argument("--tasks", nargs="+", help="only these tasks of the suite")
+    what.add_argument("--seeds", nargs="+", type=int, help="only these seeds")
+    what.add_argument("--task", help="a single run's task, e.g. cube-double-task2")
+    what.add_argument("--agent", help=f"a single run's agent: {', '.join(AGENTS)}")
+    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--name", default="single", help="folder of single runs under results/")
+    fields = parser.add_argument_group("settings that make another run of it (they override the suite's)")
+    for field in RUN_FIELDS:
+        fields.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            metavar="V",
+            help=f"default {field.default}" if field.name != "dataset" else "default: the task's published set",
+        )
+    fields.add_argument(f"{AGENT_OPTION}FIELD", metavar="V", help="any field of the agent's config")
+    how = parser.add_argument_group("how to run it (changes no result)")
+    how.add_argument("--results", type=Path, default=Path("results"))
+    how.add_argument("--pack", type=int, help="seeds trained together in one process; default by device")
+    how.add_argument("--jobs", type=int, help="packs side by side; default one per core, one on a GPU")
+
+
+def add_execution_options(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_argument_group("execution")
+    how.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    how.add_argument("--threads", type=int, default=1, help="CPU threads per process")
+    how.add_argument(
+        "--eval-workers", type=int, default=0, help="evaluation processes per pack; 0: the cores there are"
+    )
+    how.add_argument("--checkpoint-seconds", type=float, default=300.0)
+    how.add_argument("--data-dir", type=Path, help="where published data lie; default ~/.ogbench/data")
+    if "worker" in parser.prog:
+        how.add_argument("--results", type=Path, required=True)
+
+
+def agent_overrides(rest: list[str], options: argparse.Namespace) -> dict[str, str]:
+    """`--agent-config.FIELD VALUE` pairs. ConfigError for anything else that is left over."""
+    overrides = {}
+    tokens = iter(rest)
+    for token in tokens:
+        if not token.startswith(AGENT_OPTION):
+            known = [f"--{name.replace('_', '-')}" for name in vars(options) if name != "command"]
+            raise ConfigError(f"unknown option {token!r}{nearest(token.split('=')[0], known)}; see --help")
+        name, separator, value = token.removeprefix(AGENT_OPTION).partition("=")
+        if not separator:
+            value = next(tokens, "")
+        if not value:
+            raise ConfigError(f"{AGENT_OPTION}{name} needs a value")
+        overrides[name.replace("-", "_")] = value
+    return overrides
+
+
+def selected_configs(options: argparse.Namespace, overrides: dict[str, str]) -> list[RunConfig]:
+    """The runs that the options name."""
+    if options.suite and (options.task or options.agent):
+        raise ConfigError(
+            "--suite and --task/--agent exclude each other; to run a part of a suite use --tasks and --agents"
+        )
+    kinds = typing.get_type_hints(RunConfig)
+    given = {f.name: getattr(options, f.name) for f in RUN_FIELDS if getattr(options, f.name) is not None}
+    settings = {name: parse_value(kinds[name], text, name) for name, text in given.items()}
+    if not options.suite:
+        if not (options.task and options.agent):
+            raise ConfigError(f"name a suite (--suite {'|'.join(SUITES)}) or a run (--task T --agent A --seed N)")
+        return [single_config(options, settings, overrides, seed) for seed in options.seeds or [options.seed]]
+    if options.suite not in SUITES:
+        raise ConfigError(
+            f"unknown suite {options.suite!r}{nearest(options.suite, SUITES)}; suites: {', '.join(SUITES)}"
+        )
+    configs = SUITES[options.suite]()
+    tasks = [datasets.task(name).name for name in options.tasks] if options.tasks else None
+    for name, wanted in (("task", tasks), ("agent", options.agents), ("seed", options.seeds)):
+        if wanted:
+            present = list(dict.fromkeys(getattr(config, name) for config in configs))
+            for value in wanted:
+                if value not in present and name != "seed":
+                    raise ConfigError(
+                        f"suite {options.suite} has no {name} {value!r}{nearest(value, present)}; "
+                        f"it has {', '.join(present)}"
+                    )
+            if name == "seed":  # a suite may be run with any seeds
+                configs = [c.replace(seed=s) for c in configs if c.seed == present[0] for s in wanted]
+            else:
+                configs = [config for config in configs if getattr(config, name) in wanted]
+    return [
+        config.replace(**settings, agent_config=default_agent_config(config.agent, overrides, config.agent_config))
+        for config in configs
+    ]
+
+
+def single_config(
+    options: argparse.Namespace, settings: dict[str, Any], overrides: dict[str, str], seed: int
+) -> RunConfig:
+    task = datasets.task(options.task)
+    if options.agent not in AGENTS:
+        raise ConfigError(
+            f"unknown agent {options.agent!r}{nearest(options.agent, AGENTS)}; agents: {', '.join(AGENTS)}"
+        )
+    agent_config = default_agent_config(options.agent, overrides, tuned_config(options.agent, task.domain))
+    settings = {"dataset": task.dataset, **settings}
+    return RunConfig(
+        suite=options.name, task=task.name, agent=options.agent, seed=seed, agent_config=agent_config, **settings
+    )
+
+
+def execution_of(options: argparse.Namespace):
+    from bench.train import Execution
+
+    return Execution(
+        options.device, options.threads, options.eval_workers, options.checkpoint_seconds, options.data_dir
+    )
+
+
+def plan_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    options.dry_run = True
+    return run_command(options, overrides)
+
+
+def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    """Plans, says what it will cost, makes generated data that are missing, runs."""
+    from bench.launch import estimate_plan, make_plan, run_plan
+    from bench.progress import duration, size
+
+    configs = selected_configs(options, overrides)
+    plan = make_plan(configs, options.results, execution_of(options), options.jobs, options.pack)
+    print(f"{len(configs)} runs: {len(plan.complete)} complete, {len(configs) - len(plan.complete)} to do", flush=True)
+    if not plan.packs:
+        print(f"nothing to do: every run under {options.results} is complete")
+        return 0
+    pending = [config for pack in plan.packs for config in pack.configs]
+    describe_data(pending, options)
+    costs = estimate_plan(plan)
+    seconds = max(sum(c.seconds() for c in costs.values()) / plan.jobs, max(c.seconds() for c in costs.values()))
+    print(
+        f"{len(plan.packs)} packs of seeds, {plan.jobs} side by side on {plan.execution.device}; at most about "
+        f"{duration(seconds)} and {size(sum(c.bytes for c in costs.values()))} of disk on this machine",
+        flush=True,
+    )
+    if options.dry_run:
+        for pack, cost in costs.items():
+            print(f"  {pack.name}: {duration(cost.seconds())} ({1 / cost.offline_update:.1f} offline updates/s)")
+        return 0
+    ensure_data(pending, options)
+    stop = StopFlag()
+    failures = run_plan(plan, costs, stop)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr, flush=True)
+    if stop():
+        print(
+            "stopped: runs are checkpointed and marked preempted; the same command goes on", file=sys.stderr, flush=True
+        )
+        return 75
+    return 1 if failures else 0
+
+
+def describe_data(configs: list[RunConfig], options: argparse.Namespace) -> None:
+    """One line per data set that the runs need."""
+    for name in dict.fromkeys(config.dataset for config in configs):
+        facts = datasets.describe(name, options.data_dir)
+        state = f"in {facts['path']}" if facts["present"] else "absent"
+        if not facts["present"] and facts["origin"] == "generated":
+            state = "will be generated here first"
+        note = (
+            " - not the published set, never compare it with published numbers"
+            if facts["origin"] == "generated"
+            else ""
+        )
+        print(f"data {name}: {facts['origin']}, {state}{note}", flush=True)
+
+
+def ensure_data(configs: list[RunConfig], options: argparse.Namespace) -> None:
+    """Makes generated sets that are absent and converts each set once, so that an error shows before a run starts."""
+    for name, task in dict.fromkeys((config.dataset, config.task) for config in configs):
+        datasets.ensure(name, os.cpu_count() or 1, episode_progress(), options.data_dir)
+        transitions = datasets.load(task, name, options.data_dir)
+        print(
+            f"{task}: {transitions.num_transitions:,} {transitions.origin} transitions "
+            f"in {transitions.num_episodes:,} episodes",
+            flush=True,
+        )
+
+
+def episode_progress():
+    """A progress line with rate and time left for data generation: live on a terminal, each ten seconds elsewhere."""
+    from bench.progress import duration, is_terminal
+
+    started = last = time.monotonic()
+    first: int | None = None
+    finished = False
+
+    def show(done: int, total: int) -> None:
+        nonlocal last, first
+        first = done if first is None else first
+        nonlocal finished
+        now = time.monotonic()
+        if finished or (done < total and not is_terminal() and now - last < 10):
+            return
+        last, finished = now, done == total
+        rate = (done - first) / max(now - started, 1e-9)
+        left = f", {duration((total - done) / rate)} left" if rate > 0 and done < total else ""
+        end = "\r" if is_terminal() and done < total else "\n"
+        print(f"generating data: {done}/{total} episodes, {rate:.1f}/s{left}    ", end=end, flush=True)
+
+    return show
+
+
+def worker_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+    """One pack, in this process: the directories' configs, as the parent wrote them."""
+    from bench.train import run
+
+    if options.supervised:
+        exit_with_parent()
+    configs = []
+    for directory in options.directories:
+        written = read_json(directory / "config.json")
+        if written is None:
+            raise ConfigError(f"{directory} holds no config.json")
+        configs.append(RunConfig.from_json(written))
+    try:
+        run(configs, options.results, execution_of(options), StopFlag())
+    except Preempted:
+        return 75
+    return 0
+
+
+def exit_with_parent() -> None:
+    """Ends this process soon after its parent is gone, also when that was killed with SIGKILL."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class StopFlag:
+    """True once SIGINT or SIGTERM has come; the second Ctrl-C ends the process at once."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self._stopped = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __call__(self) -> bool:
+        return self._stopped
+
+
+def data_list_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+    for name in dict.fromkeys(task.dataset for task in datasets.TASKS.values()):
+        facts = datasets.describe(name, options.data_dir)
+        state = facts["origin"] if facts["present"] else "absent, looked for as"
+        print(f"{name}: {state} {facts['path']}")
+    return 0
+
+
+def data_generate_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+    if options.episodes < 1 or options.workers < 1 or options.seed < 0:
+        raise ConfigError("--episodes and --workers must be at least 1, --seed at least 0")
+    domain, task_id = options.task, None
+    if options.kind == "mixed":
+        spec = datasets.task(options.task)
+        domain, task_id = spec.domain, spec.task_id
+    path = datasets.generate(
+        domain,
+        options.kind,
+        options.episodes,
+        seed=options.seed,
+        workers=options.workers,
+        task_id=task_id,
+        out=options.out,
+        progress=episode_progress(),
+    )
+    name = path.stem
+    print(f"wrote {path}\nuse it: python -m bench run … --dataset {name}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

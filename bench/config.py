@@ -1,0 +1,174 @@
+"""RunConfig: everything that may change a run's result, as one frozen value. Config in, directory out."""
+
+import dataclasses
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+from agents import AGENTS
+from datasets.spec import DataError, nearest
+
+SCHEMA_VERSION = 1  # of the files under results/ (results/README.md)
+
+
+class ConfigError(Exception):
+    """A mistake in a configuration or a command; the message is one line that says what would be right."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: one agent, one task, one seed. Raises ConfigError at construction where a value makes no sense."""
+
+    suite: str  # first folder under results/
+    task: str
+    agent: str
+    seed: int
+    dataset: str  # name of a published or generated data set
+    agent_config: Any  # the frozen dataclass of the agent
+    success_timing: Literal["post", "pre"] = (
+        "post"  # success from the state after or before the action (OGBench 1.1 / 1.2)
+    )
+    offline_updates: int = 1_000_000  # gradient updates on the dataset (an agent may take several optimiser steps each)
+    online_steps: int = 1_000_000  # environment steps
+    warmup_steps: int = 5_000  # environment steps before the first online update
+    utd_ratio: int = 1  # gradient updates per environment step
+    batch_size: int = 256
+    discount: float = 0.99  # per environment step
+    replay_capacity: int = 2_000_000  # transitions; raised to dataset size + 1 where smaller
+    online_dataset_rows: int | None = None  # keep only the last so many dataset transitions online; None: all
+    eval_interval_updates: int = 100_000
+    eval_interval_steps: int = 100_000
+    eval_episodes: int = 50
+    log_interval: int = 5_000  # updates and environment steps between rows of train.csv
+
+    def __post_init__(self) -> None:
+        for name in ("suite", "dataset"):
+            value = getattr(self, name)
+            if not value or "/" in value or value.startswith("."):
+                raise ConfigError(f"{name} {value!r} cannot be a folder's name; use letters, digits, '-' and '_'")
+        try:
+            object.__setattr__(self, "task", datasets.task(self.task).name)
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        if self.agent not in AGENTS:
+            raise ConfigError(f"unknown agent {self.agent!r}{nearest(self.agent, AGENTS)}; agents: {', '.join(AGENTS)}")
+        config_class = type(AGENTS[self.agent][1])
+        if not isinstance(self.agent_config, config_class):
+            raise ConfigError(
+                f"agent {self.agent} takes a {config_class.__name__}, not {type(self.agent_config).__name__}"
+            )
+        if self.success_timing not in ("post", "pre"):
+            raise ConfigError(f"success_timing {self.success_timing!r} is not 'post' or 'pre'")
+        for name, least in (
+            *(("seed", 0), ("offline_updates", 0), ("online_steps", 0), ("warmup_steps", 0)),
+            *(("utd_ratio", 1), ("batch_size", 1), ("replay_capacity", 1), ("eval_episodes", 1), ("log_interval", 1)),
+            *(("eval_interval_updates", 1), ("eval_interval_steps", 1)),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        if not 0.0 <= self.discount <= 1.0:
+            raise ConfigError(f"discount is {self.discount!r}; it must lie in [0, 1]")
+        if self.offline_updates + self.online_steps == 0:
+            raise ConfigError("offline_updates and online_steps are both 0: nothing to run")
+
+    def directory(self, results: Path) -> Path:
+        return results / self.suite / self.task / self.agent / f"seed_{self.seed:03d}"
+
+    def replace(self, **changes: Any) -> "RunConfig":
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """What config.json holds: all fields, the schema version and the hash of both."""
+        fields = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}))
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return {**fields, "config_hash": hashlib.sha256(canonical.encode()).hexdigest()[:16]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RunConfig":
+        """The inverse of `to_json`; ConfigError where the file is of another schema or was edited."""
+        fields = dict(data)
+        written_hash = fields.pop("config_hash", None)
+        version = fields.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise ConfigError(f"config of schema {version}, this checkout writes {SCHEMA_VERSION}")
+        if fields.get("agent") not in AGENTS:
+            raise ConfigError(f"config names the unknown agent {fields.get('agent')!r}")
+        try:
+            agent_config = default_agent_config(
+                fields["agent"], {k: str_value(v) for k, v in fields.pop("agent_config").items()}
+            )
+            config = cls(**fields, agent_config=agent_config)
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"config does not fit this checkout: {error}") from error
+        if config.to_json()["config_hash"] != written_hash:
+            raise ConfigError("config.json does not match its own hash: it was edited by hand")
+        return config
+
+
+def default_agent_config(agent: str, overrides: Mapping[str, str | Any] = {}, base: Any = None) -> Any:
+    """The agent's config with fields replaced; values may be text as typed on a command line."""
+    if agent not in AGENTS:
+        raise ConfigError(f"unknown agent {agent!r}{nearest(agent, AGENTS)}; agents: {', '.join(AGENTS)}")
+    base = AGENTS[agent][1] if base is None else base
+    types = typing.get_type_hints(type(base))
+    changes = {}
+    for name, value in overrides.items():
+        if name not in types:
+            raise ConfigError(f"{agent} has no option {name!r}{nearest(name, types)}; options: {', '.join(types)}")
+        changes[name] = parse_value(types[name], value, name) if isinstance(value, str) else value
+    try:
+        return dataclasses.replace(base, **changes)
+    except ValueError as error:
+        raise ConfigError(f"{agent}: {error}") from error
+
+
+def str_value(value: Any) -> Any:
+    """JSON has no tuples: a list from a file becomes the tuple that the config holds."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def parse_value(kind: Any, text: str, name: str) -> Any:
+    """Text to a config field's type: int, float, bool, str, Literal, tuple[int, ...], or one of these or None."""
+    options = [option for option in typing.get_args(kind) if option is not type(None)]
+    if typing.get_origin(kind) is Literal:
+        for option in options:
+            if text == str(option):
+                return option
+        raise ConfigError(
+            f"{name} is {text!r}; it must be one of {', '.join(map(str, options))}{nearest(text, map(str, options))}"
+        )
+    if typing.get_origin(kind) is tuple:
+        return tuple(parse_value(int, part, name) for part in text.replace(" ", ",").split(",") if part)
+    if options:  # X | None
+        return None if text.lower() == "none" else parse_value(options[0], text, name)
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{name} is {text!r}; it must be true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text.replace("_", "")) if kind in (int, float) else kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is {text!r}; it must be of type {kind.__name__}") from error
+
+
+def config_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Names the fields in which two `to_json` values differ, for messages."""
+    flat_ours, flat_theirs = _flat(ours), _flat(theirs)
+    names = [k for k in {**flat_ours, **flat_theirs} if flat_ours.get(k) != flat_theirs.get(k) and k != "config_hash"]
+    shown = [
+        f"{name} {flat_theirs.get(name, 'absent')} there, {flat_ours.get(name, 'absent')} here" for name in names[:4]
+    ]
+    return "; ".join(shown) + (f"; {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat

@@ -1,0 +1,83 @@
+"""What runs will cost on this machine: a few updates and environment steps, measured, times the plan."""
+
+import time
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+import datasets
+from bench.config import RunConfig
+from bench.evaluate import build_agent
+from bench.streams import SeedStreams
+from datasets.batch import Batch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds and bytes of one pack. Evaluation counts every episode at full length: success makes it shorter."""
+
+    offline_update: float  # seconds per gradient update of the pack
+    online_step: float  # seconds per environment step of every seed, with its updates
+    evaluation: float  # seconds per evaluation of the pack
+    bytes: int  # on disk, checkpoints included
+    config: RunConfig
+
+    def seconds(self, updates: int = 0, env_steps: int = 0) -> float:
+        """Time from a point (gradient updates made, environment steps made) to the end."""
+        config = self.config
+        offline = max(0, config.offline_updates - updates)
+        online = max(0, config.online_steps - env_steps)
+        evaluations = offline / config.eval_interval_updates + online / config.eval_interval_steps + 1
+        return offline * self.offline_update + online * self.online_step + evaluations * self.evaluation
+
+
+def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.device, threads: int) -> Cost:
+    """Measures one configuration for about a second."""
+    torch.set_num_threads(threads)
+    task = datasets.task(config.task)
+    agent = build_agent(config, SeedStreams(range(pack), device, "init"))
+    noise = SeedStreams(range(pack), device, "cost")
+    size, length = config.batch_size, agent.chunk_length
+    batch = Batch(
+        obs=torch.randn(pack, size, task.obs_dim, device=device),
+        action_chunk=torch.rand(pack, size, length, task.action_dim, device=device) * 2 - 1,
+        chunk_return=-torch.rand(pack, size, device=device),
+        bootstrap=torch.ones(pack, size, device=device),
+        next_obs=torch.randn(pack, size, task.obs_dim, device=device),
+        valid=torch.ones(pack, size, length, device=device),
+    )
+
+    def time_of(update) -> float:
+        update(batch, noise.at(0))
+        started, count = time.monotonic(), 0
+        while count < 20 and time.monotonic() - started < 0.5:
+            update(batch, noise.at(count))
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            count += 1
+        return (time.monotonic() - started) / count
+
+    step = _env_step_seconds(task.domain, config.task, config.success_timing)
+    network_bytes = sum(4 * parameter.numel() for parameter in agent.parameters()) // pack
+    row_bytes = 4 * (2 * task.obs_dim + task.action_dim + 3)
+    return Cost(
+        offline_update=time_of(agent.update_offline),
+        online_step=pack * step + config.utd_ratio * time_of(agent.update_online),
+        evaluation=pack * config.eval_episodes * task.max_episode_steps * step / eval_workers,
+        bytes=pack * (2 * 3 * network_bytes + config.online_steps * row_bytes),
+        config=config,
+    )
+
+
+@cache
+def _env_step_seconds(domain: str, task: str, success_timing: str) -> float:
+    env = datasets.make_env(task, success_timing)
+    env.reset(seed=0)
+    steps, started = 100, time.monotonic()
+    for _ in range(steps):
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample() * 0.1)
+        if terminated or truncated:
+            env.reset()
+    env.close()
+    return (time.monotonic() - started) / steps

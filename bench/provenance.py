@@ -1,0 +1,70 @@
+"""Where a run comes from: commit, uncommitted changes, package versions, device; and that our packages are ours."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "numpy", "ogbench", "mujoco", "dm_control", "gymnasium")
+
+
+class ForeignPackage(Exception):
+    """One of our packages is another project's, or another checkout's."""
+
+
+def check_checkout() -> None:
+    """Refuses to go on where one of our packages resolves outside this checkout. Raises ForeignPackage."""
+    for package in ("agents", "analysis", "bench", "datasets"):
+        spec = importlib.util.find_spec(package)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin != ROOT / package / "__init__.py":
+            raise ForeignPackage(f"package {package} resolves to {origin}, not to {ROOT / package}; run from {ROOT}")
+
+
+def start_record(
+    device: torch.device, threads: int, seeds_in_pack: list[int], resumed_from: dict[str, Any] | None
+) -> dict[str, Any]:
+    """One entry of provenance.json's `starts`."""
+    return {
+        **_commit(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": threads,
+        "pack": seeds_in_pack,
+        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "resumed_from": resumed_from,
+    }
+
+
+def _commit() -> dict[str, str | None]:
+    """The checkout's commit and a hash of its uncommitted changes (None: no repository, or a clean one)."""
+
+    def git(*arguments: str) -> bytes | None:
+        try:
+            return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return None  # not a repository, or no git: recorded as such
+
+    commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD")
+    return {
+        "commit": commit.decode().strip() if commit else None,
+        "dirty_diff_hash": hashlib.sha256(diff).hexdigest()[:16] if diff else None,
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,251 @@
+"""The commands as a user types them: plans, a suite from start to figure, and one clear line for each mistake."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.__main__ import main
+from bench.suites import SUITES
+from bench.writer import read_json
+from tests.conftest import TINY_DATASET
+from tests.tiny_runs import ROOT, python, status_of
+
+TINY = [
+    *("--task", "cube-single-task1", "--offline-updates", "20", "--online-steps", "20", "--warmup-steps", "5"),
+    *("--eval-interval-updates", "10", "--eval-interval-steps", "10", "--eval-episodes", "2", "--log-interval", "10"),
+    *("--batch-size", "8", "--agent-config.policy_hidden_dims", "16,16", "--agent-config.critic_hidden_dims", "16,16"),
+]
+RUN = ["run", *TINY, "--agent", "qc_fql", "--dataset", TINY_DATASET]
+
+
+def fails(capsys, *arguments: str) -> str:
+    """The one line that a mistake prints; exit code 2."""
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: "), error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run --suite quik", "unknown suite 'quik' (did you mean 'quick'?)"),
+        ("run --suite quick --agents sac_flow_h", "no agent 'sac_flow_h' (did you mean 'sac_flow_g'?)"),
+        ("run --suite quick --tasks cube-double", "suite quick has no task 'cube-double-task2'"),
+        ("run --suite quick --tasks cube-duoble", "unknown task 'cube-duoble' (did you mean"),
+        ("run --task cube-single --agent qc-fql", "unknown agent 'qc-fql' (did you mean 'qc_fql'?)"),
+        ("run --task cube-singel --agent fql", "unknown task 'cube-singel' (did you mean"),
+        ("run --suite quick --batchsize 3", "unknown option '--batchsize' (did you mean '--batch-size'?)"),
+        ("run --suite quick --batch-size three", "batch_size is 'three'; it must be of type int"),
+        ("run --suite quick --agent-config.bc_coeff 3", "no option 'bc_coeff' (did you mean 'bc_coef'?)"),
+        ("run --suite quick --agent-config.bc_coef", "--agent-config.bc_coef needs a value"),
+        ("run --suite quick --dataset cube-single-play-v1", "unknown data set 'cube-single-play-v1' (did you mean"),
+        ("run --suite quick --device tpu", "unknown device 'tpu'"),
+        ("run --suite quick --task cube-single", "--suite and --task/--agent exclude each other"),
+        ("run", "name a suite"),
+        ("rnu", "invalid choice: 'rnu'"),
+        ("data generate --task cube-double --kind plya", "unknown kind 'plya' (did you mean 'play'?)"),
+        ("data generate --task cube-double --episodes 0", "--episodes and --workers must be at least 1"),
+    ],
+)
+def test_a_mistake_gets_one_line_that_says_what_would_be_right(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *arguments.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_published_data_are_named_with_how_to_get_or_replace_them(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    error = fails(capsys, "run", "--task", "cube-double", "--agent", "fql", "--results", str(tmp_path / "results"))
+    for part in ("cube-double-play-v0.npz", "https://", "python -m bench data generate --task cube-double"):
+        assert part in error
+
+
+def published_file(folder: Path, **changes) -> None:
+    """A small cube-single set under its published name, with arrays replaced."""
+    rows = 21
+    arrays = {
+        "observations": np.zeros((rows, 28), np.float32),
+        "actions": np.zeros((rows, 5), np.float32),
+        "terminals": np.arange(rows) == rows - 1,
+        "qpos": np.zeros((rows, 21), np.float32),
+        "qvel": np.zeros((rows, 20), np.float32),
+    }
+    np.savez(folder / "cube-single-play-v0.npz", **{**arrays, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": np.zeros((21, 27), np.float32)}, "observations"),
+        ({"actions": np.full((21, 5), np.nan, np.float32)}, "actions"),
+        ({"terminals": np.zeros(21, bool)}, "terminals"),
+    ],
+)
+def test_wrong_data_are_named_by_file_and_key(changes, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "cache"))
+    published_file(tmp_path, **changes)
+    run = ["run", *TINY, "--agent", "qc_fql", "--results", str(tmp_path / "results"), "--data-dir", str(tmp_path)]
+    error = fails(capsys, *run)
+    assert "cube-single-play-v0.npz" in error and message in error
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted"])
+def test_a_damaged_file_is_refused_before_anything_runs(damage, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "cache"))
+    published_file(tmp_path)
+    path = tmp_path / "cube-single-play-v0.npz"
+    data = bytearray(path.read_bytes())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    else:
+        data[400] ^= 0xFF
+    path.write_bytes(data)
+    run = ["run", *TINY, "--agent", "qc_fql", "--results", str(tmp_path / "results"), "--data-dir", str(tmp_path)]
+    assert "cube-single-play-v0.npz" in fails(capsys, *run)
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_of_another_config_are_refused_by_field(capsys, data_cache, tmp_path):
+    folder = tmp_path / "single/cube-single-task1/qc_fql/seed_000"
+    folder.mkdir(parents=True)
+    assert main([*RUN, "--results", str(tmp_path), "--dry-run"]) == 0
+    capsys.readouterr()
+    from bench.__main__ import build_parser, selected_configs
+    from bench.members import prepare_directory
+
+    options, _ = build_parser().parse_known_args(RUN)
+    prepare_directory(selected_configs(options, {})[0], tmp_path)  # full-size networks
+    error = fails(capsys, *RUN, "--results", str(tmp_path))
+    assert "was written by another config" in error and "agent_config.critic_hidden_dims" in error
+
+
+def test_plan_and_dry_run_print_the_cost_and_start_nothing(capsys, data_cache, tmp_path):
+    for command in (["plan", *RUN[1:]], [*RUN, "--dry-run"]):
+        assert main([*command, "--results", str(tmp_path)]) == 0
+        printed = capsys.readouterr().out
+        assert "1 runs: 0 complete, 1 to do" in printed
+        assert re.search(r"at most about .* of disk on this machine", printed)
+        assert "generated" in printed and "never compare it with published numbers" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_suite_goes_from_data_to_figure_and_is_complete_the_second_time(data_cache, tmp_path):
+    arguments = [
+        "--suite",
+        "quick",
+        "--seeds",
+        "0",
+        "1",
+        *TINY[2:],
+        "--dataset",
+        TINY_DATASET,
+        "--results",
+        str(tmp_path),
+    ]
+    first = python("-m", "bench", "run", *arguments)
+    assert first.returncode == 0, first.stderr
+    assert "4 runs: 0 complete, 4 to do" in first.stdout
+    states = {
+        p.parent.name + p.parent.parent.name: status_of(p.parent)["state"]
+        for p in tmp_path.glob("quick/*/*/*/status.json")
+    }
+    assert len(states) == 4 and set(states.values()) == {"complete"}
+    second = python("-m", "bench", "run", *arguments)
+    assert "4 runs: 4 complete, 0 to do" in second.stdout and second.returncode == 0
+
+    figures = python("-m", "analysis", "--results", str(tmp_path))
+    assert figures.returncode == 0, figures.stderr
+    assert "generated" in figures.stdout
+    assert list(tmp_path.glob("figures/**/*.png")) and list(tmp_path.glob("figures/**/*.pdf"))
+
+
+def test_ctrl_c_leaves_runs_preempted_and_the_same_command_finishes_them(data_cache, tmp_path):
+    arguments = [*RUN, "--results", str(tmp_path), "--offline-updates", "100000", "--eval-interval-updates", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    status = tmp_path / "single/cube-single-task1/qc_fql/seed_000/status.json"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (read_json(status) or {}).get("updates", 0) == 0:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert error == "stopped: runs are checkpointed and marked preempted; the same command goes on\n"
+    assert status_of(status.parent)["state"] == "preempted"
+    plan = python("-m", "bench", "plan", *arguments[1:])
+    assert "0 complete, 1 to do" in plan.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_results_disk_is_named_and_the_run_goes_on_after_space_is_made(data_cache, tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    ballast = tmp_path / "ballast"
+    try:
+        ballast.write_bytes(bytes(330_000))
+        arguments = [*RUN, "--results", str(tmp_path / "results")]
+        full = python("-m", "bench", *arguments)
+        assert full.returncode == 1
+        assert "No space left on device" in full.stderr
+        rows = (tmp_path / "results/single/cube-single-task1/qc_fql/seed_000/episodes.csv").read_text()
+        ballast.unlink()
+        again = python("-m", "bench", *arguments)
+        assert again.returncode == 0, again.stderr
+        finished = (tmp_path / "results/single/cube-single-task1/qc_fql/seed_000/episodes.csv").read_text()
+        assert finished.startswith(rows)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_packages_that_resolve_elsewhere_are_refused(tmp_path):
+    shutil.copytree(ROOT / "bench", tmp_path / "bench")
+    outcome = python("-m", "bench", "plan", "--suite", "quick", cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    assert outcome.returncode == 2
+    assert "resolves to" in outcome.stderr and outcome.stderr.count("\n") == 1
+
+
+def test_help_names_every_suite_and_target():
+    text = python("-m", "bench", "run", "--help").stdout
+    text = "".join(text.split())  # argparse breaks lines at hyphens
+    assert all(suite in text for suite in SUITES)
+    targets = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("bench", "test", "figures", "parity", "help"):
+        assert re.search(rf"^{target}\s", targets, re.MULTILINE), target
+
+
+def test_generated_data_are_made_where_they_are_asked_for(tmp_path, monkeypatch):
+    arguments = [
+        "data",
+        "generate",
+        "--task",
+        "cube-single-task3",
+        "--kind",
+        "mixed",
+        "--episodes",
+        "1",
+        "--workers",
+        "1",
+        "--seed",
+        "5",
+        "--out",
+    ]
+    outcome = python("-m", "bench", *arguments, str(tmp_path), O2O_BENCH_DATA=str(tmp_path / "cache"))
+    assert outcome.returncode == 0, outcome.stderr
+    (written,) = tmp_path.glob("*.npz")
+    assert written.stem == "cube-single-task3-mixed-generated-1ep-seed5"
+    (manifest,) = tmp_path.glob("*manifest.json")
+    assert json.loads(manifest.read_text())["origin"] == "generated"

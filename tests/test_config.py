@@ -1,0 +1,131 @@
+"""RunConfig: identity, JSON round trip, and one clear line for every mistake."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from agents import AGENTS
+from bench.config import ConfigError, RunConfig, config_difference, default_agent_config, parse_value
+from bench.suites import SUITES
+from bench.tuned import TUNED
+from tests.tiny_runs import tiny_config
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_config_comes_back_from_its_json(agent):
+    config = tiny_config(agent)
+    assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_is_a_grid_of_distinct_runs_with_a_docstring(suite):
+    configs = SUITES[suite]()
+    assert len({config.directory(Path()) for config in configs}) == len(configs)
+    assert {config.suite for config in configs} == {suite}
+    assert (SUITES[suite].__doc__ or "").strip()
+    for config in configs[:: max(1, len(configs) // 7)]:
+        assert RunConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("domain", TUNED)
+def test_tuned_settings_fit_their_agents(domain):
+    for agent, settings in TUNED[domain].items():
+        dataclasses.replace(AGENTS[agent][1], **settings)
+
+
+def test_published_weights_are_those_of_the_table():
+    assert TUNED["cube-double"]["sac_flow_t"] == {"bc_coef": 300, "bc_coef_online": 300}
+    assert TUNED["cube-triple"]["qc_fql"] == {"bc_coef": 100}
+    assert TUNED["cube-quadruple"]["fql"] == {"bc_coef": 300}
+    assert TUNED["square"]["sac_flow_g"] == {"bc_coef": 10_000, "bc_coef_online": 1_000}
+
+
+def test_every_field_is_part_of_the_identity():
+    config = tiny_config()
+    changes = {
+        "suite": "other",
+        "task": "cube-single-task2",
+        "dataset": "x",
+        "success_timing": "pre",
+        "discount": 0.5,
+        "online_dataset_rows": 7,
+    }
+    for field in dataclasses.fields(config):
+        if field.name == "agent":
+            other = tiny_config("flow_mlp")
+        elif field.name == "agent_config":
+            other = config.replace(agent_config=dataclasses.replace(config.agent_config, bc_coef=7.0))
+        else:
+            value = changes.get(field.name, getattr(config, field.name))
+            other = config.replace(
+                **{field.name: value + 1 if isinstance(value, int) and field.name not in changes else value}
+            )
+        assert other.to_json()["config_hash"] != config.to_json()["config_hash"], field.name
+
+
+def test_bare_domain_is_task_two():
+    assert tiny_config(task="cube-single").task == "cube-single-task2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"agent": "sac_flow_gg"}, "did you mean 'sac_flow_g'"),
+        ({"task": "cube-duoble"}, "did you mean 'cube-double"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"offline_updates": -1}, "offline_updates is -1"),
+        ({"online_steps": 1.5}, "online_steps is 1.5"),
+        ({"discount": 1.5}, "discount is 1.5"),
+        ({"success_timing": "later"}, "'later' is not 'post' or 'pre'"),
+        ({"offline_updates": 0, "online_steps": 0}, "nothing to run"),
+        ({"suite": "a/b"}, "cannot be a folder's name"),
+        ({"agent_config": AGENTS["fql"][1]}, "takes a SACFlowConfig"),
+    ],
+)
+def test_a_mistake_is_named_at_construction(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        tiny_config().replace(**changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"bc_coeff": "1"}, "did you mean 'bc_coef'"),
+        ({"bc_coef": "much"}, "must be of type float"),
+        ({"temperature": "realised"}, "did you mean 'released'"),
+        ({"mask_bc_by_valid": "maybe"}, "true or false"),
+        ({"flow_steps": "0"}, "at least 1"),
+    ],
+)
+def test_agent_options_are_checked(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        default_agent_config("sac_flow_g", overrides)
+
+
+def test_values_are_read_by_the_type_of_their_field():
+    assert parse_value(int, "1_000", "x") == 1000
+    assert parse_value(int | None, "none", "x") is None
+    assert parse_value(int | None, "3", "x") == 3
+    assert parse_value(tuple[int, ...], "64,64", "x") == (64, 64)
+    config = default_agent_config(
+        "sac_flow_t", {"policy_hidden_dims": "8 8", "norm": "pre", "critic_updates_per_offline_step": "1"}
+    )
+    assert (config.policy_hidden_dims, config.norm, config.critic_updates_per_offline_step) == ((8, 8), "pre", 1)
+
+
+def test_an_edited_or_foreign_config_file_is_refused():
+    written = tiny_config().to_json()
+    with pytest.raises(ConfigError, match="edited by hand"):
+        RunConfig.from_json({**written, "batch_size": 9})
+    with pytest.raises(ConfigError, match="schema 99"):
+        RunConfig.from_json({**written, "schema_version": 99})
+    with pytest.raises(ConfigError, match="does not fit"):
+        RunConfig.from_json({**written, "colour": "red"})
+
+
+def test_the_difference_of_two_configs_names_the_fields():
+    ours, theirs = tiny_config().to_json(), tiny_config(batch_size=16).to_json()
+    assert config_difference(ours, theirs) == "batch_size 16 there, 8 here"

@@ -1,0 +1,142 @@
+"""Rows, status and checkpoints on disk: atomic, truncated to what a checkpoint counts on, never half-written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.checkpoint import Checkpoints
+from bench.writer import HEADERS, RunWriter, StorageError, read_json, write_json
+from tests.tiny_runs import ROOT
+
+EPISODE = {
+    "phase": "offline",
+    "updates": 0,
+    "env_steps": 0,
+    "episode_seed": 1,
+    "success": 0,
+    "return": -1.5,
+    "length": 3,
+}
+
+
+def test_rows_appear_under_their_header(tmp_path):
+    writer = RunWriter(tmp_path)
+    writer.episodes([EPISODE])
+    writer.train("online", 5, 2, {"critic_loss": 0.25})
+    assert (tmp_path / "episodes.csv").read_text() == ",".join(HEADERS["episodes.csv"]) + "\noffline,0,0,1,0,-1.5,3\n"
+    assert (tmp_path / "train.csv").read_text().splitlines()[1] == "online,5,2,critic_loss,0.25"
+
+
+def test_a_restart_cuts_rows_after_the_checkpoint_and_keeps_those_before(tmp_path):
+    writer = RunWriter(tmp_path)
+    writer.episodes([EPISODE])
+    offsets = writer.offsets()
+    before = (tmp_path / "episodes.csv").read_bytes()
+    writer.episodes([EPISODE, EPISODE])
+    writer.close()
+    RunWriter(tmp_path, offsets).close()
+    assert (tmp_path / "episodes.csv").read_bytes() == before
+    RunWriter(tmp_path).close()  # no checkpoint: from the beginning
+    assert (tmp_path / "episodes.csv").read_text() == ",".join(HEADERS["episodes.csv"]) + "\n"
+
+
+def test_rows_that_a_checkpoint_counts_on_must_be_there(tmp_path):
+    writer = RunWriter(tmp_path)
+    writer.episodes([EPISODE])
+    offsets = writer.offsets()
+    writer.close()
+    (tmp_path / "episodes.csv").write_text("")
+    with pytest.raises(StorageError, match="rows were lost or edited"):
+        RunWriter(tmp_path, offsets)
+
+
+def test_two_processes_cannot_write_one_run(tmp_path):
+    writer = RunWriter(tmp_path)
+    code = f"from bench.writer import RunWriter; from pathlib import Path; RunWriter(Path({str(tmp_path)!r}))"
+    second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode != 0 and "being written by another process" in second.stderr
+    writer.close()
+
+
+def test_json_is_replaced_whole_and_damage_is_named(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    write_json(tmp_path / "a.json", {"x": 2})
+    assert read_json(tmp_path / "a.json") == {"x": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert read_json(tmp_path / "none.json") is None
+    (tmp_path / "a.json").write_text('{"x": ')
+    with pytest.raises(StorageError, match="not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk_loses_no_earlier_row_and_says_so(tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    writer, written = RunWriter(tmp_path), -1
+    try:
+        with pytest.raises(StorageError, match=r"No space left.*rows written before are kept"):
+            while True:
+                written += 1
+                writer.episodes([EPISODE] * 10)
+        lines = (tmp_path / "episodes.csv").read_text().splitlines()
+        assert len(lines) == 1 + 10 * written
+        assert set(lines[1:]) == {"offline,0,0,1,0,-1.5,3"}
+        with pytest.raises(StorageError, match="what was there before is unchanged"):
+            write_json(tmp_path / "big.json", {"x": "y" * 100_000})
+        assert not (tmp_path / "big.json").exists()
+    finally:
+        writer.close()
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def rows(first: int, count: int) -> torch.Tensor:
+    return torch.arange(first, first + count, dtype=torch.float32)[:, None].expand(count, 3)
+
+
+def test_the_newest_of_two_slots_comes_back_with_its_rows(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(5):
+        checkpoints.save({"progress": (step, 0, 0), "x": torch.full((2,), float(step))}, rows(10 * step, 10))
+    states = Checkpoints(tmp_path).load()
+    assert sorted(states) == [(3, 0, 0), (4, 0, 0)]
+    assert states[(4, 0, 0)]["x"].tolist() == [4.0, 4.0]
+    again = Checkpoints(tmp_path)
+    older = again.load()[(3, 0, 0)]
+    again.discard_after((3, 0, 0))
+    assert again.restore_replay(older, 3)[:, 0].tolist() == list(range(40))
+    again.save({"progress": (4, 0, 0)}, rows(40, 10))  # rows beyond the older slot are written anew, not twice
+    final = Checkpoints(tmp_path)
+    assert final.restore_replay(final.load()[(4, 0, 0)], 3)[:, 0].tolist() == list(range(50))
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_a_damaged_slot_is_named_and_the_other_one_used(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({"progress": (1, 0, 0)}, rows(0, 0))
+    checkpoints.save({"progress": (2, 0, 0)}, rows(0, 0))
+    damage(tmp_path / "checkpoint" / "slot_b.pt")
+    assert list(Checkpoints(tmp_path).load()) == [(1, 0, 0)]
+    assert "slot_b.pt" in capsys.readouterr().err
+    damage(tmp_path / "checkpoint" / "slot_a.pt")
+    with pytest.raises(StorageError, match="no slot is left"):
+        Checkpoints(tmp_path).load()
+
+
+def test_damaged_replay_rows_are_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({"progress": (1, 0, 0)}, rows(0, 10))
+    damage(tmp_path / "checkpoint" / "replay.f32")
+    again = Checkpoints(tmp_path)
+    with pytest.raises(StorageError, match=r"replay\.f32 is damaged"):
+        again.restore_replay(again.load()[(1, 0, 0)], 3)

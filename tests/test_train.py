@@ -1,0 +1,260 @@
+"""Whole runs through the real driver: resume after any stop, seeds independent of their pack, evaluation apart."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from agents import AGENTS
+from bench.config import ConfigError, RunConfig
+from bench.evaluate import Preempted
+from bench.members import prepare_directory
+from bench.train import Diverged, Execution, run
+from tests.tiny_runs import ROOT, provenance_of, status_of, tiny_config
+
+BYTES = ("episodes.csv", "train.csv")  # equal for equal runs; timing, status and provenance tell of the machine
+
+
+def execute(configs: list[RunConfig], results: Path, stop_after: float = float("inf"), **execution) -> None:
+    """Runs a pack in this process; asks it to stop after so many polls of the flag."""
+    polls = 0
+
+    def should_stop() -> bool:
+        nonlocal polls
+        polls += 1
+        return polls > stop_after
+
+    run(configs, results, Execution(**{"device": "cpu", "checkpoint_seconds": 1e9, **execution}), should_stop)
+
+
+def results_of(config: RunConfig, results: Path) -> dict[str, bytes]:
+    return {name: (config.directory(results) / name).read_bytes() for name in BYTES}
+
+
+def table(config: RunConfig, results: Path, name: str) -> list[dict[str, str]]:
+    with (config.directory(results) / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_data, tmp_path_factory):
+    """Uninterrupted runs by config, each trained once for all tests of this file."""
+    root = tmp_path_factory.mktemp("reference")
+
+    def get(config: RunConfig) -> Path:
+        results = root / config.to_json()["config_hash"]
+        before = os.environ.get("O2O_BENCH_DATA")
+        os.environ["O2O_BENCH_DATA"] = str(tiny_data)
+        try:
+            if not (config.directory(results) / "status.json").exists():
+                execute([config], results)
+        finally:
+            os.environ.pop("O2O_BENCH_DATA") if before is None else os.environ.update(O2O_BENCH_DATA=before)
+        return results
+
+    return get
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, reference, data_cache, tmp_path):
+    config = tiny_config(agent)
+    expected = results_of(config, reference(config))
+    moments = random.Random()
+    offline, online = moments.randrange(1, 25), moments.randrange(1, 20)
+    with pytest.raises(Preempted):
+        execute([config], tmp_path, stop_after=offline)
+    assert status_of(config.directory(tmp_path))["state"] == "preempted"
+    with pytest.raises(Preempted):
+        execute([config], tmp_path, stop_after=30 + online)
+    execute([config], tmp_path)
+    assert results_of(config, tmp_path) == expected, f"stopped after {offline} and {30 + online} polls"
+    status = status_of(config.directory(tmp_path))
+    assert (status["state"], status["env_steps"]) == ("complete", 40)
+    starts = provenance_of(config.directory(tmp_path))["starts"]
+    assert [start["resumed_from"] is None for start in starts] == [True, False, False]
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(reference, data_cache, tmp_path):
+    config = tiny_config(
+        "sac_flow_t", offline_updates=150, online_steps=150, eval_interval_updates=60, eval_interval_steps=50
+    )
+    expected = results_of(config, reference(config))
+    directory = prepare_directory(config, tmp_path)
+    command = [sys.executable, "-m", "bench", "worker", "--results", str(tmp_path), "--device", "cpu"]
+    command += ["--eval-workers", "1", "--checkpoint-seconds", "0.05", str(directory)]
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    # two kills in each phase, at points drawn by log interval, then a moment later
+    points = [*sorted(moments.sample(range(1, 21), 2)), *sorted(moments.sample(range(22, 42), 2))]
+    for point in points:
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        while process.poll() is None and logged_points(directory) < point:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert_group_ends(process.pid)
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert results_of(config, tmp_path) == expected, f"random seed {seed}, killed after {points} of 44 logged points"
+    assert len(provenance_of(directory)["starts"]) == 5
+
+
+def assert_group_ends(group: int) -> None:
+    """No evaluation worker or other helper process outlives its run."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError("processes of the killed run are still there")
+
+
+def logged_points(directory: Path) -> int:
+    """How many log intervals of 7 the run has passed, from its last complete row."""
+    path = directory / "train.csv"
+    rows = path.read_text().splitlines()[1:-1] if path.exists() else []
+    for row in reversed(rows):
+        phase, updates, env_steps, *_ = row.split(",")
+        return int(updates) // 7 if phase == "offline" else 22 + int(env_steps) // 7
+    return 0
+
+
+def test_seeds_do_not_depend_on_their_pack(reference, data_cache, tmp_path):
+    """Losses and policies of a pack of three against the same seeds alone; the tolerance is that of float32 kernels
+    that treat the ends of longer tensors in another order."""
+    configs = [tiny_config("sac_flow_g", seed) for seed in (0, 1, 2)]
+    execute(configs, tmp_path)
+    for config in configs[:2]:
+        alone = reference(config)
+        pack_rows, rows = (table(config, results, "train.csv") for results in (tmp_path, alone))
+        assert [row["name"] for row in pack_rows] == [row["name"] for row in rows]
+        for ours, theirs in zip(pack_rows, rows, strict=True):
+            assert float(ours["value"]) == pytest.approx(float(theirs["value"]), rel=1e-4, abs=1e-5), ours
+        policies = [
+            safetensors.torch.load_file(config.directory(results) / "checkpoint" / "policy.safetensors")
+            for results in (tmp_path, alone)
+        ]
+        for name, value in policies[0].items():
+            assert torch.allclose(value, policies[1][name], rtol=1e-4, atol=1e-5), name
+    assert results_of(configs[0], tmp_path) != results_of(configs[1], tmp_path)
+
+
+def test_a_pack_whose_members_were_saved_apart_goes_on_together(reference, data_cache, tmp_path):
+    configs = [tiny_config("fql", seed) for seed in (0, 1)]
+    execute(configs, tmp_path / "whole")
+    with pytest.raises(Preempted):
+        execute(configs, tmp_path / "killed", stop_after=12)
+    # a kill between the two saves: the second member has no newer slot
+    with pytest.raises(Preempted):
+        execute(configs[:1], tmp_path / "killed", stop_after=9)
+    execute(configs, tmp_path / "killed")
+    for config in configs:
+        assert results_of(config, tmp_path / "killed") == results_of(config, tmp_path / "whole")
+    packs = [start["pack"] for start in provenance_of(configs[1].directory(tmp_path / "killed"))["starts"]]
+    assert packs == [[0, 1], [0, 1]]
+
+
+def test_evaluating_twice_as_often_changes_no_training_number(reference, data_cache, tmp_path):
+    config = tiny_config("sac_flow_g")
+    often = config.replace(eval_interval_updates=7, eval_interval_steps=8, suite="often")
+    execute([often], tmp_path)
+    assert results_of(often, tmp_path)["train.csv"] == results_of(config, reference(config))["train.csv"]
+    points = {row["updates"] + "/" + row["env_steps"]: row for row in table(config, reference(config), "episodes.csv")}
+    shared = [
+        row for row in table(often, tmp_path, "episodes.csv") if row["updates"] + "/" + row["env_steps"] in points
+    ]
+    assert {row["updates"] for row in shared} == {row["updates"] for row in points.values()}
+
+
+def test_evaluations_happen_at_the_points_of_the_contract(reference):
+    config = tiny_config("sac_flow_g")
+    rows = table(config, reference(config), "episodes.csv")
+    points = list(dict.fromkeys((row["phase"], int(row["updates"]), int(row["env_steps"])) for row in rows))
+    # online updates begin at environment step 11 (warm-up): 6 of them by step 16
+    assert points == [
+        ("offline", 0, 0),
+        ("offline", 15, 0),
+        ("offline", 30, 0),
+        ("online", 36, 16),
+        ("online", 52, 32),
+        ("online", 60, 40),
+    ]
+    assert len(rows) == 2 * len(points)
+    assert {row["episode_seed"] for row in rows} == {"1000000", "1000001"}
+
+
+def test_online_only_and_offline_only_runs(data_cache, tmp_path):
+    online = tiny_config("qc_fql", offline_updates=0)
+    offline = tiny_config("qc_fql", seed=1, online_steps=0)
+    execute([online], tmp_path)
+    execute([offline], tmp_path)
+    first = table(online, tmp_path, "episodes.csv")
+    assert {(row["phase"], row["env_steps"]) for row in first} == {
+        ("offline", "0"),
+        ("online", "16"),
+        ("online", "32"),
+        ("online", "40"),
+    }
+    assert {row["updates"] for row in table(offline, tmp_path, "episodes.csv")} == {"0", "15", "30"}
+
+
+def test_a_diverged_seed_fails_alone(reference, data_cache, tmp_path):
+    good, bad = tiny_config("qc_fql", 0), tiny_config("qc_fql", 1)
+    with pytest.raises(Preempted):
+        execute([good, bad], tmp_path, stop_after=10)
+    for slot in (bad.directory(tmp_path) / "checkpoint").glob("slot_*.pt"):
+        poison(slot)
+    with pytest.raises(Diverged, match="seed 1"):
+        execute([good, bad], tmp_path)
+    states = [status_of(config.directory(tmp_path)) for config in (good, bad)]
+    assert [state["state"] for state in states] == ["complete", "failed"]
+    assert "not finite" in states[1]["error"]
+    ours, theirs = (table(good, results, "train.csv") for results in (tmp_path, reference(good)))
+    assert [float(row["value"]) for row in ours] == pytest.approx(
+        [float(row["value"]) for row in theirs], rel=1e-4, abs=1e-5
+    )
+
+
+def poison(slot: Path) -> None:
+    """Puts NaN into every parameter of a stored run, with a checksum that fits."""
+    import hashlib
+    import io
+
+    from bench.checkpoint import MAGIC
+
+    state = torch.load(io.BytesIO(slot.read_bytes()[len(MAGIC) + 65 :]), weights_only=True)
+    for value in state["agent"].values():
+        if value.dim():
+            value.fill_(float("nan"))
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    slot.write_bytes(MAGIC + hashlib.sha256(buffer.getvalue()).hexdigest().encode() + b"\n" + buffer.getvalue())
+
+
+def test_a_directory_of_another_config_is_refused_by_name(tmp_path):
+    prepare_directory(tiny_config(), tmp_path)
+    with pytest.raises(ConfigError, match=r"another config \(batch_size 8 there, 16 here\)"):
+        prepare_directory(tiny_config(batch_size=16), tmp_path)
+
+
+def test_changed_data_are_refused_on_resume(data_cache, tmp_path):
+    config = tiny_config("fql")
+    with pytest.raises(Preempted):
+        execute([config], tmp_path, stop_after=3)
+    path = config.directory(tmp_path) / "provenance.json"
+    known = json.loads(path.read_text())
+    known["dataset"]["content_hash"] = "f" * 64
+    path.write_text(json.dumps(known))
+    with pytest.raises(ConfigError, match="was trained on data ffffffffffff"):
+        execute([config], tmp_path)

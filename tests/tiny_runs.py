@@ -1,0 +1,68 @@
+"""Runs small enough for tests, through the real entry points."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from agents import AGENTS
+from bench.config import RunConfig
+from tests.conftest import TINY_DATASET
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "policy_hidden_dims": (16, 16),
+    "critic_hidden_dims": (16, 16),
+    "gate_dim": 16,
+    "decoder_dim": 16,
+    "decoder_layers": 1,
+}
+
+
+def small_agent_config(agent: str) -> Any:
+    """The agent's default config with networks of a few units."""
+    default = AGENTS[agent][1]
+    names = {field.name for field in fields(default)}
+    return replace(default, **{name: value for name, value in SMALL.items() if name in names})
+
+
+def tiny_config(agent: str = "sac_flow_g", seed: int = 0, **changes: Any) -> RunConfig:
+    """A whole offline-to-online run of a few seconds: three evaluations offline, three online."""
+    settings: dict[str, Any] = {
+        "suite": "tiny",
+        "task": "cube-single-task1",
+        "dataset": TINY_DATASET,
+        "offline_updates": 30,
+        "online_steps": 40,
+        "warmup_steps": 11,
+        "batch_size": 8,
+        "eval_interval_updates": 15,
+        "eval_interval_steps": 16,
+        "eval_episodes": 2,
+        "log_interval": 7,
+    }
+    return RunConfig(agent=agent, seed=seed, agent_config=small_agent_config(agent), **{**settings, **changes})
+
+
+def python(*arguments: str, cwd: Path = ROOT, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+    """`python …` from the root of the checkout, output captured as text."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def status_of(directory: Path) -> dict[str, Any]:
+    """The run's status.json, which must be there."""
+    return json.loads((directory / "status.json").read_text())
+
+
+def provenance_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "provenance.json").read_text())
