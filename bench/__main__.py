@@ -213,11 +213,14 @@ def plan_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Plans, says what it will cost, makes generated data that are missing, runs."""
+    from bench.engine import pick_device
     from bench.launch import estimate_plan, make_plan, run_plan
     from bench.progress import duration, size
 
     configs = selected_configs(options, overrides)
     plan = make_plan(configs, options.results, execution_of(options), options.jobs, options.pack)
+    if options.suite:
+        print(f"suite {options.suite}: {(SUITES[options.suite].__doc__ or '').splitlines()[0]}")
     print(f"{len(configs)} runs: {len(plan.complete)} complete, {len(configs) - len(plan.complete)} to do", flush=True)
     if not plan.packs:
         print(f"nothing to do: every run under {options.results} is complete")
@@ -225,10 +228,11 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     pending = [config for pack in plan.packs for config in pack.configs]
     describe_data(pending, options)
     costs = estimate_plan(plan)
+    disk = size(sum(c.bytes for c in costs.values()))
     seconds = max(sum(c.seconds() for c in costs.values()) / plan.jobs, max(c.seconds() for c in costs.values()))
     print(
-        f"{len(plan.packs)} packs of seeds, {plan.jobs} side by side on {plan.execution.device}; at most about "
-        f"{duration(seconds)} and {size(sum(c.bytes for c in costs.values()))} of disk on this machine",
+        f"{len(plan.packs)} packs of seeds, {plan.jobs} side by side on {pick_device(plan.execution.device)}; "
+        f"about {duration(seconds)} if no episode succeeds early, and {disk} of disk on this machine",
         flush=True,
     )
     if options.dry_run:

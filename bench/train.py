@@ -23,7 +23,7 @@ from bench.meters import Clock, MetricMeans
 from bench.provenance import start_record
 from bench.rollout import Rollout, Transition
 from bench.streams import SeedStreams
-from bench.writer import RunWriter, StorageError
+from bench.writer import RunWriter, StorageError, write_atomically
 from datasets.replay import ONLINE_FIELDS, Replay
 from datasets.transitions import Transitions
 
@@ -57,7 +57,7 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
     transitions = datasets.load(configs[0].task, configs[0].dataset, execution.data_dir)
     failures: list[Exception] = []
     for group in resume_groups(configs, results):
-        training = Training(group, results, execution, device, transitions, should_stop)
+        training = Training(group, execution, device, transitions, should_stop)
         try:
             training.run()
             failures += training.failures
@@ -73,7 +73,6 @@ class Training:
     def __init__(
         self,
         members: list[Member],
-        results: Path,
         execution: Execution,
         device: torch.device,
         transitions: Transitions,
@@ -131,7 +130,7 @@ class Training:
                     break
                 if self.should_stop():
                     raise Preempted
-                if self._clock.due("checkpoint", self.execution.checkpoint_seconds):
+                if self._clock.due("checkpoint", self.execution.checkpoint_seconds) or self._ring_is_unsaved():
                     self._checkpoint()
                 if self._clock.due("status", STATUS_SECONDS):
                     self._status("running")
@@ -143,8 +142,8 @@ class Training:
                     self._step_online()
             self._checkpoint()
             for index, member in self._living():
-                state = policy_state(self.agent, index)
-                safetensors.torch.save_file(state, member.directory / "checkpoint" / "policy.safetensors")
+                policy = safetensors.torch.save(policy_state(self.agent, index))
+                write_atomically(member.directory / "checkpoint" / "policy.safetensors", policy)
             self._status("complete")
         except Preempted:
             self._checkpoint()
@@ -258,6 +257,10 @@ class Training:
                 self._fail(
                     index, Diverged(f"seed {self.seeds[index]}: {', '.join(bad)} not finite by update {self.updates}")
                 )
+
+    def _ring_is_unsaved(self) -> bool:
+        """The next transition would overwrite one that no checkpoint holds."""
+        return bool(self.rollouts) and self.replay.num_online - self._saved_rows >= self.replay.ring_slots
 
     def _checkpoint(self) -> None:
         progress = (self.updates, self.env_steps, int(self.evaluated))

@@ -1,5 +1,6 @@
 """Replay: the dataset first, then an online ring per seed; uniform sampling of chunk windows on the device."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -52,7 +53,7 @@ class Replay:
     @property
     def row_width(self) -> int:
         """Numbers per packed online transition."""
-        return sum(ring[0, 0].numel() for ring in self._ring.values())
+        return sum(math.prod(ring.shape[2:]) for ring in self._ring.values())
 
     @property
     def ring_slots(self) -> int:
@@ -103,7 +104,7 @@ class Replay:
         column = 0
         for name in ONLINE_FIELDS:
             ring = self._ring[name]
-            width = ring[0, 0].numel()
+            width = math.prod(ring.shape[2:])
             values = packed[:, kept, column : column + width].reshape(self.num_seeds, len(kept), *ring.shape[2:])
             ring[:, kept % self.ring_slots] = values.to(self.device)
             column += width

@@ -209,6 +209,17 @@ def test_online_only_and_offline_only_runs(data_cache, tmp_path):
     assert {row["updates"] for row in table(offline, tmp_path, "episodes.csv")} == {"0", "15", "30"}
 
 
+def test_a_ring_smaller_than_a_checkpoint_interval_loses_no_transition(data_cache, tmp_path, reference):
+    config = tiny_config("fql", online_steps=600, warmup_steps=590, replay_capacity=1, eval_interval_steps=600)
+    rows = reference(config)
+    transitions = provenance_of(config.directory(rows))["dataset"]["num_transitions"]
+    assert transitions + 1 < 600  # the ring wraps
+    with pytest.raises(Preempted):
+        execute([config], tmp_path, stop_after=transitions + 60)
+    execute([config], tmp_path)
+    assert results_of(config, tmp_path) == results_of(config, rows)
+
+
 def test_a_diverged_seed_fails_alone(reference, data_cache, tmp_path):
     good, bad = tiny_config("qc_fql", 0), tiny_config("qc_fql", 1)
     with pytest.raises(Preempted):
@@ -258,3 +269,31 @@ def test_changed_data_are_refused_on_resume(data_cache, tmp_path):
     path.write_text(json.dumps(known))
     with pytest.raises(ConfigError, match="was trained on data ffffffffffff"):
         execute([config], tmp_path)
+
+
+def test_analysis_reads_what_the_writer_wrote(reference):
+    from analysis.load import load_results
+
+    config = tiny_config("sac_flow_g")
+    results = reference(config)
+    (suite,) = load_results(results)
+    cell = suite.cells[config.task, config.agent]
+    rows = table(config, results, "episodes.csv")
+    rates: dict[tuple[str, int], list[int]] = {}
+    for row in rows:
+        rates.setdefault((row["phase"], int(row["updates"])), []).append(int(row["success"]))
+    expected = [sum(successes) / len(successes) for successes in rates.values()]
+    assert [*cell.offline_success[0], *cell.online_success[0][1:]] == expected
+    assert (cell.offline_updates.tolist(), cell.online_steps.tolist()) == ([0, 15, 30], [0, 16, 32, 40])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_stopped_run_on_a_gpu_ends_with_the_same_bytes(agent, data_cache, tmp_path):
+    config = tiny_config(agent)
+    execute([config], tmp_path / "whole", device="cuda")
+    with pytest.raises(Preempted):
+        execute([config], tmp_path / "stopped", stop_after=40, device="cuda")
+    execute([config], tmp_path / "stopped", device="cuda")
+    assert results_of(config, tmp_path / "stopped") == results_of(config, tmp_path / "whole")
+    assert provenance_of(config.directory(tmp_path / "whole"))["starts"][0]["device"] == torch.cuda.get_device_name()
