@@ -166,11 +166,15 @@ class Training:
         if self.evaluator is None:
             self.evaluator = Evaluator(self.config, self.execution.eval_workers, self.should_stop)
         started = time.monotonic()
-        living = [index for index, _ in self._living()]
-        episodes = self.evaluator.evaluate([policy_state(self.agent, index) for index in living])
+        policies = {index: policy_state(self.agent, index) for index, _ in self._living()}
+        for index, policy in list(policies.items()):
+            if not all(bool(value.isfinite().all()) for value in policy.values()):
+                self._fail(index, Diverged(f"seed {self.seeds[index]}: the policy's parameters are not finite"))
+                del policies[index]
+        episodes = self.evaluator.evaluate(list(policies.values()))
         seconds = time.monotonic() - started
         point = {"phase": self.phase, "updates": self.updates, "env_steps": self.env_steps}
-        for index, rows in zip(living, episodes, strict=True):
+        for index, rows in zip(policies, episodes, strict=True):
             self.writers[index].episodes({**point, **row} for row in rows)
             self.writers[index].timing(self.phase, self.updates, self.env_steps, {"evaluation_seconds": seconds})
             self.success_rates[index] = float(np.mean([row["success"] for row in rows]))

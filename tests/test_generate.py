@@ -238,7 +238,7 @@ def test_miss_ends_away_from_the_goal() -> None:
     ("arguments", "message"),
     [
         (("cube-dingle", "play", 1), "unknown domain 'cube-dingle' .did you mean 'cube-single'"),
-        (("cube-single", "plya", 1), "unknown kind 'plya'; kinds are play, noisy, mixed"),
+        (("cube-single", "plya", 1), r"unknown kind 'plya' \(did you mean 'play'\?\); kinds are play, noisy, mixed"),
         (("cube-single", "play", 0), "unknown data set"),
         (("cube-single", "mixed", 1), "a mixed set needs a task"),
         (("cube-single", "play", 1, 0, 1, 3), "others take none"),
