@@ -253,17 +253,15 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def describe_data(configs: list[RunConfig], options: argparse.Namespace) -> None:
-    """One line per data set that the runs need."""
-    for name in dict.fromkeys(config.dataset for config in configs):
+    """One line per data set that the runs need. DataError for absent published data, unless nothing is to run."""
+    for name, task in {config.dataset: config.task for config in configs}.items():
         facts = datasets.describe(name, options.data_dir)
-        state = f"in {facts['path']}" if facts["present"] else "absent"
-        if not facts["present"] and facts["origin"] == "generated":
-            state = "will be generated here first"
-        note = (
-            " - not the published set, never compare it with published numbers"
-            if facts["origin"] == "generated"
-            else ""
-        )
+        generated = facts["origin"] == "generated"
+        if not facts["present"] and not generated and not options.dry_run:
+            datasets.load(task, name, options.data_dir)  # raises, and says how to get or replace the data
+        absent = "will be generated here first" if generated else "absent"
+        state = f"in {facts['path']}" if facts["present"] else absent
+        note = " - not the published set, never compare it with published numbers" if generated else ""
         print(f"data {name}: {facts['origin']}, {state}{note}", flush=True)
 
 

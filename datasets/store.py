@@ -197,7 +197,7 @@ def _missing(dataset: DatasetName, data_dir: str | Path | None) -> str:
     substitute = parse_name(f"{dataset.domain}-{dataset.kind}-generated-{episodes}ep-seed0")
     return (
         f"{what}; download {_url(dataset)} to {folders[-1]}, "
-        f"or make a substitute ({_command(substitute)}) and use it as {substitute.name}"
+        f"or make a substitute ({_command(substitute)}) and run with --dataset {substitute.name}"
     )
 
 
