@@ -17,8 +17,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matr
 
 import datasets
 from agents import AGENTS
-from bench.config import ConfigError, RunConfig, default_agent_config, parse_value
-from bench.evaluate import Preempted
+from bench.config import ConfigError, RunConfig, check_agent, default_agent_config, parse_value
+from bench.engine import available_cores, pick_device
+from bench.evaluate import EXIT_PREEMPTED, Preempted
 from bench.provenance import ForeignPackage, check_checkout
 from bench.suites import SUITES, tuned_config
 from bench.writer import StorageError, read_json
@@ -86,7 +87,7 @@ def build_parser() -> Parser:
     )
     generate.add_argument("--episodes", type=int, default=1000)
     generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    generate.add_argument("--workers", type=int, default=available_cores())
     generate.add_argument("--out", type=Path, help="folder; default: the cache, where runs look for it")
     return parser
 
@@ -187,10 +188,7 @@ def single_config(
     options: argparse.Namespace, settings: dict[str, Any], overrides: dict[str, str], seed: int
 ) -> RunConfig:
     task = datasets.task(options.task)
-    if options.agent not in AGENTS:
-        raise ConfigError(
-            f"unknown agent {options.agent!r}{nearest(options.agent, AGENTS)}; agents: {', '.join(AGENTS)}"
-        )
+    check_agent(options.agent)
     agent_config = default_agent_config(options.agent, overrides, tuned_config(options.agent, task.domain))
     settings = {"dataset": task.dataset, **settings}
     return RunConfig(
@@ -213,7 +211,6 @@ def plan_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Plans, says what it will cost, makes generated data that are missing, runs."""
-    from bench.engine import pick_device
     from bench.launch import estimate_plan, make_plan, run_plan
     from bench.progress import duration, size
 
@@ -248,7 +245,7 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         print(
             "stopped: runs are checkpointed and marked preempted; the same command goes on", file=sys.stderr, flush=True
         )
-        return 75
+        return EXIT_PREEMPTED
     return 1 if failures else 0
 
 
@@ -268,7 +265,7 @@ def describe_data(configs: list[RunConfig], options: argparse.Namespace) -> None
 def ensure_data(configs: list[RunConfig], options: argparse.Namespace) -> None:
     """Makes generated sets that are absent and converts each set once, so that an error shows before a run starts."""
     for name, task in dict.fromkeys((config.dataset, config.task) for config in configs):
-        datasets.ensure(name, os.cpu_count() or 1, episode_progress(), options.data_dir)
+        datasets.ensure(name, available_cores(), episode_progress(), options.data_dir)
         transitions = datasets.load(task, name, options.data_dir)
         print(
             f"{task}: {transitions.num_transitions:,} {transitions.origin} transitions "
@@ -316,7 +313,7 @@ def worker_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     try:
         run(configs, options.results, execution_of(options), StopFlag())
     except Preempted:
-        return 75
+        return EXIT_PREEMPTED
     return 0
 
 

@@ -55,8 +55,7 @@ class RunConfig:
             object.__setattr__(self, "task", datasets.task(self.task).name)
         except DataError as error:
             raise ConfigError(str(error)) from error
-        if self.agent not in AGENTS:
-            raise ConfigError(f"unknown agent {self.agent!r}{nearest(self.agent, AGENTS)}; agents: {', '.join(AGENTS)}")
+        check_agent(self.agent)
         config_class = type(AGENTS[self.agent][1])
         if not isinstance(self.agent_config, config_class):
             raise ConfigError(
@@ -111,10 +110,15 @@ class RunConfig:
         return config
 
 
+def check_agent(name: str) -> None:
+    """Raises ConfigError for a name that is not in the registry."""
+    if name not in AGENTS:
+        raise ConfigError(f"unknown agent {name!r}{nearest(name, AGENTS)}; agents: {', '.join(AGENTS)}")
+
+
 def default_agent_config(agent: str, overrides: Mapping[str, str | Any] = {}, base: Any = None) -> Any:
     """The agent's config with fields replaced; values may be text as typed on a command line."""
-    if agent not in AGENTS:
-        raise ConfigError(f"unknown agent {agent!r}{nearest(agent, AGENTS)}; agents: {', '.join(AGENTS)}")
+    check_agent(agent)
     base = AGENTS[agent][1] if base is None else base
     types = typing.get_type_hints(type(base))
     changes = {}

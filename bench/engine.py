@@ -3,6 +3,7 @@
 Here updates run eagerly; an agent's file does not change when they are compiled or captured.
 """
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -28,6 +29,11 @@ def pick_device(name: str) -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = False  # Q targets reach -300: full fp32 by default
     torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use; a cluster's job has fewer than its machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Engine:

@@ -22,6 +22,9 @@ from bench.streams import SeedStreams
 FIRST_EPISODE_SEED = 1_000_000  # episode i of every evaluation of every run resets with this + i
 
 
+EXIT_PREEMPTED = 75  # of a process whose runs were: sysexits' EX_TEMPFAIL, start again to go on
+
+
 class Preempted(Exception):
     """The run was asked to stop (SIGTERM, Ctrl-C)."""
 

@@ -1,6 +1,5 @@
 """From a list of runs to finished directories: what is complete, packs of seeds, worker processes side by side."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from typing import Any
 import datasets
 from bench.config import RunConfig
 from bench.cost import Cost, estimate
-from bench.engine import pick_device
+from bench.engine import available_cores, pick_device
+from bench.evaluate import EXIT_PREEMPTED
 from bench.members import prepare_directory
 from bench.progress import Display
 from bench.train import Execution
@@ -63,7 +63,7 @@ def make_plan(
     complete = tuple(config for config in configs if run_state(config, results)["state"] == "complete")
     pending = [config for config in configs if config not in complete]
     device = pick_device(execution.device).type
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     jobs = jobs or (1 if device == "cuda" else max(1, cores // execution.threads))
     size = pack or max(1, min(PACK_LIMIT[device], len(pending) // jobs))
     groups: dict[RunConfig, list[RunConfig]] = {}
@@ -139,9 +139,6 @@ def run_plan(plan: Plan, costs: dict[Pack, Cost], should_stop: Callable[[], bool
             display.refresh()
             time.sleep(0.2)
     return failures
-
-
-EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: start again to go on
 
 
 def start_worker(pack: Pack, plan: Plan) -> subprocess.Popen:
