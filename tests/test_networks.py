@@ -267,3 +267,31 @@ def test_pre_norm_attends_to_the_normalised_state() -> None:
     layer = DecodedVelocity(3, 2, 16, 1, "pre", SeededNoise([0])).layers[0]
     y, memory = torch.randn(1, 7, 16), torch.randn(1, 7, 16)
     torch.testing.assert_close(layer(3 * memory + 1)(y), layer(memory)(y), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 15, 64, 256])
+@pytest.mark.parametrize(("in_dim", "out_dim"), [(62, 96), (96, 25), (33, 1)])
+def test_affine_and_its_gradients_equal_those_in_double_precision(batch: int, in_dim: int, out_dim: int) -> None:
+    # Sizes on both sides of the one from which oneDNN computes the product.
+    tensors = [torch.randn(*shape) for shape in ((batch, in_dim), (in_dim, out_dim), (out_dim,), (batch, out_dim))]
+    single, double = ([tensor.to(dtype) for tensor in tensors] for dtype in (torch.float32, torch.float64))
+    for tensor in (*single[:3], *double[:3]):
+        tensor.requires_grad_()
+    y = affine(*single[:3])
+    expected = double[0] @ double[1] + double[2]
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad((y * single[3]).sum(), single[:3]),
+        torch.autograd.grad((expected * double[3]).sum(), double[:3]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_a_constant_critic_passes_gradient_to_the_action_alone() -> None:
+    critic = Critic(3, 10, (16,), 2, SeededNoise([0, 1]))
+    obs, action_chunk = torch.randn(2, 4, 3), torch.randn(2, 4, 2, 5, requires_grad=True)
+    free = torch.autograd.grad(critic(obs, action_chunk).sum(), action_chunk)[0]
+    critic(obs, action_chunk, constant=True).sum().backward()
+    assert action_chunk.grad is not None and torch.equal(action_chunk.grad, free)
+    assert all(parameter.grad is None for parameter in critic.parameters())
