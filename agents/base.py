@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
 
 from datasets.batch import Batch
 
@@ -103,11 +102,12 @@ class Agent(nn.Module):
             yield name, parameter, True
         for name, buffer in self.named_buffers():
             yield name, buffer, True
-        for optimizer in vars(self).values():
-            if isinstance(optimizer, Optimizer):
-                for parameter, entries in optimizer.state.items():
-                    for entry, tensor in entries.items():
-                        yield f"{names[parameter]}/{entry}", tensor, entry != "step"
+        for name, adam in vars(self).items():
+            if isinstance(adam, Adam):
+                yield f"{name}/steps", adam.steps, False
+                for parameter, mean, mean_sq in zip(adam.parameters, adam.exp_avg, adam.exp_avg_sq, strict=True):
+                    yield f"{names[parameter]}/exp_avg", mean, True
+                    yield f"{names[parameter]}/exp_avg_sq", mean_sq, True
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:
@@ -115,37 +115,68 @@ def frozen_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).requires_grad_(False)
 
 
-def adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> Adam:
-    """Adam (eps 1e-8) whose state exists before the first step, so that it can be loaded and captured in a graph."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    # Fused only on a GPU: on a CPU the rounding of a fused entry depends on its place in the tensor, thus on the pack.
-    on_cuda = any(parameter.is_cuda for parameter in trainable)
-    optimizer = Adam(trainable, lr=learning_rate, eps=1e-8, fused=on_cuda, capturable=on_cuda)
-    for parameter in trainable:
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer
+class Adam:
+    """Adam (arXiv 1412.6980) with beta 0.9 and 0.999, eps 1e-8. Its state exists before the first step.
+
+    All of it lies on the parameters' device, so that it can be loaded, compiled and captured in a CUDA graph.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.learning_rate = learning_rate
+        self.exp_avg = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.exp_avg_sq = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.steps = torch.zeros((), device=self.parameters[0].device)
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """One step down `gradients`, one for each parameter."""
+        self.steps += 1
+        gradients = [gradient.contiguous() for gradient in gradients]
+        groups: list[Sequence[Tensor]] = [self.parameters, gradients, self.exp_avg, self.exp_avg_sq]
+        if torch.compiler.is_compiling():
+            return self._elementwise(*groups)
+        if not self.steps.is_cuda:
+            # The rounding of a fused entry depends on its place in the tensor: seed by seed, not on the pack.
+            groups = [[row for tensor in group for row in tensor.unbind(0)] for group in groups]
+        parameters, gradients, exp_avg, exp_avg_sq = groups
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
+            list(parameters),
+            list(gradients),
+            list(exp_avg),
+            list(exp_avg_sq),
+            [],
+            [self.steps] * len(parameters),
+            lr=self.learning_rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _elementwise(self, *groups: Sequence[Tensor]) -> None:
+        """The same step in operations that a compiler fuses; it copies the tensors of the fused operator."""
+        correction = -torch.expm1(self.steps * math.log(0.9))  # 1 - beta^steps without cancellation
+        correction_sq = -torch.expm1(self.steps * math.log(0.999))
+        for parameter, gradient, mean, mean_sq in zip(*groups, strict=True):
+            mean.lerp_(gradient, 0.1)
+            mean_sq.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            denominator = mean_sq.sqrt() / correction_sq.sqrt() + 1e-8
+            parameter.sub_(self.learning_rate / correction * (mean / denominator))
 
 
-def gradient_step(*steps: tuple[Optimizer, Tensor]) -> None:
+def gradient_step(*steps: tuple[Adam, Tensor]) -> None:
     """One step of each optimiser down its own loss (S,), with all gradients taken at the parameters before any step.
 
     A loss moves only parameters of its optimiser. Those that it does not reach get a zero gradient, not none: the
     official code holds all networks in one Adam, which goes on moving them by momentum.
     """
-    for optimizer, loss in steps:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        optimizer.zero_grad(set_to_none=True)
-        # Summed over S, so that no seed's gradient depends on another's.
-        loss.sum().backward(inputs=parameters)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-    for optimizer, _ in steps:
-        optimizer.step()
+    # Summed over S, so that no seed's gradient depends on another's.
+    gradients = [torch.autograd.grad(loss.sum(), adam.parameters, materialize_grads=True) for adam, loss in steps]
+    for (adam, _), own in zip(steps, gradients, strict=True):
+        adam.step(own)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Agent, Metrics, Noise, adam, check_config, frozen_copy, gradient_step, polyak_update
+from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
 from agents.flow import integrate, matching_loss
 from agents.networks import MLP, Critic, PlainVelocity
 from datasets.batch import Batch
@@ -48,9 +48,9 @@ class FQL(Agent):
         self.one_step_policy = MLP(obs_dim + self.chunk_dim, config.policy_hidden_dims, self.chunk_dim, noise)
         self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
         self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = adam(self.critic.parameters(), config.learning_rate)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         policy_parameters = [*self.behaviour_velocity.parameters(), *self.one_step_policy.parameters()]
-        self.policy_optimizer = adam(policy_parameters, config.learning_rate)
+        self.policy_optimizer = Adam(policy_parameters, config.learning_rate)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
@@ -101,7 +101,7 @@ class FQL(Agent):
         action_chunk = self.policy(batch.obs, x_0)
         distill_loss = (action_chunk - flow_action.view_as(action_chunk)).square().mean((1, 2, 3))
 
-        q = self.critic(batch.obs, action_chunk.clamp(-1, 1)).mean(1)  # (S, B)
+        q = self.critic(batch.obs, action_chunk.clamp(-1, 1), constant=True).mean(1)  # (S, B)
         q_loss = -q.mean(1)
         if self.config.normalize_q:
             q_loss = q_loss / q.detach().abs().mean(1)

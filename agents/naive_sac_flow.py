@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Agent, Metrics, Noise, adam, check_config, frozen_copy, gradient_step, polyak_update
+from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
 from agents.flow import integrate, matching_loss
 from agents.networks import Critic, PlainVelocity
 from datasets.batch import Batch
@@ -48,9 +48,9 @@ class NaiveSACFlow(Agent):
         self.policy_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
         self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
         self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = adam(self.critic.parameters(), config.learning_rate)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         policy_parameters = [*self.behaviour_velocity.parameters(), *self.policy_velocity.parameters()]
-        self.policy_optimizer = adam(policy_parameters, config.learning_rate)
+        self.policy_optimizer = Adam(policy_parameters, config.learning_rate)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
@@ -112,7 +112,7 @@ class NaiveSACFlow(Agent):
             flow_action = integrate(behaviour_velocity, x_0, self.config.flow_steps).clamp(-1, 1)
         action_chunk = self.policy(batch.obs, x_0)
         distill_loss = (action_chunk - flow_action.view_as(action_chunk)).square().mean((1, 2, 3))
-        q_loss = -self.critic(batch.obs, action_chunk).mean((1, 2))
+        q_loss = -self.critic(batch.obs, action_chunk, constant=True).mean((1, 2))
         loss = flow_loss + self.config.bc_coef * distill_loss + q_loss
         return loss, {"matching_loss": flow_loss.detach(), "distill_loss": distill_loss.detach()}
 
@@ -120,7 +120,7 @@ class NaiveSACFlow(Agent):
         """-Q of the policy and its squared distance to the batch's chunk."""
         action_chunk = self.policy(batch.obs, noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim))
         bc_loss = (action_chunk - batch.action_chunk).square().mean((1, 2, 3))
-        q_loss = -self.critic(batch.obs, action_chunk).mean((1, 2))
+        q_loss = -self.critic(batch.obs, action_chunk, constant=True).mean((1, 2))
         loss = bc_coef * bc_loss + q_loss
         metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agents.base import Agent, Metrics, Noise, adam, check_config, frozen_copy, gradient_step, polyak_update
+from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
 from agents.flow import NoiseScheme, TanhLogDet, matching_loss, noisy_rollout, path_entropy, path_log_prob, step_std
 from agents.networks import Critic, DecodedVelocity, GatedVelocity, PlainVelocity
 from datasets.batch import Batch
@@ -84,10 +84,10 @@ class SACFlow(Agent):
             torch.full((noise.num_seeds,), entropy_coef, device=noise.device).log(),
             requires_grad=config.temperature in ("released", "auto"),
         )
-        self.critic_optimizer = adam(self.critic.parameters(), config.learning_rate)
-        self.policy_optimizer = adam(self.velocity_field.parameters(), config.learning_rate)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.policy_optimizer = Adam(self.velocity_field.parameters(), config.learning_rate)
         if self.log_entropy_coef.requires_grad:
-            self.temperature_optimizer = adam([self.log_entropy_coef], config.learning_rate)
+            self.temperature_optimizer = Adam([self.log_entropy_coef], config.learning_rate)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
@@ -185,7 +185,7 @@ class SACFlow(Agent):
             squared_distance = squared_distance * batch.valid.unsqueeze(-1)
         bc_loss = squared_distance.mean((1, 2, 3))
 
-        q = self.critic(batch.obs, action_chunk).mean(1)  # (S, B)
+        q = self.critic(batch.obs, action_chunk, constant=True).mean(1)  # (S, B)
         q_loss = (self.entropy_coef.unsqueeze(-1) * log_prob - q).mean(1)
 
         loss = bc_coef * bc_loss + q_loss

@@ -1,9 +1,14 @@
 """What several tests share: the switch for slow tests, and one small generated data set per session."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ.setdefault("MUJOCO_GL", "disable")
 
@@ -47,3 +52,19 @@ def data_cache(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Points this test at `tiny_data`."""
     monkeypatch.setenv("O2O_BENCH_DATA", str(tiny_data))
     return tiny_data
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> "dict[torch.Tensor, torch.Tensor]":
+    """The gradient of each parameter in its newest optimiser step; filled while the test runs."""
+    from agents.base import Adam
+
+    newest: dict[torch.Tensor, torch.Tensor] = {}
+    step = Adam.step
+
+    def recorded(adam: Adam, own: Sequence["torch.Tensor"]) -> None:
+        newest.update(zip(adam.parameters, own, strict=True))
+        step(adam, own)
+
+    monkeypatch.setattr(Adam, "step", recorded)
+    return newest
