@@ -19,6 +19,8 @@ from agents.base import Noise
 Init = Literal["glorot", "lecun", "zeros"]
 Dims = tuple[int, ...]  # widths of hidden layers
 Members = tuple[int, ...]  # (N,) for an ensemble, () for a single network
+GELU_LINEAR = 2 * math.sqrt(2 / math.pi)  # gelu(x) = x sigmoid(GELU_LINEAR x + GELU_CUBIC x^3)
+GELU_CUBIC = 0.044715 * GELU_LINEAR
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 Velocity = Callable[[Tensor, Tensor], Tensor]  # v(t, x): t (S, B or 1, 1), x (S, B, D) -> (S, B, D)
 
@@ -96,6 +98,31 @@ def _onednn_product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU with the tanh approximation."""
+    return F.gelu(x, approximate="tanh") if x.is_cuda else _CPUGELU.apply(x)[0]
+
+
+class _CPUGELU(torch.autograd.Function):
+    """x * sigmoid(2 u), which equals x * (1 + tanh(u)) / 2 and takes half the time of torch's operator on a CPU."""
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        gate = x.square().mul_(GELU_CUBIC).add_(GELU_LINEAR).mul_(x).sigmoid_()
+        return x * gate, gate
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, gate = ctx.saved_tensors
+        slope = x.square().mul_(3 * GELU_CUBIC).add_(GELU_LINEAR).mul_(x)
+        return slope.mul_(torch.addcmul(gate, gate, gate, value=-1)).add_(gate).mul_(grads[0])
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Normalised last dimension, scaled and shifted, of one member or with a leading dimension of members."""
     if x.dim() == 2:
@@ -141,6 +168,13 @@ class LayerNorm(nn.Module):
         return by_member(layer_norm, x, self.weight, self.bias)
 
 
+class GELU(nn.Module):
+    """`gelu` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x)
+
+
 class MLP(nn.Module):
     """Linear, GELU and, if asked for, LayerNorm for each hidden layer; a linear output layer."""
 
@@ -169,7 +203,7 @@ class MLP(nn.Module):
         pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
         hidden, norms, out = pairs[: len(self.hidden)], pairs[len(self.hidden) : -1], pairs[-1]
         for i, pair in enumerate(hidden):
-            x = F.gelu(affine(x, *pair), approximate="tanh")
+            x = gelu(affine(x, *pair))
             if norms:
                 x = layer_norm(x, *norms[i])
         return affine(x, *out)
@@ -274,7 +308,7 @@ class _DecoderLayer(nn.Module):
         self.self_attention = _OneTokenAttention(dim, noise)
         self.cross_attention = _OneTokenAttention(dim, noise)
         self.feed_forward = nn.Sequential(
-            Linear(dim, 4 * dim, noise, init="lecun"), nn.GELU("tanh"), Linear(4 * dim, dim, noise, init="lecun")
+            Linear(dim, 4 * dim, noise, init="lecun"), GELU(), Linear(4 * dim, dim, noise, init="lecun")
         )
         self.self_norm = LayerNorm(dim, noise)
         self.cross_norm = LayerNorm(dim, noise)

@@ -17,6 +17,7 @@ from agents.networks import (
     PlainVelocity,
     affine,
     by_member,
+    gelu,
     layer_norm,
 )
 from tests.seeded_noise import SeededNoise
@@ -295,3 +296,13 @@ def test_a_constant_critic_passes_gradient_to_the_action_alone() -> None:
     critic(obs, action_chunk, constant=True).sum().backward()
     assert action_chunk.grad is not None and torch.equal(action_chunk.grad, free)
     assert all(parameter.grad is None for parameter in critic.parameters())
+
+
+def test_gelu_and_its_gradient_equal_those_of_torch_in_double_precision() -> None:
+    x = torch.cat([torch.linspace(-30, 30, 2001), torch.tensor([-1e4, 0.0, 1e4])]).requires_grad_()
+    double = x.detach().double().requires_grad_()
+    expected = nn.functional.gelu(double, approximate="tanh")
+    weight = torch.randn_like(x)
+    torch.testing.assert_close(gelu(x).double(), expected, rtol=1e-6, atol=2e-6)
+    ours, theirs = torch.autograd.grad(gelu(x), x, weight)[0], torch.autograd.grad(expected, double, weight.double())[0]
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
