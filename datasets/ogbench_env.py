@@ -1,6 +1,8 @@
 """OGBench cube environments. Imports the simulator: import this module inside a function."""
 
+import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -8,6 +10,7 @@ import numpy as np
 import ogbench.manipspace  # noqa: F401  registers the environments with gymnasium
 
 from datasets.ogbench_cube import ACTION_DIM, TASK_IDS
+from datasets.ogbench_fast import FastCubeEnv, is_known
 from datasets.spec import TaskSpec
 
 # OGBench makes a new action space at every reset, and gymnasium remarks each time that its bounds become float32.
@@ -19,6 +22,8 @@ class CubeTask(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, spec: TaskSpec) -> None:
         super().__init__(env)
+        if isinstance(env.unwrapped, FastCubeEnv):
+            env.unwrapped.full_info = False
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.obs_dim,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
 
@@ -30,26 +35,33 @@ class CubeTask(gymnasium.Wrapper):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """One control step of 50 ms. Raises ValueError for an action that is not five finite numbers."""
         action = np.asarray(action)
-        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
+        if action.shape != (ACTION_DIM,) or not all(map(math.isfinite, action.tolist())):
             # The simulator would broadcast the one and silently reset its state at the other.
             raise ValueError(f"an action is {ACTION_DIM} finite numbers, got {action}")
-        obs, reward, terminated, truncated, info = self.env.step(np.clip(action, -1.0, 1.0))
+        obs, reward, terminated, truncated, info = self.env.step(np.minimum(np.maximum(action, -1.0), 1.0))
         return obs.astype(np.float32), float(reward), bool(terminated), truncated, {"success": bool(info["success"])}
 
 
-def task_env(spec: TaskSpec, success_timing: str) -> gymnasium.Env:
-    """OGBench's own environment of a task, float64 observations and full info, with its time limit."""
-    # Its observation space is recomputed at every access, so gymnasium's checker would cost a third of each step.
-    return gymnasium.make(
-        f"{spec.domain}-singletask-task{spec.task_id}-v0", success_timing=success_timing, disable_env_checker=True
-    )
+def task_env(spec: TaskSpec, success_timing: str, package_step: bool = False) -> gymnasium.Env:
+    """OGBench's own environment of a task, float64 observations and full info, with its time limit.
+
+    `package_step` asks for the slower step of the package itself, which has the same results.
+    """
+    env_id = f"{spec.domain}-singletask-task{spec.task_id}-v0"
+    return _make(env_id, package_step, success_timing=success_timing)
 
 
-def play_env(domain: str) -> gymnasium.Env:
+def play_env(domain: str, package_step: bool = False) -> gymnasium.Env:
     """OGBench's environment for collecting data: random cubes, one random target after the other, no end."""
-    return gymnasium.make(
-        f"{domain}-v0", mode="data_collection", terminate_at_goal=False, max_episode_steps=-1, disable_env_checker=True
-    )
+    return _make(f"{domain}-v0", package_step, mode="data_collection", terminate_at_goal=False, max_episode_steps=-1)
+
+
+def _make(env_id: str, package_step: bool, **kwargs: Any) -> gymnasium.Env:
+    spec = gymnasium.spec(env_id)
+    if not package_step and is_known():
+        spec = replace(spec, entry_point=FastCubeEnv)
+    # Its observation space is recomputed at every access, so gymnasium's checker would cost a third of each step.
+    return gymnasium.make(spec, disable_env_checker=True, **kwargs)
 
 
 def goal_positions(domain: str) -> dict[int, np.ndarray]:

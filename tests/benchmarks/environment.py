@@ -1,0 +1,150 @@
+"""CPU time of a step of OGBench's cube environments: the package's own step against `datasets.ogbench_fast`.
+
+Run as `python -m tests.benchmarks.environment`. Each environment takes the same random actions in a process of its
+own, as the faster one changes a setting of MuJoCo that holds for its process.
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from statistics import median
+from typing import Any
+
+from datasets.ogbench_cube import NUM_CUBES, TASKS
+from tests.benchmarks.measure import Timing, interleaved, machine_line, table
+
+KINDS = ("package", "fast")
+PARTS = ("physics", "inverse kinematics", "observation and info")
+
+
+class Stopwatch:
+    """CPU seconds spent in functions; one that runs within another counts for the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self._running = False
+
+    def around(self, owner: Any, name: str, part: str) -> None:
+        """Replaces an attribute of `owner` by a function that counts for `part`."""
+        function: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self._running:
+                return function(*args, **kwargs)
+            self._running = True
+            started = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[part] += time.process_time() - started
+                self._running = False
+
+        setattr(owner, name, timed)
+
+
+def serve(connection: Connection, task_name: str, kind: str, num_steps: int) -> None:
+    """Answers "steps" with the CPU seconds of `num_steps` steps; from the first "parts" on with those of each part."""
+    import mujoco
+    import numpy as np
+
+    from datasets.ogbench_env import CubeTask, task_env
+
+    spec = TASKS[task_name]
+    env = CubeTask(task_env(spec, "post", package_step=kind == "package"), spec)
+    actions = np.random.default_rng(0).uniform(-1, 1, (num_steps, spec.action_dim)).astype(np.float32)
+
+    def steps() -> float:
+        started = time.process_time()
+        for action in actions:
+            env.step(action)
+        return time.process_time() - started
+
+    while connection.recv() == "steps":
+        env.reset(seed=0)
+        connection.send(steps())
+    watch, simulator = Stopwatch(), env.unwrapped
+    watch.around(mujoco, "mj_step", "physics")
+    watch.around(mujoco, "mj_rnePostConstraint", "physics")
+    watch.around(simulator._ik, "solve", "inverse kinematics")  # type: ignore[attr-defined]
+    for name in ("compute_observation", "compute_ob_info"):
+        watch.around(simulator, name, "observation and info")
+    while True:
+        env.reset(seed=0)
+        watch.seconds = dict.fromkeys(PARTS, 0.0)
+        total = steps()
+        connection.send([*watch.seconds.values(), total - sum(watch.seconds.values())])
+        connection.recv()
+
+
+def measure(task_name: str, num_steps: int, turns: int) -> tuple[dict[str, Timing], dict[str, list[float]]]:
+    """Seconds per step of both kinds, and the medians of the seconds per step of each part and of the rest."""
+    context = multiprocessing.get_context("spawn")
+    spent = 0.0
+    connections: dict[str, Connection] = {}
+    with ExitStack() as stack:
+        for kind in KINDS:
+            connections[kind], theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, task_name, kind, num_steps), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.terminate)
+
+        def ask(kind: str) -> None:
+            nonlocal spent
+            connections[kind].send("steps")
+            spent += connections[kind].recv() / num_steps
+
+        timings = interleaved({kind: lambda kind=kind: ask(kind) for kind in KINDS}, turns=turns, clock=lambda: spent)
+        parts: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
+        for _ in range(turns):
+            for kind, connection in connections.items():
+                connection.send("parts")
+                parts[kind].append(connection.recv())
+    medians = {kind: [median(turn) / num_steps for turn in zip(*turns, strict=True)] for kind, turns in parts.items()}
+    return timings, medians
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--domains", nargs="+", choices=NUM_CUBES, default=list(NUM_CUBES))
+    parser.add_argument("--steps", type=int, default=150, help="steps per turn")
+    parser.add_argument("--turns", type=int, default=15)
+    args = parser.parse_args()
+    os.environ.setdefault("MUJOCO_GL", "disable")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+    print(f"{machine_line()}, ogbench {version('ogbench')}, mujoco {version('mujoco')}")
+    steps, shares = [], []
+    for domain in args.domains:
+        timings, parts = measure(f"{domain}-task2", args.steps, args.turns)
+        package, fast = (timings[kind] for kind in KINDS)
+        for kind in KINDS:
+            timing = timings[kind]
+            quartiles = f"{timing.low * 1e6:.0f} to {timing.high * 1e6:.0f}"
+            ratio = f"{package.median / fast.median:.2f}x" if kind == "fast" else ""
+            steps.append((domain, kind, f"{timing.median * 1e6:.0f}", quartiles, f"{1 / timing.median:.0f}", ratio))
+            total = sum(parts[kind])
+            shares.append((domain, kind, *(f"{s * 1e6:.0f} ({s / total:.0%})" for s in parts[kind])))
+    print(
+        table(
+            f"CPU time per step, random actions: median of {args.turns} turns of {args.steps} steps each",
+            ("environment", "step", "us", "quartiles", "steps per CPU-second", "ratio"),
+            steps,
+        )
+    )
+    print(
+        table(
+            f"Where the time goes, measured in {args.turns} more turns: us (share)",
+            ("environment", "step", *PARTS, "rest"),
+            shares,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
