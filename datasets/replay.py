@@ -1,15 +1,28 @@
-"""Replay: the dataset first, then an online ring per seed; uniform sampling of chunk windows on the device."""
+"""Replay: the dataset first, then an online ring per seed; uniform sampling of chunk windows."""
 
-import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.batch import Batch
-from datasets.transitions import Transitions
+from datasets.ring import ONLINE_FIELDS, OnlineRing
+from datasets.streaming import Gatherer, Gathering, StreamedWindows
+from datasets.transitions import Transitions, is_mapped
+from datasets.windows import DatasetWindows, Window
 
-ONLINE_FIELDS = ("obs", "action", "reward", "terminated", "episode_end", "next_obs")
+__all__ = ["ONLINE_FIELDS", "PLACEMENTS", "Replay"]
+
+Placement = Literal["auto", "device", "host", "stream"]
+PLACEMENTS = get_args(Placement)
+
+DEVICE_SHARE = 0.5  # of the free GPU memory, for data and rings; the rest is for networks and batches
+HOST_SHARE = 0.25  # of the machine's memory, for data mapped in place
+HOST_BYTES = 3 * 2**30  # and never more than this, so that a process stays below 4 GB
+_UPLOAD_BYTES = 64 * 2**20  # copied to a GPU at a time
 
 
 class Replay:
@@ -17,33 +30,73 @@ class Replay:
 
     A logical buffer is a ring of `capacity` transitions, filled with the dataset at the start: once it is full, the
     next online transition overwrites the oldest one, be it offline or online (the mixing of the Q-chunking and SAC
-    Flow releases: no balanced sampling). The dataset is stored once for all seeds; logical position p holds the
-    online transition number (p - dataset size) mod capacity if that was collected, else dataset transition p.
+    Flow releases: no balanced sampling). The dataset is stored once for all seeds. Position p is dataset transition p
+    or, from the dataset's end on, online transition p - end: a buffer is the positions from its oldest one on.
+
+    Placement of data and rings:
+        device: on the training device (on a CPU: mapped in place). `on_device` is True, `sample` is pure tensor code.
+        host: mapped in place; windows are gathered on the host and copied over from pinned memory.
+        stream: as `host`, but windows are read from the files, so that memory does not grow with the dataset.
+        auto: the first of these that fits (DEVICE_SHARE of a GPU, HOST_SHARE and HOST_BYTES of the host); decided
+            anew by `open_ring`, after which less of the dataset may be in use.
+    All placements give the same windows. The Python attributes are read by the driver only: `sample` uses their
+    tensor twins, which `append` updates in place, so that a compiled or captured `sample` stays right. Whenever other
+    tensors take the place of those that `sample` reads, `version` increases, and a captured graph must be made anew.
     """
 
     def __init__(
-        self, transitions: Transitions, *, num_seeds: int, chunk_length: int, discount: float, device: torch.device
+        self,
+        transitions: Transitions,
+        *,
+        num_seeds: int,
+        chunk_length: int,
+        discount: float,
+        device: torch.device,
+        placement: Placement = "auto",
     ):
+        if transitions.num_transitions < chunk_length:
+            raise ValueError(
+                f"{transitions.name}: {transitions.num_transitions} transitions, fewer than one chunk of {chunk_length}"
+            )
+        if placement not in PLACEMENTS:
+            raise ValueError(f"unknown placement {placement!r}; placements: {', '.join(PLACEMENTS)}")
         self.num_seeds = num_seeds
         self.chunk_length = chunk_length
         self.device = torch.device(device)
-        self._dataset = {
-            name: torch.from_numpy(getattr(transitions, name)).to(self.device)
-            for name in ("obs", "action", "reward", "terminated", "final")
-        }
-        self._episode_ends = torch.from_numpy(transitions.episode_ends).to(self.device)
+        self._transitions = transitions
+        self._asked: Placement = placement
+        self._end = transitions.num_transitions  # the position from which on transitions are online
         self._first = 0  # the first dataset transition in use
-        self.dataset_size = transitions.num_transitions
         self.capacity = self.dataset_size
-        self.num_online = 0  # transitions collected so far, per seed
-        self._ring: dict[str, Tensor] = {}
-        self._offsets = torch.arange(chunk_length, device=self.device)
-        self._discounts = discount ** torch.arange(chunk_length, device=self.device, dtype=torch.float32)
+        self._version = 0
+        self._ring: OnlineRing | None = None
+        self._gatherer: Gatherer | None = None
+        self._ahead: dict[int, _Ahead] = {}
         self._bootstrap_discount = discount**chunk_length
-        if self.dataset_size < chunk_length:
-            raise ValueError(
-                f"{transitions.name}: {self.dataset_size} transitions, fewer than one chunk of {chunk_length}"
-            )
+        self._discounts = discount ** torch.arange(chunk_length, device=self.device, dtype=torch.float32)
+        self.placement: Placement | None = None  # in effect
+        self._set_placement(ring_bytes=0)
+        self._set_counters()
+
+    @property
+    def on_device(self) -> bool:
+        """`sample` is pure tensor code on the training device; else it works on the host and `prefetch` pays."""
+        return self._gatherer is None
+
+    @property
+    def version(self) -> int:
+        """Increases whenever `sample` reads other tensors than before."""
+        return self._version + (self._ring.growths if self._ring else 0)
+
+    @property
+    def dataset_size(self) -> int:
+        """Dataset transitions in use, before any was overwritten."""
+        return self._end - self._first
+
+    @property
+    def num_online(self) -> int:
+        """Transitions collected so far, per seed."""
+        return self._ring.count if self._ring else 0
 
     @property
     def size(self) -> int:
@@ -53,12 +106,12 @@ class Replay:
     @property
     def row_width(self) -> int:
         """Numbers per packed online transition."""
-        return sum(math.prod(ring.shape[2:]) for ring in self._ring.values())
+        return self._ring.row_width if self._ring else 0
 
     @property
     def ring_slots(self) -> int:
         """Online transitions that are still stored for each seed."""
-        return self._ring["reward"].shape[1] if self._ring else 0
+        return self._ring.slots if self._ring else 0
 
     def open_ring(self, capacity: int, online_steps: int, dataset_rows: int | None = None) -> None:
         """Makes room for the online phase.
@@ -69,100 +122,196 @@ class Replay:
             online_steps: how many transitions will be collected at most; memory is reserved for these only.
             dataset_rows: keep only the last so many dataset transitions (cube-quadruple: the last shard).
         """
-        if dataset_rows is not None and dataset_rows < self.dataset_size:
-            self._first = self._first + self.dataset_size - dataset_rows
-            self.dataset_size = dataset_rows
+        if dataset_rows is not None:
+            if dataset_rows < self.chunk_length:
+                raise ValueError(f"{dataset_rows} dataset transitions are fewer than one chunk of {self.chunk_length}")
+            self._first = max(self._first, self._end - dataset_rows)
         self.capacity = max(capacity, self.dataset_size + 1)
+        self._version = self.version + 1
         slots = min(self.capacity, online_steps)
-        obs_dim, action_dim = self._dataset["obs"].shape[1], self._dataset["action"].shape[1]
-        widths = {"obs": (obs_dim,), "action": (action_dim,), "next_obs": (obs_dim,)}
-        self._ring = {
-            name: torch.zeros(self.num_seeds, slots, *widths.get(name, ()), device=self.device)
-            for name in ONLINE_FIELDS
-        }
-        self.num_online = 0
+        obs_dim, action_dim = self._transitions.obs.shape[1], self._transitions.action.shape[1]
+        self._ring = None
+        self._set_placement(ring_bytes=4 * self.num_seeds * slots * (obs_dim + action_dim + 3))
+        self._ring = OnlineRing(self.num_seeds, slots, obs_dim, action_dim, self._home)
+        self._set_counters()
 
     def append(self, rows: Mapping[str, Tensor]) -> None:
-        """Adds one transition per seed. `rows`: ONLINE_FIELDS, each (S, …); `episode_end`: terminated or truncated."""
-        slot = self.num_online % self.ring_slots
-        for name in ONLINE_FIELDS:
-            self._ring[name][:, slot] = torch.as_tensor(rows[name], dtype=torch.float32).to(self.device)
-        self.num_online += 1
+        """Adds one transition per seed, without waiting for the device.
+
+        `rows`: ONLINE_FIELDS, each (S, …), on the CPU; `episode_end`: terminated or truncated.
+        """
+        if self._ring is None:
+            raise ValueError("append needs an open ring")
+        is_full = self.size == self.capacity
+        self._ring.append(rows)
+        (self._oldest if is_full else self._num_starts).add_(1)
 
     def online_rows(self, seed_index: int, start: int, stop: int) -> Tensor:
         """Online transitions number `start` to `stop` of one seed: float32 (stop - start, row width), on the CPU."""
-        if start == stop:
+        if self._ring is None or start == stop:
             return torch.zeros(0, 0)
-        slots = torch.arange(start, stop, device=self.device) % self.ring_slots
-        columns = [self._ring[name][seed_index, slots].reshape(stop - start, -1) for name in ONLINE_FIELDS]
-        return torch.cat(columns, 1).cpu()
+        return self._ring.packed(seed_index, start, stop)
 
-    def restore_online(self, packed: Tensor) -> None:
-        """Puts back what `online_rows` gave: float32 (S, n, row width) holds the first n online transitions."""
-        total = packed.shape[1]
-        kept = torch.arange(max(0, total - self.ring_slots), total)
-        column = 0
-        for name in ONLINE_FIELDS:
-            ring = self._ring[name]
-            width = math.prod(ring.shape[2:])
-            values = packed[:, kept, column : column + width].reshape(self.num_seeds, len(kept), *ring.shape[2:])
-            ring[:, kept % self.ring_slots] = values.to(self.device)
-            column += width
-        self.num_online = total
+    def restore_online(self, packed: Iterable[Tensor]) -> None:
+        """Puts back what `online_rows` gave: for each seed the first n online transitions, float32 (n, row width).
 
-    def sample(self, start_fractions: Tensor) -> Batch:
+        A generator that reads one seed's rows after the other keeps no more than those in memory.
+        """
+        if self._ring is None:
+            raise ValueError("restore_online needs an open ring")
+        self._ring.restore(packed)
+        self._set_counters()
+
+    def sample(self, start_fractions: Tensor, number: int | None = None) -> Batch:
         """Windows of H consecutive transitions.
 
         Args:
             start_fractions: float64 (S, B), uniform on [0, 1): where in the buffer, by age, a window starts. Every
                 transition that has H - 1 successors in the buffer is a start with equal probability. Counting by age
                 keeps windows from straddling the ring's write head.
+            number: of the gradient update; one that was prefetched is not gathered again. The batch is the same.
         """
-        starts = (start_fractions * (self.size - self.chunk_length + 1)).long()
-        ages = starts.unsqueeze(-1) + self._offsets  # (S, B, H)
-        overwritten = max(0, self.dataset_size + self.num_online - self.capacity)
-        positions = (ages + overwritten) % self.capacity
-        window = self._gather(positions)
+        if self._gatherer is None:
+            positions = self._positions(start_fractions)
+            return self._batch(self._with_online(positions, self._dataset.window(positions.clamp(max=self._end - 1))))
 
-        continues = 1.0 - window["episode_end"]
+        ahead = self._ahead.pop(number, None) if number is not None else None
+        if ahead is None or ahead.span != self._span:
+            ahead = self._start(self._gatherer, start_fractions)
+        window = self._with_online(ahead.positions, ahead.gathering.result())
+        if self.device.type == "cuda":
+            # Pinned, so that the copy need not be waited for; torch uses the pinned block again only after the copy.
+            window = Window(*(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in window))
+        return self._batch(window)
+
+    def prefetch(self, number: int, start_fractions: Tensor) -> None:
+        """Begins to gather the batch of gradient update `number` in the background; nothing to do on the device.
+
+        Fractions on the CPU save a wait for the device. A batch that is no longer the one to be sampled then, because
+        a transition was appended, is gathered anew by `sample`. Each holds its memory until it is sampled.
+        """
+        if self._gatherer is not None:
+            self._ahead[number] = self._start(self._gatherer, start_fractions)
+
+    def _start(self, gatherer: Gatherer, start_fractions: Tensor) -> "_Ahead":
+        positions = self._positions(start_fractions.cpu())
+        return _Ahead(self._span, positions, gatherer.start(positions.clamp(max=self._end - 1)))
+
+    @property
+    def _span(self) -> tuple[int, int]:
+        """The oldest position in the buffers, and how many windows can start from there on."""
+        overwritten = max(0, self.dataset_size + self.num_online - self.capacity)
+        return self._first + overwritten, self.size - self.chunk_length + 1
+
+    def _positions(self, start_fractions: Tensor) -> Tensor:
+        """Positions (S, B, H) of the windows that start at these fractions (S, B)."""
+        starts = (start_fractions * self._num_starts).long() + self._oldest
+        return starts.unsqueeze(-1) + self._offsets
+
+    def _with_online(self, positions: Tensor, dataset: Window) -> Window:
+        """The windows at `positions`, given what the dataset has there: its share of them."""
+        if self._ring is None:
+            return dataset
+        online = positions >= self._end
+        collected = self._ring.window((positions - self._end).clamp(min=0))
+        first, last = online[..., :1], online[..., -1:]
+        return Window(
+            obs=torch.where(first, collected.obs, dataset.obs),
+            action=torch.where(online.unsqueeze(-1), collected.action, dataset.action),
+            reward=torch.where(online, collected.reward, dataset.reward),
+            terminated=torch.where(online, collected.terminated, dataset.terminated),
+            episode_end=torch.where(online, collected.episode_end, dataset.episode_end),
+            next_obs=torch.where(last, collected.next_obs, dataset.next_obs),
+        )
+
+    def _batch(self, window: Window) -> Batch:
+        continues = 1.0 - window.episode_end
         valid = torch.cumprod(torch.cat([torch.ones_like(continues[..., :1]), continues[..., :-1]], -1), -1)
-        survived = (1.0 - window["terminated"]).prod(-1)
+        survived = (1.0 - window.terminated).prod(-1)
         return Batch(
-            obs=window["obs"],
-            action_chunk=window["action"],
-            chunk_return=window["reward"] @ self._discounts,
+            obs=window.obs,
+            action_chunk=window.action,
+            chunk_return=window.reward @ self._discounts,
             bootstrap=self._bootstrap_discount * survived,
-            next_obs=window["next_obs"],
+            next_obs=window.next_obs,
             valid=valid,
         )
 
-    def _gather(self, positions: Tensor) -> dict[str, Tensor]:
-        """Windows at logical `positions` (S, B, H): obs of the first step, next_obs of the last, the rest of all."""
-        transition = positions.clamp(max=self.dataset_size - 1) + self._first
-        row = transition + torch.searchsorted(self._episode_ends, transition, right=True)
-        data = self._dataset
-        window = {
-            "obs": data["obs"][row[..., 0]],
-            "action": data["action"][row],
-            "reward": data["reward"][row],
-            "terminated": data["terminated"][row].float(),
-            "episode_end": data["final"][row + 1].float(),
-            "next_obs": data["obs"][row[..., -1] + 1],
-        }
-        if self.num_online == 0:
-            return window
+    def _set_placement(self, ring_bytes: int) -> None:
+        """Puts the dataset where it belongs, with rings of `ring_bytes` beside it; what is on the device stays."""
+        data = self._transitions
+        first_row = data.row(self._first)
+        placement = self._asked
+        if placement == "auto":
+            placement = fitting_placement(data, data.num_bytes(first_row), ring_bytes, self.device)
+        if placement != self.placement and self.placement != "device":
+            if self._gatherer is not None:
+                self._gatherer.close()
+                self._gatherer = None
+            self.placement = placement
+            if placement == "device":
+                self._dataset = _on_device(data, first_row, self.device)
+            elif placement == "host":
+                self._gatherer = Gatherer(_on_device(data, 0, torch.device("cpu")))
+            else:
+                self._gatherer = Gatherer(StreamedWindows(data))
+        self._ahead.clear()
+        self._home = self.device if self.on_device else torch.device("cpu")
+        self._offsets = torch.arange(self.chunk_length, device=self._home)
+        self._oldest, self._num_starts = (torch.zeros((), dtype=torch.int64, device=self._home) for _ in range(2))
 
-        number = (positions - self.dataset_size) % self.capacity  # of the online transition at this position
-        online = number < self.num_online
-        slot = torch.where(online, number, 0)
-        seeds = torch.arange(self.num_seeds, device=self.device)[:, None, None]
-        for name, offline in window.items():
-            step = {"obs": slice(0, 1), "next_obs": slice(-1, None)}.get(name, slice(None))
-            collected = self._ring[name][seeds, slot[..., step]]
-            chosen = online[..., step]
-            if name in ("obs", "next_obs"):
-                collected, chosen = collected.squeeze(2), chosen.squeeze(2)
-            window[name] = torch.where(
-                chosen.reshape(chosen.shape + (1,) * (offline.dim() - chosen.dim())), collected, offline
-            )
-        return window
+    def _set_counters(self) -> None:
+        for tensor, value in zip((self._oldest, self._num_starts), self._span, strict=True):
+            tensor.fill_(value)
+
+
+class _Ahead(NamedTuple):
+    """A batch on its way, and the span of positions it was drawn from."""
+
+    span: tuple[int, int]
+    positions: Tensor
+    gathering: Gathering
+
+
+def fitting_placement(transitions: Transitions, num_bytes: int, ring_bytes: int, device: torch.device) -> Placement:
+    """The first placement with room for `num_bytes` of the dataset, and on a GPU for the rings beside them."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if num_bytes + ring_bytes <= DEVICE_SHARE * free:
+            return "device"
+    in_place: Placement = "host" if device.type == "cuda" else "device"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes <= min(HOST_BYTES, HOST_SHARE * memory) or not is_mapped(transitions.obs):
+        return in_place
+    return "stream"
+
+
+def _on_device(transitions: Transitions, first_row: int, device: torch.device) -> DatasetWindows:
+    """The dataset's rows from `first_row` on; on a CPU all of them, where they are."""
+    if device.type == "cpu":
+        first_row = 0
+    return DatasetWindows(
+        obs=_upload(transitions.obs, first_row, device),
+        action=_upload(transitions.action, first_row, device),
+        reward=_upload(transitions.reward, first_row, device),
+        terminated=_upload(transitions.terminated, first_row, device),
+        episode_ends=torch.from_numpy(transitions.episode_ends).to(device),
+        first_row=first_row,
+    )
+
+
+def _upload(array: np.ndarray, first_row: int, device: torch.device) -> Tensor:
+    """Rows of an array on a device; of a mapped file, piece by piece, so that its pages do not gather in memory."""
+    if device.type == "cpu":
+        return torch.from_numpy(array)
+    rows = torch.from_numpy(array[first_row:])
+    if not is_mapped(array) or array.filename is None:
+        return rows.to(device)
+    uploaded = torch.empty_like(rows, device=device)
+    step = max(1, _UPLOAD_BYTES // (array.nbytes // len(array)))
+    for start in range(0, len(rows), step):
+        stop = min(len(rows), start + step)
+        offset = array.offset + (first_row + start) * array.strides[0]
+        piece = np.memmap(array.filename, array.dtype, "c", offset, (stop - start, *array.shape[1:]))
+        uploaded[start:stop].copy_(torch.from_numpy(piece))
+    return uploaded

@@ -6,17 +6,22 @@ or by the recipe that makes it again (`cube-double-play-generated-1000ep-seed0`,
 `~/.ogbench/data`, and, generated ones, in the cache: `$O2O_BENCH_DATA` or `~/.cache/o2o-bench`.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
+import weakref
 import zipfile
 import zlib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 import numpy as np
 
@@ -36,6 +41,8 @@ from datasets.transitions import Origin, Transitions, episode_ends
 FORMAT_VERSION = 1  # of the flat arrays: a change makes every set be converted anew
 NUM_SHARDS = 100
 ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of a tanh squashing finite
+_RELABELLED_ROWS = 250_000  # at a time: rewards are computed in float64
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems that have none, like some of clusters
 
 _PUBLISHED = [f"{domain}-{kind}-v0" for domain in NUM_CUBES for kind in ("play", "noisy")] + [
     "cube-double-play-100m-v0",
@@ -149,22 +156,28 @@ def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> 
     flat = cache_root() / "flat" / f"{name}-{_source_key(files)}"
     if not flat.exists():
         _convert(dataset, files, flat)
-    try:
-        meta = json.loads((flat / "meta.json").read_text())
-        task = f"task{spec.task_id}"
-        arrays = {
-            key: np.load(flat / f"{file_name}.npy", mmap_mode="c")
-            for key, file_name in {
-                "obs": "obs",
-                "action": "action",
-                "reward": f"{task}-reward",
-                "terminated": f"{task}-terminated",
-                "final": "final",
-            }.items()
-        }
-    except (OSError, ValueError) as error:
-        raise DataError(f"{flat} is damaged ({error}); delete it and it is made again from {files[0]}") from error
-    return Transitions(**arrays, name=name, origin=meta["origin"], content_hash=meta["content_hash"][task])
+    with ExitStack() as on_error:
+        try:
+            in_use = on_error.enter_context((flat / "meta.json").open())
+            _lock(in_use, fcntl.LOCK_SH)  # until it is closed no other process removes the conversion
+            meta = json.load(in_use)
+            task = f"task{spec.task_id}"
+            arrays = {
+                key: np.load(flat / f"{file_name}.npy", mmap_mode="c")
+                for key, file_name in {
+                    "obs": "obs",
+                    "action": "action",
+                    "reward": f"{task}-reward",
+                    "terminated": f"{task}-terminated",
+                    "final": "final",
+                }.items()
+            }
+        except (OSError, ValueError) as error:
+            raise DataError(f"{flat} is damaged ({error}); delete it and it is made again from {files[0]}") from error
+        data = Transitions(**arrays, name=name, origin=meta["origin"], content_hash=meta["content_hash"][task])
+        weakref.finalize(data, in_use.close)
+        on_error.pop_all()
+    return data
 
 
 def _folders(dataset: DatasetName, data_dir: str | Path | None) -> list[Path]:
@@ -223,29 +236,79 @@ def _origin(dataset: DatasetName, files: list[Path]) -> Origin:
 
 
 def _convert(dataset: DatasetName, files: list[Path], flat: Path) -> None:
-    """Write the folder `flat`, whole or not at all."""
+    """Write the folder `flat`, whole or not at all, and remove what killed and outdated conversions have left."""
     try:
         flat.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".partial-{flat.name}-", dir=flat.parent) as partial:
-            new = Path(partial) / "flat"
-            new.mkdir()
-            meta = {
-                "format_version": FORMAT_VERSION,
-                "name": dataset.name,
-                "origin": _origin(dataset, files),
-                "content_hash": _write_arrays(dataset, files, new),
-                "sources": [
-                    {"file": file.name, "bytes": file.stat().st_size, "sha256": _file_sha256(file)} for file in files
-                ],
-            }
-            (new / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-            try:
-                new.rename(flat)
-            except OSError:
-                if not flat.exists():  # else another process was faster, with the same result
-                    raise
+        with _converting(dataset) as is_alone:
+            if flat.exists():  # another process was faster
+                return
+            if is_alone:
+                for left_over in flat.parent.glob(f".partial-{dataset.name}-*"):
+                    shutil.rmtree(left_over)
+            with tempfile.TemporaryDirectory(prefix=f".partial-{flat.name}-", dir=flat.parent) as partial:
+                new = Path(partial) / "flat"
+                new.mkdir()
+                meta = {
+                    "format_version": FORMAT_VERSION,
+                    "name": dataset.name,
+                    "origin": _origin(dataset, files),
+                    "content_hash": _write_arrays(dataset, files, new),
+                    "folder": str(files[0].parent.resolve()),
+                    "sources": [
+                        {"file": file.name, "bytes": file.stat().st_size, "sha256": _file_sha256(file)}
+                        for file in files
+                    ],
+                }
+                (new / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+                try:
+                    new.rename(flat)
+                except OSError:
+                    if not flat.exists():  # else another process was faster, with the same result
+                        raise
+            if is_alone:
+                _remove_outdated(dataset, flat, meta["folder"])
     except OSError as error:
         raise DataError(f"cannot write {flat}: {one_line(error)}") from error
+
+
+@contextmanager
+def _converting(dataset: DatasetName) -> Iterator[bool]:
+    """Waits until no other process converts this data set. Gives False where the file system has no locks."""
+    folder = cache_root() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{dataset.name}.lock").open("w") as file:
+        yield _lock(file, fcntl.LOCK_EX)
+
+
+def _remove_outdated(dataset: DatasetName, flat: Path, folder: str) -> None:
+    """Remove conversions of the same source folder's earlier content, except those that a process is using."""
+    for old in flat.parent.glob(f"{dataset.name}-*"):
+        if old == flat or not re.fullmatch("[0-9a-f]{12}", old.name.removeprefix(f"{dataset.name}-")):
+            continue
+        try:
+            meta_file = (old / "meta.json").open("r+")
+        except (FileNotFoundError, PermissionError):  # another process's, or another user's
+            continue
+        with meta_file:
+            try:
+                is_outdated = json.load(meta_file).get("folder") == folder
+            except ValueError:
+                continue  # damaged: `load_task` says so where somebody needs it
+            if is_outdated and _lock(meta_file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(old)
+
+
+def _lock(file: IO[str], operation: int) -> bool:
+    """Lock a file until it is closed; False where another process holds it or the file system has no locks."""
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 def _write_arrays(dataset: DatasetName, files: list[Path], folder: Path) -> dict[str, str]:
@@ -277,10 +340,11 @@ def _write_arrays(dataset: DatasetName, files: list[Path], folder: Path) -> dict
                 writers["action"].append(action.clip(-ACTION_LIMIT, ACTION_LIMIT))
                 writers["final"].append(final)
                 qpos = source.numbers("qpos", (len(final), qpos_dim(dataset.domain)))
-            for task_id in TASK_IDS:
-                reward, terminated = relabel(qpos, goals[task_id])
-                writers[f"task{task_id}-reward"].append(reward)
-                writers[f"task{task_id}-terminated"].append(terminated)
+            for start in range(0, len(qpos), _RELABELLED_ROWS):
+                for task_id in TASK_IDS:
+                    reward, terminated = relabel(qpos[start : start + _RELABELLED_ROWS], goals[task_id])
+                    writers[f"task{task_id}-reward"].append(reward)
+                    writers[f"task{task_id}-terminated"].append(terminated)
     hashes = {key: writer.digest.hexdigest() for key, writer in writers.items()}
     shared = hashes["obs"] + hashes["action"] + hashes["final"]
     return {

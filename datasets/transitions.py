@@ -1,7 +1,8 @@
 """The in-memory form of a data set: flat arrays over the rows of all episodes, memory-mapped."""
 
+import mmap
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 
@@ -55,6 +56,20 @@ class Transitions:
     def num_episodes(self) -> int:
         """E."""
         return len(self.episode_ends)
+
+    def row(self, transition: int) -> int:
+        """The row of a transition."""
+        return transition + int(np.searchsorted(self.episode_ends, transition, side="right"))
+
+    def num_bytes(self, first_row: int = 0) -> int:
+        """Bytes of what sampling reads of the rows from `first_row` on."""
+        arrays = (self.obs, self.action, self.reward, self.terminated)
+        return sum(array[first_row:].nbytes for array in arrays)
+
+
+def is_mapped(array: np.ndarray) -> TypeGuard[np.memmap]:
+    """The array is a whole mapped file, as `np.load(…, mmap_mode=…)` gives it, not a view of one."""
+    return isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
 
 
 def episode_ends(final: np.ndarray, where: str) -> np.ndarray:

@@ -1,12 +1,19 @@
 """The sampler of action chunks against a plain list of transitions, over random episodes, rings and write heads."""
 
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets.replay import ONLINE_FIELDS, Replay
+import datasets.replay
+from datasets.batch import Batch
+from datasets.replay import ONLINE_FIELDS, PLACEMENTS, Replay, fitting_placement
 from datasets.transitions import Transitions
 
 DISCOUNT = 0.9
@@ -34,14 +41,29 @@ def make_transitions(lengths: list[int], terminated_rows: list[int] | None = Non
     )
 
 
-def make_replay(transitions: Transitions, chunk_length: int, num_seeds: int = 1) -> Replay:
-    return Replay(
-        transitions,
-        num_seeds=num_seeds,
-        chunk_length=chunk_length,
-        discount=DISCOUNT,
-        device=torch.device("cpu"),
-    )
+def mapped(transitions: Transitions, folder: Path) -> Transitions:
+    """The same transitions from files in a new folder inside `folder`."""
+    folder, arrays = Path(tempfile.mkdtemp(dir=folder)), {}
+    for name in ("obs", "action", "reward", "terminated", "final"):
+        np.save(folder / f"{name}.npy", getattr(transitions, name))
+        arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="c")
+    return Transitions(**arrays, name="made-up", origin="generated", content_hash="0")
+
+
+def make_replay(transitions: Transitions, chunk_length: int, num_seeds: int = 1, **options: Any) -> Replay:
+    settings: dict[str, Any] = {"discount": DISCOUNT, "device": torch.device("cpu"), **options}
+    return Replay(transitions, num_seeds=num_seeds, chunk_length=chunk_length, **settings)
+
+
+def fractions_of(number: int, num_seeds: int, batch_size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(number)
+    return torch.rand(num_seeds, batch_size, dtype=torch.float64, generator=generator)
+
+
+def assert_equal_batches(actual: Batch, expected: Batch) -> None:
+    """Bit for bit."""
+    for field in fields(Batch):
+        assert torch.equal(getattr(actual, field.name).cpu(), getattr(expected, field.name).cpu()), field.name
 
 
 def every_window(replay: Replay):
@@ -70,13 +92,14 @@ def dataset_rows(transitions: Transitions) -> list[dict]:
 
 
 def online_row(number: int, ends: bool, terminated: bool) -> dict:
+    """The transition of this number; where it ends an episode, the next one begins with another observation."""
     return {
         "obs": [1000.0, float(number)],
         "action": 1000.0 + number,
         "reward": -1000.0 - number,
         "terminated": terminated,
         "episode_end": ends,
-        "next_obs": [1000.0, number + 1.0],
+        "next_obs": [1000.0, number + (0.5 if ends else 1.0)],
     }
 
 
@@ -203,9 +226,242 @@ def test_online_rows_round_trip_restores_every_window(collected, capacity):
     restored = fresh()
     packed = torch.cat(stored) if stored else torch.zeros(0, replay.row_width)
     restored.restore_online(packed[None])
-    expected, actual = every_window(replay), every_window(restored)
-    for name in ("obs", "action_chunk", "chunk_return", "bootstrap", "next_obs", "valid"):
-        assert torch.equal(getattr(expected, name), getattr(actual, name)), name
+    assert_equal_batches(every_window(restored), every_window(replay))
+    # and goes on like the one that was never interrupted
+    for number in range(collected, collected + 5):
+        for each in (replay, restored):
+            append(each, [online_row(number, number % 4 == 3, False)])
+    assert_equal_batches(every_window(restored), every_window(replay))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), max_size=60), st.integers(1, 20))
+def test_seeds_end_their_episodes_apart_from_each_other(ends, capacity):
+    transitions = make_transitions([3, 2])
+    replay = make_replay(transitions, 2, num_seeds=3)
+    replay.open_ring(capacity, online_steps=60)
+    collected = [dataset_rows(transitions) for _ in range(3)]
+    for number, flags in enumerate(ends):
+        rows = [online_row(100 * seed + number, end, False) for seed, end in enumerate(flags)]
+        append(replay, rows)
+        for seed, row in enumerate(rows):
+            collected[seed] = [*collected[seed], row][-replay.capacity :]
+    batch = every_window(replay)
+    for seed in range(3):
+        for start in range(len(collected[seed]) - 1):
+            assert_window(batch, start, collected[seed][start : start + 2], seed)
+
+
+def tensors_of(replay: Replay) -> set[int]:
+    """Addresses of all tensors that the replay and what it consists of hold."""
+    parts = [replay, *(part for part in vars(replay).values() if type(part).__module__.startswith("datasets."))]
+    return {value.data_ptr() for part in parts for value in vars(part).values() if isinstance(value, torch.Tensor)}
+
+
+def test_version_increases_exactly_when_tensors_are_replaced():
+    replay = make_replay(make_transitions([20]), 3)
+    versions = [replay.version]
+    replay.open_ring(capacity=300, online_steps=1000)
+    versions.append(replay.version)
+    assert versions[1] > versions[0]
+    tensors, growths = tensors_of(replay), 0
+    for number in range(1000):
+        append(replay, [online_row(number, True, False)])  # every transition ends an episode, the worst case
+        if replay.version == versions[-1]:
+            assert tensors_of(replay) == tensors
+        else:
+            assert tensors_of(replay) != tensors
+            tensors, growths = tensors_of(replay), growths + 1
+            versions.append(replay.version)
+    assert growths > 0
+    assert versions == sorted(set(versions))
+    # places of overwritten episode ends are used again: as many as fit in the ring are enough
+    assert growths == 3  # 64 places, 128, 256, 512
+    expected = [online_row(number, True, False) for number in range(700, 1000)]
+    batch = every_window(replay)
+    for start in range(len(expected) - 2):
+        assert_window(batch, start, expected[start : start + 3])
+
+
+def test_compiled_sampling_stays_right_and_compiled_while_the_ring_grows_and_wraps(monkeypatch):
+    transitions = make_transitions([9, 7], terminated_rows=[4])
+    replay, eager = (make_replay(transitions, 3, num_seeds=2) for _ in range(2))
+    torch._dynamo.reset()
+    sample = torch.compile(replay.sample, fullgraph=True, backend="eager")
+    assert_equal_batches(sample(fractions_of(0, 2, 16)), eager.sample(fractions_of(0, 2, 16)))
+    for each in (replay, eager):
+        each.open_ring(capacity=40, online_steps=100)
+    sample(fractions_of(0, 2, 16))  # the one other graph, of an open ring
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    for number in range(1, 101):
+        for each in (replay, eager):
+            append(each, [online_row(number, number % 5 == 0, False), online_row(number, number % 7 == 0, True)])
+        fractions = fractions_of(number, 2, 16)
+        assert_equal_batches(sample(fractions), eager.sample(fractions))
+    assert replay.num_online > replay.capacity
+
+
+def test_transition_that_does_not_begin_where_the_last_one_ended_is_refused():
+    replay = make_replay(make_transitions([4]), 1, num_seeds=2)
+    replay.open_ring(capacity=10, online_steps=10)
+    append(replay, [online_row(0, True, False), online_row(0, False, False)])
+    append(replay, [online_row(7, False, False), online_row(1, False, False)])
+    with pytest.raises(ValueError, match="another obs than the next_obs before it"):
+        append(replay, [online_row(8, False, False), online_row(3, False, False)])
+    packed = [replay.online_rows(seed, 0, 2) for seed in range(2)]
+    replay.restore_online(packed)
+    with pytest.raises(ValueError, match="another obs than the next_obs before it"):
+        append(replay, [online_row(2, False, False), online_row(2, False, False)])
+    append(replay, [online_row(8, False, False), online_row(2, False, False)])
+    with pytest.raises(ValueError, match=r"2 seeds with equally many transitions are needed, not \[2, 1\]"):
+        replay.restore_online([packed[0], packed[1][:1]])
+
+
+def test_seeds_that_end_episodes_apart_are_restored_and_go_on():
+    def fresh() -> Replay:
+        replay = make_replay(make_transitions([4]), 2, num_seeds=2)
+        replay.open_ring(capacity=9, online_steps=60)
+        return replay
+
+    def rows_of(number: int) -> list[dict]:
+        return [online_row(number, number % 2 == 0, False), online_row(100 + number, number % 3 == 0, False)]
+
+    replay, stored = fresh(), [torch.zeros(0, 0)] * 2
+    for number in range(25):
+        append(replay, rows_of(number))
+        new = [replay.online_rows(seed, number, number + 1) for seed in range(2)]
+        stored = [torch.cat([old, row]) if len(old) else row for old, row in zip(stored, new, strict=True)]
+    restored = fresh()
+    restored.restore_online(rows for rows in stored)
+    for number in range(25, 60):
+        assert_equal_batches(every_window(restored), every_window(replay))
+        for each in (replay, restored):
+            append(each, rows_of(number))
+
+
+@pytest.mark.parametrize("placement", ["device", "host", "stream"])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(buffers(), st.integers(0, 2**20))
+def test_every_placement_gives_the_same_batches(placement, tmp_path, buffer, seed):
+    lengths, terminated, chunk_length, capacity, flags, kept = buffer
+    transitions = make_transitions(lengths, terminated)
+    reference = make_replay(transitions, chunk_length, num_seeds=2, placement="device")
+    replay = make_replay(mapped(transitions, tmp_path), chunk_length, num_seeds=2, placement=placement)
+    assert replay.on_device == (placement == "device")
+    fractions = fractions_of(seed, 2, 70)
+    assert_equal_batches(replay.sample(fractions), reference.sample(fractions))
+    for each in (replay, reference):
+        each.open_ring(capacity, online_steps=40, dataset_rows=kept)
+    for number, (ends, terminates) in enumerate(flags):
+        rows = [online_row(number, ends or terminates, terminates), online_row(number, ends, False)]
+        for each in (replay, reference):
+            append(each, rows)
+        fractions = fractions_of(seed + number, 2, 9)
+        assert_equal_batches(replay.sample(fractions), reference.sample(fractions))
+
+
+@pytest.mark.parametrize("placement", ["device", "host", "stream"])
+def test_prefetched_batch_is_the_one_sampled_then(placement, tmp_path):
+    transitions = mapped(make_transitions([9, 30, 11]), tmp_path)
+    replay = make_replay(transitions, 4, num_seeds=2, placement=placement)
+    plain = make_replay(transitions, 4, num_seeds=2, placement="device")
+    fractions = {number: fractions_of(number, 2, 300) for number in range(6)}
+    for number in (0, 1, 2, 4):  # 3 and 5 are not prefetched, 4 is never asked for
+        replay.prefetch(number, fractions[number])
+    for number in (0, 1, 2, 3, 5):
+        assert_equal_batches(replay.sample(fractions[number], number), plain.sample(fractions[number]))
+    for each in (replay, plain):
+        each.open_ring(capacity=60, online_steps=30, dataset_rows=25)
+    for number in range(30):
+        replay.prefetch(number, fractions[0])
+        for each in (replay, plain):  # what is appended meanwhile changes the batch
+            append(each, [online_row(number, False, False), online_row(number, number % 5 == 2, False)])
+        assert_equal_batches(replay.sample(fractions[0], number), plain.sample(fractions[0]))
+
+
+def test_dataset_beyond_the_memory_set_aside_for_it_is_streamed_until_it_fits(tmp_path, monkeypatch):
+    transitions = mapped(make_transitions([50, 50]), tmp_path)
+    monkeypatch.setattr(datasets.replay, "HOST_BYTES", transitions.num_bytes() - 1)
+    replay = make_replay(transitions, 2)
+    assert (replay.placement, replay.on_device) == ("stream", False)
+    version = replay.version
+    replay.open_ring(capacity=200, online_steps=10, dataset_rows=60)
+    assert (replay.placement, replay.on_device) == ("device", True)
+    assert replay.version > version
+    append(replay, [online_row(0, False, False)])
+    rows = [*dataset_rows(transitions)[-60:], online_row(0, False, False)]
+    batch = every_window(replay)
+    for start in range(60):
+        assert_window(batch, start, rows[start : start + 2])
+
+
+@pytest.mark.parametrize(
+    ("free_on_gpu", "host_bytes", "placement"),
+    [(4000, 0, "device"), (3998, 1000, "host"), (3998, 999, "stream")],
+)
+def test_data_and_rings_go_to_the_gpu_where_half_of_its_free_memory_is_enough(
+    free_on_gpu, host_bytes, placement, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_on_gpu, 10**9))
+    monkeypatch.setattr(datasets.replay, "HOST_BYTES", host_bytes)
+    transitions = mapped(make_transitions([9]), tmp_path)
+    assert fitting_placement(transitions, 1000, 1000, torch.device("cuda")) == placement
+
+
+def test_data_that_lie_in_memory_anyway_are_not_streamed(monkeypatch):
+    monkeypatch.setattr(datasets.replay, "HOST_BYTES", 0)
+    assert make_replay(make_transitions([9]), 2).placement == "device"
+
+
+def test_bad_placement_is_one_line():
+    transitions = make_transitions([9])
+    with pytest.raises(ValueError, match=f"unknown placement 'disk'; placements: {', '.join(PLACEMENTS)}$"):
+        make_replay(transitions, 2, placement="disk")
+    with pytest.raises(ValueError, match="made-up: placement 'stream' reads files, but 'obs' lies in memory"):
+        make_replay(transitions, 2, placement="stream")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("placement", ["device", "host", "stream"])
+def test_gpu_gives_the_batches_of_the_cpu_and_appending_does_not_wait_for_it(placement, tmp_path):
+    transitions = mapped(make_transitions([9, 30, 11], terminated_rows=[4]), tmp_path)
+    replay = make_replay(transitions, 3, num_seeds=2, placement=placement, device=torch.device("cuda"))
+    reference = make_replay(transitions, 3, num_seeds=2)
+    for each in (replay, reference):
+        each.open_ring(capacity=60, online_steps=200, dataset_rows=40)
+    for number in range(130):
+        rows = [online_row(number, number % 5 == 2, False), online_row(number, number % 7 == 3, True)]
+        append(reference, rows)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            append(replay, rows)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        fractions = fractions_of(number, 2, 16)
+        actual, expected = replay.sample(fractions.cuda()), reference.sample(fractions)
+        for field in fields(Batch):
+            torch.testing.assert_close(getattr(actual, field.name).cpu(), getattr(expected, field.name))
+
+
+@pytest.mark.gpu
+def test_captured_sampling_follows_the_ring_while_the_version_stands():
+    transitions = make_transitions([9, 30, 11], terminated_rows=[4])
+    replay = make_replay(transitions, 3, num_seeds=2, device=torch.device("cuda"))
+    replay.open_ring(capacity=60, online_steps=200)
+    append(replay, [online_row(0, False, False), online_row(0, False, False)])
+    fractions = torch.zeros(2, 16, dtype=torch.float64, device="cuda")
+    replay.sample(fractions)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = replay.sample(fractions)
+    version = replay.version
+    for number in range(1, 130):
+        append(replay, [online_row(number, number % 5 == 2, False), online_row(number, number % 7 == 3, True)])
+        assert replay.version == version
+        fractions.copy_(fractions_of(number, 2, 16))
+        graph.replay()
+        assert_equal_batches(captured, replay.sample(fractions))
 
 
 def test_starts_are_uniform_over_the_buffer():

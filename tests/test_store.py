@@ -1,5 +1,7 @@
 """Where data are looked for, their conversion, and what happens to bad ones."""
 
+import errno
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -103,6 +105,52 @@ def test_changed_source_is_converted_anew(tmp_path: Path) -> None:
     after = load("cube-single", NAME, tmp_path)
     np.testing.assert_array_equal(after.obs, source_arrays(seed=1)["observations"])
     assert after.content_hash != before.content_hash
+
+
+def test_conversion_of_earlier_content_goes_once_nobody_uses_it(tmp_path: Path) -> None:
+    write(tmp_path / f"{NAME}.npz", **source_arrays(seed=0))
+    first = load("cube-single", NAME, tmp_path)
+    write(tmp_path / f"{NAME}.npz", **source_arrays(seed=1))
+    second = load("cube-single", NAME, tmp_path)
+    assert len(flat_folders()) == 2
+    np.testing.assert_array_equal(first.obs, source_arrays(seed=0)["observations"])
+    del first, second
+    write(tmp_path / f"{NAME}.npz", **source_arrays(seed=2))
+    third = load("cube-single", NAME, tmp_path)
+    (flat,) = flat_folders()
+    assert str(third.obs.filename).startswith(str(flat))  # type: ignore[attr-defined]
+
+
+def test_conversion_of_another_folder_stays(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write(tmp_path / str(seed) / f"{NAME}.npz", **source_arrays(seed=seed))
+        load("cube-single", NAME, tmp_path / str(seed))
+    assert len(flat_folders()) == 2
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path: Path) -> None:
+    write(tmp_path / f"{NAME}.npz", **source_arrays())
+    other = cache_root() / "flat" / ".partial-cube-double-play-v0-0123456789ab-x"
+    for folder in (other, cache_root() / "flat" / f".partial-{NAME}-0123456789ab-x"):
+        (folder / "flat").mkdir(parents=True)
+        (folder / "flat" / "obs.npy").write_bytes(b"half")
+    load("cube-single", NAME, tmp_path)
+    assert [folder.name for folder in flat_folders() if folder.name.startswith(".")] == [other.name]
+
+
+def test_file_system_without_locks_converts_and_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    left_over = cache_root() / "flat" / f".partial-{NAME}-0123456789ab-x"
+    left_over.mkdir(parents=True)
+    for seed in (0, 1):
+        write(tmp_path / f"{NAME}.npz", **source_arrays(seed=seed))
+        assert load("cube-single", NAME, tmp_path).num_transitions == 5
+    assert len(flat_folders()) == 3
 
 
 def test_writing_to_a_loaded_array_leaves_the_file_alone(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """The in-memory form: what its rows mean and which arrays it refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from datasets import DataError, Transitions
+from datasets.transitions import is_mapped
 
 
 def arrays_of(lengths: list[int]) -> dict[str, np.ndarray]:
@@ -32,6 +35,7 @@ def test_episode_ends_map_transitions_to_rows(lengths: list[int]) -> None:
     transition = np.arange(data.num_transitions)
     rows = transition + np.searchsorted(data.episode_ends, transition, side="right")
     np.testing.assert_array_equal(rows, np.flatnonzero(~data.final))
+    assert [data.row(int(number)) for number in transition] == rows.tolist()
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,17 @@ def test_episode_ends_map_transitions_to_rows(lengths: list[int]) -> None:
 def test_arrays_that_do_not_fit_are_refused_by_name(key: str, value: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=f"toy: .*{message}"):
         transitions(arrays_of([2, 3]) | {key: value})
+
+
+def test_bytes_are_those_that_sampling_reads() -> None:
+    data = transitions(arrays_of([2, 3]))
+    assert data.num_bytes() == 7 * (3 * 4 + 2 * 4 + 4 + 1)
+    assert data.num_bytes(first_row=3) == 4 * (3 * 4 + 2 * 4 + 4 + 1)
+
+
+def test_only_a_whole_file_counts_as_mapped(tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros((4, 2), np.float32))
+    array = np.load(tmp_path / "array.npy", mmap_mode="c")
+    assert is_mapped(array)
+    assert not is_mapped(array[1:])  # its `offset` is still that of the whole array
+    assert not is_mapped(np.array(array))

@@ -1,0 +1,50 @@
+"""Windows of H consecutive transitions gathered from a data set's tensors; tensor code only, fit for a CUDA graph."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """What a chunk's update needs of H transitions, with any leading axes; float32."""
+
+    obs: Tensor  # (..., O) of the first transition
+    action: Tensor  # (..., H, A)
+    reward: Tensor  # (..., H)
+    terminated: Tensor  # (..., H) 0 or 1
+    episode_end: Tensor  # (..., H) 0 or 1
+    next_obs: Tensor  # (..., O) of the last transition
+
+
+class DatasetWindows:
+    """The arrays of a data set, or of its last rows, as tensors, on a device or mapped from files.
+
+    Observations are stored once: the next one of row r is row r + 1, and the last row of an episode holds only that.
+    """
+
+    def __init__(
+        self,
+        obs: Tensor,  # (R, O) float32
+        action: Tensor,  # (R, A) float32
+        reward: Tensor,  # (R,) float32
+        terminated: Tensor,  # (R,) bool
+        episode_ends: Tensor,  # (E,) int64, transitions up to and including each episode of the whole set
+        first_row: int = 0,  # the row of the whole set that comes first here
+    ):
+        self.obs, self.action, self.reward, self.terminated = obs, action, reward, terminated
+        self.episode_ends = episode_ends
+        self.first_row = first_row
+
+    def window(self, transitions: Tensor) -> Window:
+        """The windows of the transitions with these numbers, int64 (..., H)."""
+        episode = torch.searchsorted(self.episode_ends, transitions, right=True)
+        row = transitions + episode - self.first_row  # every episode before this one has a row more than transitions
+        return Window(
+            obs=self.obs[row[..., 0]],
+            action=self.action[row],
+            reward=self.reward[row],
+            terminated=self.terminated[row].float(),
+            episode_end=(self.episode_ends[episode] == transitions + 1).float(),
+            next_obs=self.obs[row[..., -1] + 1],
+        )
