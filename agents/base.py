@@ -95,6 +95,10 @@ class Agent(nn.Module):
             with torch.no_grad():
                 tensor.copy_(torch.stack(rows) if per_seed else rows[0])
 
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything that an update changes, by name; the tensors themselves."""
+        return {name: tensor for name, tensor, _ in self._state()}
+
     def _state(self) -> Iterable[tuple[str, Tensor, bool]]:
         """(name, tensor, has a seed dimension) of every parameter, buffer and Adam entry."""
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.named_parameters()}

@@ -18,10 +18,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matr
 import datasets
 from agents import AGENTS
 from bench.config import ConfigError, RunConfig, check_agent, default_agent_config, parse_value
-from bench.engine import available_cores, pick_device
+from bench.engine import MODES, available_cores, pick_device, pick_mode
 from bench.evaluate import EXIT_PREEMPTED, Preempted
 from bench.provenance import ForeignPackage, check_checkout
 from bench.suites import SUITES, tuned_config
+from bench.workers import WorkerError
 from bench.writer import StorageError, read_json
 from datasets.spec import DataError, nearest
 
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, StorageError, ForeignPackage) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except WorkerError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         print("stopped; start again to go on", file=sys.stderr, flush=True)
         return 130
@@ -119,9 +123,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def add_execution_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("execution")
     how.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    how.add_argument("--engine", default="auto", help=f"how updates are executed: auto, {', '.join(MODES)}")
     how.add_argument("--threads", type=int, default=1, help="CPU threads per process")
     how.add_argument(
         "--eval-workers", type=int, default=0, help="evaluation processes per pack; 0: the cores there are"
+    )
+    how.add_argument(
+        "--env-workers",
+        type=count_or_auto,
+        default=None,
+        metavar="N|auto",
+        help="processes that step a pack's training environments ahead; 0: none; auto: one for each seed",
     )
     how.add_argument("--checkpoint-seconds", type=float, default=300.0)
     how.add_argument("--data-dir", type=Path, help="where published data lie; default ~/.ogbench/data")
@@ -199,9 +211,27 @@ def single_config(
 def execution_of(options: argparse.Namespace):
     from bench.train import Execution
 
+    for name, least in (("threads", 1), ("eval_workers", 0), ("env_workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
     return Execution(
-        options.device, options.threads, options.eval_workers, options.checkpoint_seconds, options.data_dir
+        device=options.device,
+        engine=options.engine,
+        threads=options.threads,
+        eval_workers=options.eval_workers,
+        env_workers=options.env_workers,
+        checkpoint_seconds=options.checkpoint_seconds,
+        data_dir=options.data_dir,
     )
+
+
+def count_or_auto(text: str) -> int | None:
+    """A whole number, or None for "auto"."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto") from None
 
 
 def plan_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -215,6 +245,9 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     from bench.progress import duration, size
 
     configs = selected_configs(options, overrides)
+    for name in ("pack", "jobs"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(options, name)}; it must be at least 1")
     plan = make_plan(configs, options.results, execution_of(options), options.jobs, options.pack)
     if options.suite:
         print(f"suite {options.suite}: {(SUITES[options.suite].__doc__ or '').splitlines()[0]}")
@@ -230,6 +263,16 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     print(
         f"{len(plan.packs)} packs of seeds, {plan.jobs} side by side on {pick_device(plan.execution.device)}; "
         f"about {duration(seconds)} if no episode succeeds early, and {disk} of disk on this machine",
+        flush=True,
+    )
+    execution = plan.execution
+    processes = {None: "ahead in a process for each seed", 0: "in its own process"}
+    device = pick_device(execution.device)
+    modes = sorted({pick_mode(execution.engine, device, config.total_updates) for config in pending})
+    environments = processes.get(execution.env_workers, f"ahead in {execution.env_workers} processes")
+    print(
+        f"each pack: {execution.threads} threads, updates {' and '.join(modes)}; "
+        f"evaluation in {execution.eval_workers} processes while it trains, environments {environments}",
         flush=True,
     )
     if options.dry_run:

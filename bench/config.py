@@ -76,6 +76,11 @@ class RunConfig:
         if self.offline_updates + self.online_steps == 0:
             raise ConfigError("offline_updates and online_steps are both 0: nothing to run")
 
+    @property
+    def total_updates(self) -> int:
+        """Gradient updates of the whole run."""
+        return self.offline_updates + self.utd_ratio * max(0, self.online_steps - self.warmup_steps + 1)
+
     def directory(self, results: Path) -> Path:
         return results / self.suite / self.task / self.agent / f"seed_{self.seed:03d}"
 

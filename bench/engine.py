@@ -1,21 +1,49 @@
-"""How an agent's update is executed: which device, which precision; nothing else knows.
+"""How an agent's update is executed: eagerly, compiled, as a CUDA graph; nothing else knows which.
 
-Here updates run eagerly; an agent's file does not change when they are compiled or captured.
+An update here is: draw a batch, draw noise, run the agent's update, add up its metrics. Before a fast way of executing
+it is used, its first updates are compared with eager ones from the same state; if they differ, or the fast way is not
+to be had, the engine says so and goes on with the next slower way.
 """
 
+import hashlib
+import math
 import os
-from collections.abc import Callable
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from agents.base import Agent
 from bench.config import ConfigError
-from bench.streams import SeedStreams
+from bench.meters import MetricMeans
+from bench.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from datasets.batch import Batch
 from datasets.replay import Replay
+from datasets.spec import nearest
+from datasets.store import cache_root
+
+Mode = Literal["eager", "compiled", "graph", "compiled-graph"]
+MODES = get_args(Mode)
+Phase = Literal["offline", "online"]
+
+SLOWER: dict[Mode, Mode] = {"compiled-graph": "graph", "graph": "compiled", "compiled": "eager"}
 
 NOISE_BLOCK = 32  # updates whose random numbers are drawn at once
+GRAPH_UPDATES = 8  # captured in one graph where so many follow each other
+PREFETCHED = 8  # batches on their way from a replay on the host
+COMPILE_FROM = 100_000  # updates from which on compiling (a minute or two on a CPU) pays
+
+CHECKED_UPDATES = 2
+# Largest distance of fast from eager execution, as a share of how far eager execution moved from the start. Adam's
+# means are linear in gradients; parameters get more room, because Adam's first steps are signs of gradients and
+# rounding turns those of gradients near 0.
+TOLERANCE = {"metrics": 1e-3, "gradients": 1e-3, "parameters": 5e-2}
 
 
 def pick_device(name: str) -> torch.device:
@@ -31,29 +59,235 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def pick_mode(name: str, device: torch.device, updates: int) -> Mode:
+    """`auto`: compiled and captured on a GPU; on a CPU compiled where the run is long enough, else eager.
+
+    Args:
+        updates: of the whole run, so that a resumed one is executed as it began.
+    Raises ConfigError for a mode that does not exist or that the device cannot run.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return "compiled-graph"
+        return "compiled" if updates >= COMPILE_FROM else "eager"
+    if "graph" in name and device.type != "cuda":
+        raise ConfigError(f"engine {name} needs a GPU; use --engine compiled or eager")
+    for mode in MODES:
+        if mode == name:
+            return mode
+    raise ConfigError(f"unknown engine {name!r}{nearest(name, MODES)}; engines: auto, {', '.join(MODES)}")
+
+
 def available_cores() -> int:
     """CPU cores that this process may use; a cluster's job has fewer than its machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class NotTheSame(Exception):
+    """A fast way of executing updates does not give what eager execution gives."""
+
+
+State = dict[str, Tensor]
+
+
 class Engine:
-    """Draws batches and noise for update number n and runs the agent's update on them."""
+    """Executes gradient updates by number: batches, noise and results do not depend on how."""
 
-    def __init__(self, agent: Agent, replay: Replay, seeds: list[int], batch_size: int, device: torch.device):
-        self._agent = agent
-        self._replay = replay
-        self._batch_size = batch_size
-        self._starts = SeedStreams(seeds, device, "batch", NOISE_BLOCK)
-        self._noise = SeedStreams(seeds, device, "update", NOISE_BLOCK)
+    def __init__(
+        self,
+        agent: Agent,
+        replay: Replay,
+        metrics: MetricMeans,
+        *,
+        seeds: Sequence[int],
+        batch_size: int,
+        device: torch.device,
+        mode: Mode = "eager",
+        compiler: str = "inductor",
+    ):
+        """
+        Args:
+            metrics: every update's metrics are added to these.
+            compiler: back end of torch.compile.
+        """
+        self.mode: Mode = mode  # in effect: a fallback changes it
+        self.warning: str | None = None  # that, and why
+        self._agent, self._replay, self._metrics, self._device = agent, replay, metrics, device
+        # Starts of windows choose the data: drawn on the CPU, they are the same on every device.
+        self._host_starts = SeedStreams(seeds, "cpu", "batch", NOISE_BLOCK)
+        self._starts = NoiseTape(self._host_starts, device)
+        self._start = Stream("starts", 0, "uniform", (batch_size,), torch.float64)
+        self._noise = NoiseTape(SeedStreams(seeds, device, "update", NOISE_BLOCK), device)
+        self._compiler = compiler
+        self._ways: dict[Phase, dict[int, Callable[[], object]]] = {}  # number of updates -> what makes them
+        self._metric_names: dict[Phase, tuple[str, ...]] = {}
+        self._replay_version = replay.version
+        self._given: Batch | None = None  # gathered on the host
+        self._prefetched = -1  # the last update whose batch is on its way
 
-    def update_offline(self, number: int) -> dict[str, Tensor]:
-        """Gradient update `number` of the run, on the dataset; metrics (S,)."""
-        return self._update(self._agent.update_offline, number)
+    @property
+    def burst(self) -> int:
+        """Updates worth asking for at once; a driver that must react to signals asks for no more."""
+        return NOISE_BLOCK if self._device.type == "cuda" else 1
 
-    def update_online(self, number: int) -> dict[str, Tensor]:
-        """Gradient update `number` of the run, on dataset and collected transitions; metrics (S,)."""
-        return self._update(self._agent.update_online, number)
+    def update_offline(self, number: int, count: int = 1) -> None:
+        """Gradient updates `number` to `number` + `count` - 1 of the run, on the dataset."""
+        self._run("offline", number, count)
 
-    def _update(self, update: Callable[[Batch, SeedStreams], dict[str, Tensor]], number: int) -> dict[str, Tensor]:
-        fractions = self._starts.at(number).uniform("starts", self._batch_size, dtype=torch.float64)
-        return update(self._replay.sample(fractions), self._noise.at(number))
+    def update_online(self, number: int, count: int = 1) -> None:
+        """Gradient updates `number` to `number` + `count` - 1, on dataset and collected transitions."""
+        self._run("online", number, count)
+
+    def _run(self, phase: Phase, number: int, count: int) -> None:
+        if self._replay.version != self._replay_version:  # graphs hold tensors that the replay no longer uses
+            self._ways, self._given, self._replay_version = {}, None, self._replay.version
+        if phase not in self._ways:
+            self._ways[phase] = self._prepare(phase, number)
+        self._make(phase, self._ways[phase], number, count)
+        self._metrics.count(self._metric_names[phase], count)
+
+    def _make(self, phase: Phase, ways: dict[int, Callable[[], object]], number: int, count: int) -> None:
+        """Makes `count` updates from `number` on by the largest steps that `ways` offers."""
+        end = number + count
+        while number < end:
+            on_tape = self._starts.seek(number)
+            self._noise.seek(number)
+            size = max(size for size in ways if size <= min(end - number, on_tape))
+            if not self._replay.on_device:
+                self._gather(phase, number)
+                size = 1
+            ways[size]()
+            number += size
+
+    def _gather(self, phase: Phase, number: int) -> None:
+        """The batch of update `number` from a replay on the host; offline, the next ones begin to be gathered."""
+        batch = self._replay.sample(self._fractions(number), number)
+        if phase == "offline":
+            for ahead in range(max(self._prefetched, number) + 1, number + 1 + PREFETCHED):
+                self._replay.prefetch(ahead, self._fractions(ahead))
+                self._prefetched = ahead
+        if self._given is None:
+            self._given = Batch(*(torch.empty_like(getattr(batch, field.name)) for field in fields(Batch)))
+        for field in fields(Batch):
+            getattr(self._given, field.name).copy_(getattr(batch, field.name), non_blocking=True)
+
+    def _fractions(self, number: int) -> Tensor:
+        return self._host_starts.at(number).slice(self._start)
+
+    def _update(self, phase: Phase) -> dict[str, Tensor]:
+        """One update, as it is executed, traced or captured: every state it leaves is in tensors that stay in place."""
+        batch = self._given
+        if batch is None:
+            batch = self._replay.sample(self._starts.slice(self._start))
+        update = self._agent.update_offline if phase == "offline" else self._agent.update_online
+        metrics = update(batch, TapeNoise(self._noise))
+        self._metrics.add(metrics)
+        self._starts.offset += 1
+        self._noise.offset += 1
+        return metrics
+
+    # Setting up a fast way, and checking it.
+
+    def _prepare(self, phase: Phase, number: int) -> dict[int, Callable[[], object]]:
+        """The way to execute updates: that of the current mode, or of the next slower one that works."""
+
+        def eager() -> None:
+            self._metric_names[phase] = tuple(self._update(phase))
+
+        while self.mode != "eager":
+            # The first updates, eagerly, then the same ones the fast way.
+            started = time.monotonic()
+            before = self._state()
+            self._make(phase, {1: eager}, number, CHECKED_UPDATES)
+            expected = self._state()
+            self._restore(before)
+            try:
+                ways = self._fast_ways(phase, number)
+                self._restore(before)
+                self._make(phase, ways, number, CHECKED_UPDATES)
+                apart = _distances(before, expected, self._state())
+                if any(not apart[kind] <= tolerance for kind, tolerance in TOLERANCE.items()):
+                    raise NotTheSame(f"{_list(apart)} from eager updates; allowed: {_list(TOLERANCE)}")
+            except Exception as error:  # whatever a compiler or a capture may raise: it is said, and the rest goes on
+                slower = SLOWER[self.mode]
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                self.warning = f"{phase} updates are NOT {self.mode}, they run {slower} and take longer: {reason}"
+                self.mode = slower
+                _say(f"WARNING: {self.warning}")
+            else:
+                seconds = time.monotonic() - started
+                _say(f"{phase} updates are {self.mode}, set up in {seconds:.0f} s; {_list(apart)} from eager ones")
+                return ways
+            finally:
+                self._restore(before)
+        return {1: eager}
+
+    def _fast_ways(self, phase: Phase, number: int) -> dict[int, Callable[[], object]]:
+        def one() -> None:
+            self._update(phase)
+
+        if "compiled" in self.mode:
+            set_up_compiler()
+            one = torch.compile(one, fullgraph=True, dynamic=False, backend=self._compiler)
+        if "graph" not in self.mode:
+            return {1: one}
+        # Outside the capture first: libraries make their workspaces, the compiler its kernels.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._make(phase, {1: one}, number, 3)
+        torch.cuda.current_stream().wait_stream(side)
+        graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        for size in (1, GRAPH_UPDATES) if self._replay.on_device else (1,):
+            graphs[size] = torch.cuda.CUDAGraph()
+            pool = graphs[1].pool() if size > 1 else None
+            with torch.cuda.graph(graphs[size], pool=pool):
+                for _ in range(size):
+                    one()
+        return {size: graph.replay for size, graph in graphs.items()}
+
+    def _state(self) -> State:
+        """Copies of all tensors that an update changes, the tapes' offsets apart."""
+        sums = {f"metric {name}": total for name, total in self._metrics.sums.items()}
+        return {name: tensor.detach().clone() for name, tensor in (self._agent.state_tensors() | sums).items()}
+
+    @torch.no_grad()
+    def _restore(self, state: State) -> None:
+        for name, tensor in self._agent.state_tensors().items():
+            tensor.copy_(state[name])
+        for name, total in self._metrics.sums.items():
+            total.copy_(state.get(f"metric {name}", torch.zeros_like(total)))
+
+
+def _distances(before: State, expected: State, got: State) -> dict[str, float]:
+    """How far `got` is from `expected`, as a share of how far `expected` is from `before`, by kind of tensor."""
+    moved, apart = dict.fromkeys(TOLERANCE, 0.0), dict.fromkeys(TOLERANCE, 0.0)
+    for name, eager in expected.items():
+        kind = "metrics" if name.startswith("metric ") else "gradients" if "/" in name else "parameters"
+        # A metric may be new. A seed that diverged holds NaN on both sides.
+        start, eager, fast = (
+            torch.nan_to_num(state[name].double(), 0, 0, 0) if name in state else torch.zeros((), dtype=torch.float64)
+            for state in (before, expected, got)
+        )
+        moved[kind] += float((eager - start).square().sum())
+        apart[kind] += float((fast - eager).square().sum())
+    return {kind: math.sqrt(apart[kind] / moved[kind]) if apart[kind] else 0.0 for kind in TOLERANCE}
+
+
+def set_up_compiler() -> None:
+    """Settings of torch.compile, and a place for what it has compiled that survives the process."""
+    torch._dynamo.config.trace_autograd_ops = True  # an update takes its gradients inside
+    torch._dynamo.config.recompile_limit = 64  # engines in one process: every agent and phase is a new compilation
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        # Machine code is for one kind of processor; a home directory may be shared by several.
+        flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")][:1]
+        kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "compiled" / kind)
+
+
+def _list(shares: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {share:.0e}" for kind, share in shares.items())
+
+
+def _say(message: str) -> None:
+    print(f"engine: {message}", file=sys.stderr, flush=True)

@@ -1,15 +1,15 @@
-"""Fixed-seed evaluation episodes in worker processes: one row per episode. Never touches training."""
+"""Fixed-seed evaluation episodes in worker processes, while training goes on: one row per episode.
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing.connection import Connection
+Never touches training: frozen copies of the policies, own environments, own seeds, own random streams.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -18,11 +18,15 @@ from agents import AGENTS
 from agents.base import Agent
 from bench.config import RunConfig
 from bench.streams import SeedStreams
+from bench.workers import Requests, Template, Worker, with_answers
 
 FIRST_EPISODE_SEED = 1_000_000  # episode i of every evaluation of every run resets with this + i
-
+NICENESS = 10  # training comes first: on a core that both want, an evaluation gets a tenth
 
 EXIT_PREEMPTED = 75  # of a process whose runs were: sysexits' EX_TEMPFAIL, start again to go on
+
+Policy = dict[str, Tensor]  # CPU tensors with S = 1
+Row = dict[str, float]  # episode_seed, success, return, length
 
 
 class Preempted(Exception):
@@ -35,7 +39,7 @@ def build_agent(config: RunConfig, noise: SeedStreams) -> Agent:
     return AGENTS[config.agent][0](config.agent_config, task.obs_dim, task.action_dim, noise)
 
 
-def policy_state(agent: Agent, seed_index: int) -> dict[str, Tensor]:
+def policy_state(agent: Agent, seed_index: int) -> Policy:
     """The parameters that acting needs, of one seed: CPU tensors with S = 1."""
     return {
         name: value[seed_index : seed_index + 1].detach().cpu().clone()
@@ -44,7 +48,7 @@ def policy_state(agent: Agent, seed_index: int) -> dict[str, Tensor]:
     }
 
 
-def run_episode(env, agent: Agent, episode_seed: int) -> dict[str, float]:
+def run_episode(env: gymnasium.Env, agent: Agent, episode_seed: int) -> Row:
     """One episode with action chunks executed open loop; the policy is called once per chunk.
 
     `success` is the flag of the last step, as published. Noise is keyed by the episode's seed, so that all runs of
@@ -65,72 +69,113 @@ def run_episode(env, agent: Agent, episode_seed: int) -> dict[str, float]:
     return {"episode_seed": episode_seed, "success": int(info["success"]), "return": total, "length": length}
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """One point of the schedule: frozen policies, by seed index of the pack, and the rows that have come in."""
+
+    phase: str
+    updates: int
+    env_steps: int
+    policies: dict[int, Policy]
+    started: float = field(default_factory=time.monotonic)
+    rows: dict[tuple[int, int], Row] = field(default_factory=dict)  # by seed index and episode seed
+
+    @property
+    def point(self) -> dict[str, Any]:
+        return {"phase": self.phase, "updates": self.updates, "env_steps": self.env_steps}
+
+    def rows_of(self, seed_index: int) -> list[Row]:
+        """In order of episode."""
+        return [row for (index, _), row in sorted(self.rows.items()) if index == seed_index]
+
+    def state_of_seed(self, seed_index: int) -> dict[str, Any]:
+        """What a checkpoint holds of an evaluation that is not finished: it starts anew."""
+        return {**self.point, "policy": self.policies[seed_index]}
+
+
+def unfinished_evaluations(states: list[list[dict[str, Any]]]) -> list[Evaluation]:
+    """The inverse of `state_of_seed` for each seed's list, in order of the schedule."""
+    evaluations: dict[tuple[int, int], Evaluation] = {}
+    for index, saved in enumerate(states):
+        for state in saved:
+            at = (state["updates"], state["env_steps"])
+            evaluation = evaluations.setdefault(at, Evaluation(state["phase"], *at, policies={}))
+            evaluation.policies[index] = state["policy"]
+    return [evaluations[at] for at in sorted(evaluations)]
+
+
+@dataclass(frozen=True)
+class Episode:
+    evaluation: Evaluation
+    seed_index: int
+    episode_seed: int
+
+
 class Evaluator:
-    """A pool of processes that run whole episodes of one task with frozen copies of a policy."""
+    """Hands the episodes of evaluations, one by one, to worker processes on idle cores.
 
-    def __init__(self, config: RunConfig, workers: int, should_stop: Callable[[], bool]):
-        self._config = config
-        self._workers = workers
-        self._should_stop = should_stop
-        processes = multiprocessing.get_context("forkserver")  # imports torch once for all workers
-        processes.set_forkserver_preload(["bench.evaluate"])
-        # Only this process holds the writing end: it closes with the process, however that ends, and ends the workers.
-        alive, self._alive = processes.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(workers, processes, initializer=_start_worker, initargs=(config, alive))
+    Which worker runs an episode, and when, changes no row.
+    """
 
-    def evaluate(self, policies: list[dict[str, Tensor]]) -> list[list[dict[str, float]]]:
-        """`eval_episodes` rows for each policy, in order of episode. Raises Preempted when asked to stop meanwhile."""
-        seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + self._config.eval_episodes)
-        share = -(-len(seeds) // (2 * self._workers))  # two helpings per worker even out long episodes
-        jobs: list[tuple[int, Future]] = [
-            (index, self._pool.submit(_run_episodes, policy, list(part)))
-            for index, policy in enumerate(policies)
-            for part in _parts(seeds, share)
+    def __init__(self, template: Template, workers: int, eval_episodes: int):
+        self.pending: deque[Evaluation] = deque()  # not yet given back by `finished`, in order of submission
+        self._workers = [
+            template.fork(f"evaluation worker {number}", serve_episodes, niceness=NICENESS) for number in range(workers)
         ]
-        waiting = {job for _, job in jobs}
-        while waiting:
-            finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            for job in finished:
-                job.result()  # a worker's exception is ours
-            if waiting and self._should_stop():
-                for job in waiting:
-                    job.cancel()
-                raise Preempted
-        rows: list[list[dict[str, float]]] = [[] for _ in policies]
-        for index, job in jobs:
-            rows[index].extend(job.result())
-        return rows
+        self._under_way: dict[Worker, deque[Episode]] = {worker: deque() for worker in self._workers}
+        self._holds: dict[Worker, Policy] = {}
+        self._waiting: deque[Episode] = deque()
+        self._episode_seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + eval_episodes)
 
-    def close(self) -> None:
-        processes = list((self._pool._processes or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+    def submit(self, evaluation: Evaluation) -> None:
+        """Queues `eval_episodes` episodes for each of the policies."""
+        self.pending.append(evaluation)
+        for index in evaluation.policies:
+            self._waiting.extend(Episode(evaluation, index, seed) for seed in self._episode_seeds)
+        self._hand_out()
+
+    def finished(self, timeout: float = 0.0) -> list[Evaluation]:
+        """Takes in rows, after a wait of at most `timeout` seconds for one; the evaluations that are now finished.
+
+        Raises WorkerError where a worker raised or died.
+        """
+        busy = [worker for worker in self._workers if self._under_way[worker]]
+        for worker in with_answers(busy, timeout):
+            episode = self._under_way[worker].popleft()
+            episode.evaluation.rows[episode.seed_index, episode.episode_seed] = worker.receive()
+        self._hand_out()
+        finished = []
+        while self.pending and len(self.pending[0].rows) == len(self.pending[0].policies) * len(self._episode_seeds):
+            finished.append(self.pending.popleft())
+        return finished
+
+    def _hand_out(self) -> None:
+        """An episode to each idle worker and, while many are left, one ahead: no worker waits for the driver then."""
+        for ahead in (0, 1):
+            for worker in self._workers:
+                if len(self._under_way[worker]) == ahead and len(self._waiting) > ahead * len(self._workers):
+                    self._start(worker, self._waiting.popleft())
+
+    def _start(self, worker: Worker, episode: Episode) -> None:
+        policy = episode.evaluation.policies[episode.seed_index]
+        new = self._holds.get(worker) is not policy
+        worker.send((safetensors.torch.save(policy) if new else None, episode.episode_seed))
+        self._holds[worker] = policy
+        self._under_way[worker].append(episode)
 
 
-def _parts(seeds: range, size: int) -> Iterator[range]:
-    for start in range(0, len(seeds), size):
-        yield seeds[start : start + size]
+def prepare_worker(config: RunConfig) -> tuple[gymnasium.Env, Agent]:
+    """What workers of a run need: an environment that has been reset once (it is compiled then) and an agent."""
+    env = datasets.make_env(config.task, config.success_timing)
+    env.reset(seed=0)
+    return env, build_agent(config, SeedStreams([0], "cpu", "init"))
 
 
-_worker: dict[str, Any] = {}  # a worker process' environment and agent, made once
-
-
-def _start_worker(config: RunConfig, alive: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run decides
-    threading.Thread(target=_exit_at_end_of, args=(alive,), daemon=True).start()
-    torch.set_num_threads(1)
-    _worker["env"] = datasets.make_env(config.task, config.success_timing)
-    _worker["agent"] = build_agent(config, SeedStreams([0], "cpu", "init"))
-
-
-def _run_episodes(policy: dict[str, Tensor], seeds: list[int]) -> list[dict[str, float]]:
-    agent: Agent = _worker["agent"]
-    agent.load_state_dict(policy, strict=False)
-    return [run_episode(_worker["env"], agent, seed) for seed in seeds]
-
-
-def _exit_at_end_of(alive: Connection) -> None:
-    with contextlib.suppress(EOFError):
-        alive.recv()  # nothing is ever sent
-    os._exit(1)
+def serve_episodes(prepared: tuple[gymnasium.Env, Agent], requests: Requests, send) -> None:
+    """A worker: (new policy or None, episode seed) in, one row out."""
+    env, agent = prepared
+    while True:
+        policy, episode_seed = requests.get()
+        if policy is not None:
+            agent.load_state_dict(safetensors.torch.load(policy), strict=False)
+        send(run_episode(env, agent, episode_seed))

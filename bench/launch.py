@@ -5,14 +5,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import datasets
 from bench.config import RunConfig
 from bench.cost import Cost, estimate
-from bench.engine import available_cores, pick_device
+from bench.engine import available_cores, pick_device, pick_mode
 from bench.evaluate import EXIT_PREEMPTED
 from bench.members import prepare_directory
 from bench.progress import Display
@@ -63,6 +65,8 @@ def make_plan(
     complete = tuple(config for config in configs if run_state(config, results)["state"] == "complete")
     pending = [config for config in configs if config not in complete]
     device = pick_device(execution.device).type
+    for config in pending:
+        pick_mode(execution.engine, torch.device(device), config.total_updates)
     cores = available_cores()
     jobs = jobs or (1 if device == "cuda" else max(1, cores // execution.threads))
     size = pack or max(1, min(PACK_LIMIT[device], len(pending) // jobs))
@@ -74,7 +78,7 @@ def make_plan(
     )
     jobs = max(1, min(jobs, len(packs)))
     if execution.eval_workers == 0:
-        execution = Execution(**{**vars(execution), "eval_workers": max(1, cores // jobs)})
+        execution = replace(execution, eval_workers=max(1, cores // jobs))
     return Plan(complete, packs, execution, jobs, results)
 
 
@@ -146,7 +150,8 @@ def start_worker(pack: Pack, plan: Plan) -> subprocess.Popen:
     execution = plan.execution
     command = [sys.executable, "-m", "bench", "worker", "--results", str(plan.results)]
     command += ["--device", execution.device, "--threads", str(execution.threads)]
-    command += ["--eval-workers", str(execution.eval_workers)]
+    command += ["--engine", execution.engine, "--eval-workers", str(execution.eval_workers)]
+    command += ["--env-workers", "auto" if execution.env_workers is None else str(execution.env_workers)]
     command += ["--checkpoint-seconds", str(execution.checkpoint_seconds), "--supervised"]
     command += ["--data-dir", str(execution.data_dir)] if execution.data_dir else []
     command += [str(config.directory(plan.results)) for config in pack.configs]

@@ -38,10 +38,15 @@ class Member:
     checkpoints: Checkpoints
     state: dict[str, Any] | None  # None: from the beginning
 
+    @property
+    def progress(self) -> Progress | None:
+        return self.state["progress"] if self.state else None
+
 
 def resume_groups(configs: list[RunConfig], results: Path) -> list[list[Member]]:
-    """Members that can go on together. Seeds of a pack were saved one after the other, so a kill can leave their
-    newest slots apart; the newest progress that all of them hold joins them again, else each progress is a group."""
+    """Members that can go on together, those that are behind first. Seeds of a pack were saved one after the other, so
+    a kill can leave their newest slots apart; the newest progress that all of them hold joins them again, else each
+    progress is a group."""
     held: list[tuple[RunConfig, Checkpoints, dict[Progress, dict[str, Any]]]] = []
     for config in configs:
         checkpoints = Checkpoints(config.directory(results))
@@ -52,7 +57,7 @@ def resume_groups(configs: list[RunConfig], results: Path) -> list[list[Member]]
         at = max(shared) if shared else max(states, default=None)
         state = states[at] if at is not None else None
         groups.setdefault(at, []).append(Member(config, config.directory(results), checkpoints, state))
-    return list(groups.values())
+    return [groups[at] for at in sorted(groups, key=lambda at: at or (-1, -1, -1))]
 
 
 def record_start(member: Member, transitions: Transitions, start: dict[str, Any]) -> None:

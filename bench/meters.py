@@ -1,6 +1,7 @@
 """Means of metrics between two logs, and wall-clock rates."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,29 +9,45 @@ from torch import Tensor
 
 
 class MetricMeans:
-    """Means of per-seed metrics between two logs, summed on the device without waiting for it."""
+    """Means of per-seed metrics between two logs, summed on the device without waiting for it.
 
-    def __init__(self, states: list[dict[str, Any]]):
+    Sums keep their place in memory, so that a captured update can add to them.
+    """
+
+    def __init__(self, states: list[dict[str, Any]], device: torch.device | str = "cpu"):
         saved = [state["metrics"] for state in states]
-        self._count: dict[str, int] = dict(saved[0]["count"]) if saved else {}
-        self._sums: dict[str, Tensor] = {
-            name: torch.stack([member["sums"][name] for member in saved]) for name in self._count
+        self._counts: dict[str, int] = dict(saved[0]["count"]) if saved else {}
+        self.sums: dict[str, Tensor] = {  # (S,) float64
+            name: torch.stack([member["sums"][name] for member in saved]).to(device) for name in self._counts
         }
 
     def add(self, metrics: dict[str, Tensor]) -> None:
+        """Adds the metrics (S,) of one update, which `count` must count."""
         for name, value in metrics.items():
-            total = self._sums.get(name)
-            self._sums[name] = value.double() if total is None else total.to(value.device) + value
-            self._count[name] = self._count.get(name, 0) + 1
+            if name not in self.sums:
+                self.sums[name] = torch.zeros_like(value, dtype=torch.float64)
+            self.sums[name] += value
+
+    def count(self, names: Sequence[str], updates: int) -> None:
+        """Counts `updates` whose metrics of these names were added."""
+        for name in names:
+            self._counts[name] = self._counts.get(name, 0) + updates
 
     def take(self, num_seeds: int) -> list[dict[str, float]]:
         """The means per seed, sorted by name; starts anew."""
-        means = {name: (self._sums[name] / self._count[name]).tolist() for name in sorted(self._sums)}
-        self._sums, self._count = {}, {}
+        names = sorted(self._counts)
+        if not names:
+            return [{} for _ in range(num_seeds)]
+        sums = torch.stack([self.sums[name] for name in names]).cpu()  # one wait for the device
+        means = {name: (row / self._counts[name]).tolist() for name, row in zip(names, sums, strict=True)}
+        for total in self.sums.values():
+            total.zero_()
+        self._counts = {}
         return [{name: values[index] for name, values in means.items()} for index in range(num_seeds)]
 
     def state_of_seed(self, index: int) -> dict[str, Any]:
-        return {"count": dict(self._count), "sums": {name: total[index].cpu() for name, total in self._sums.items()}}
+        sums = {name: self.sums[name][index].cpu().clone() for name in self._counts}
+        return {"count": dict(self._counts), "sums": sums}
 
 
 class Clock:
@@ -51,8 +68,8 @@ class Clock:
             self.rates(restart=False)
         return True
 
-    def count(self, what: str) -> None:
-        self._counts[what] = self._counts.get(what, 0) + 1
+    def count(self, what: str, number: int = 1) -> None:
+        self._counts[what] = self._counts.get(what, 0) + number
 
     def exclude(self, seconds: float) -> None:
         self._excluded += seconds

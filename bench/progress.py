@@ -46,6 +46,7 @@ class Display:
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._running: dict[Pack, tuple[float, float]] = {}  # start time, predicted seconds left at the start
         self._left = list(costs)
+        self._warned: set[str] = set()
         self._refreshed = self._beat = time.monotonic()
 
     def __enter__(self) -> "Display":
@@ -65,6 +66,7 @@ class Display:
         self._left.remove(pack)
 
     def finished(self, pack: "Pack") -> None:
+        self._warn()
         started, _ = self._running.pop(pack)
         states = {status.get("state", "not begun") for status in self._statuses(pack)}
         line = f"{pack.name}: {', '.join(sorted(states))} after {duration(time.monotonic() - started)}"
@@ -72,14 +74,25 @@ class Display:
 
     def refresh(self) -> None:
         now = time.monotonic()
-        if self._live and now - self._refreshed >= 1.0:
+        if now - self._refreshed >= 1.0:
             self._refreshed = now
-            self._live.update(self._table(), refresh=True)
-        elif not self._live and now - self._beat >= HEARTBEAT_SECONDS:
+            self._warn()
+            if self._live:
+                self._live.update(self._table(), refresh=True)
+        if not self._live and now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
             for pack in self._running:
                 self._say("  ".join(self._cells(pack)))
             self._say(f"{len(self._running)} running, {len(self._left)} waiting, about {duration(self._eta())} left")
+
+    def _warn(self) -> None:
+        """What a run warns of, once."""
+        for pack in self._running:
+            warning = self._status(pack).get("warning")
+            line = f"WARNING: {pack.name}: {warning}"
+            if warning and line not in self._warned:
+                self._warned.add(line)
+                self._say(line)
 
     def _say(self, line: str) -> None:
         if self._live:

@@ -29,7 +29,7 @@ def check_checkout() -> None:
 
 
 def start_record(
-    device: torch.device, threads: int, seeds_in_pack: list[int], resumed_from: dict[str, Any] | None
+    device: torch.device, threads: int, engine: str, seeds_in_pack: list[int], resumed_from: dict[str, Any] | None
 ) -> dict[str, Any]:
     """One entry of provenance.json's `starts`."""
     return {
@@ -39,6 +39,7 @@ def start_record(
         "machine": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": threads,
+        "engine": engine,
         "pack": seeds_in_pack,
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed_from": resumed_from,

@@ -1,12 +1,33 @@
-"""One training environment per seed: executes action chunks open loop, and comes back exactly after a restart."""
+"""One training environment per seed: executes action chunks open loop, and comes back exactly after a restart.
 
+The steps happen in this process, or ahead of it in worker processes: within a chunk they depend on its actions alone.
+Either way a `Rollout` hands out the same transitions, and knows of those only that it has handed out.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 
+import datasets
+from bench.config import RunConfig
 from bench.streams import stream_key
+from bench.workers import Requests, Template, Worker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the environment answered to one action."""
+
+    next_obs: np.ndarray  # (O,)
+    reward: float
+    terminated: bool
+    episode_end: bool  # terminated or truncated
+    success: bool
+    first_obs: np.ndarray | None  # (O,) of the next episode, where this one ended
 
 
 @dataclass(frozen=True)
@@ -22,78 +43,191 @@ class Transition:
     episode: dict[str, float] | None  # return, success, length
 
 
-class Rollout:
-    """Steps one environment for one run seed.
+class Episodes(Protocol):
+    """The episodes of one run seed in one environment, here or in another process."""
 
-    Episode k starts from a reset seed that is a function of (run seed, k). A checkpoint holds the actions of the
-    episode under way; restoring resets to the same seed and replays them, which the simulators here do bit by bit.
+    def start(self, episode: int, actions: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
+        """Begins episode number `episode` and replays `actions`: last observation (O,) and return so far."""
+        ...
+
+    def execute(self, chunk: Sequence[np.ndarray]) -> Iterator[Outcome]:
+        """Executes actions (A,) in [-1, 1]; ends at the episode's end, where the next one has begun."""
+        ...
+
+
+class LocalEpisodes:
+    """Steps the environment in this process, each step when its outcome is asked for.
+
+    Episode k starts from a reset seed that is a function of (run seed, k).
     """
 
-    def __init__(self, env: gymnasium.Env, run_seed: int, state: dict[str, Any] | None = None):
+    def __init__(self, env: gymnasium.Env, run_seed: int):
         self._env = env
         self._run_seed = run_seed
         self._episode = 0
-        self._chunk = np.zeros((0, *_shape(env)), np.float32)  # actions still to be executed
-        self._reset()
-        if state is not None:
-            self._restore(state)
 
-    def _reset(self) -> None:
-        seed = stream_key(self._run_seed, "training episode", self._episode) % 2**31
-        self.obs, _ = self._env.reset(seed=seed)
-        self._actions: list[np.ndarray] = []
-        self._return = 0.0
+    def start(self, episode: int, actions: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
+        self._episode = episode
+        obs, total = self._reset(), 0.0
+        for action in actions:
+            obs, reward, *_ = self._env.step(action)
+            total += float(reward)
+        return obs, total
 
-    @property
-    def needs_chunk(self) -> bool:
-        return len(self._chunk) == 0
+    def execute(self, chunk: Sequence[np.ndarray]) -> Iterator[Outcome]:
+        for action in chunk:
+            next_obs, reward, terminated, truncated, info = self._env.step(action)
+            ended, first_obs = terminated or truncated, None
+            if ended:
+                self._episode += 1
+                first_obs = self._reset()
+            yield Outcome(next_obs, float(reward), terminated, ended, bool(info["success"]), first_obs)
+            if ended:
+                return
 
-    def set_chunk(self, action_chunk: np.ndarray) -> None:
-        """Queues the next actions, (H, A) in [-1, 1]."""
-        self._chunk = action_chunk
+    def _reset(self) -> np.ndarray:
+        return self._env.reset(seed=stream_key(self._run_seed, "training episode", self._episode) % 2**31)[0]
 
-    def step(self) -> Transition:
-        """Executes the next queued action; at an episode's end drops the rest of the chunk and resets."""
-        action, self._chunk = self._chunk[0], self._chunk[1:]
-        obs = self.obs
-        next_obs, reward, terminated, truncated, info = self._env.step(action)
-        self.obs = next_obs
-        self._actions.append(action)
-        self._return += float(reward)
-        episode = None
-        if terminated or truncated:
-            length = len(self._actions)
-            episode = {"return": self._return, "success": float(info["success"]), "length": float(length)}
-            self._episode += 1
-            self._chunk = self._chunk[:0]
-            self._reset()
-        return Transition(obs, action, float(reward), terminated, terminated or truncated, next_obs, episode)
 
-    def state(self) -> dict[str, Any]:
-        """What `Rollout(env, seed, state)` needs to go on: plain lists of floats."""
-        return {
-            "episode": self._episode,
-            "actions": [action.tolist() for action in self._actions],
-            "chunk": self._chunk.tolist(),
-            "obs": self.obs.tolist(),
-        }
+class RemoteEpisodes:
+    """`LocalEpisodes` in a worker process, which steps ahead while this process trains."""
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._episode = state["episode"]
-        self._reset()
-        for values in state["actions"]:
-            action = np.asarray(values, np.float32)
-            self.obs, reward, *_ = self._env.step(action)
-            self._actions.append(action)
-            self._return += float(reward)
-        if self.obs.tolist() != state["obs"]:
+    def __init__(self, host: "EnvironmentHost", slot: int):
+        self._host = host
+        self._slot = slot
+
+    def start(self, episode: int, actions: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
+        self._host.send(self._slot, "start", episode, actions)
+        return self._host.receive(self._slot)
+
+    def execute(self, chunk: Sequence[np.ndarray]) -> Iterator[Outcome]:
+        self._host.send(self._slot, "execute", chunk)  # now, not when the first outcome is asked for
+        return self._outcomes(len(chunk))
+
+    def _outcomes(self, length: int) -> Iterator[Outcome]:
+        for _ in range(length):
+            outcome: Outcome = self._host.receive(self._slot)
+            yield outcome
+            if outcome.episode_end:
+                return
+
+
+class EnvironmentHost:
+    """This process' end of one worker that holds the environments of some of the pack's seeds."""
+
+    def __init__(self, worker: Worker, num_slots: int):
+        self._worker = worker
+        self._answers: list[deque[Any]] = [deque() for _ in range(num_slots)]
+
+    def send(self, slot: int, method: str, *arguments: Any) -> None:
+        self._worker.send((slot, method, arguments))
+
+    def receive(self, slot: int) -> Any:
+        """The slot's next answer, waited for; answers of other slots are kept for them."""
+        while not self._answers[slot]:
+            other, answer = self._worker.receive()
+            self._answers[other].append(answer)
+        return self._answers[slot].popleft()
+
+
+def open_episodes(config: RunConfig, seeds: Sequence[int], template: Template, processes: int | None) -> list[Episodes]:
+    """The environments of a pack's run seeds.
+
+    Args:
+        processes: workers that share them; 0: this process steps them; None: a worker for each. A worker's first
+            environment costs 6 MB, since all share the simulator's model; any other one costs 480 MB, here or there.
+    """
+    if processes is None:
+        processes = len(seeds)
+    if processes == 0:
+        return [LocalEpisodes(datasets.make_env(config.task, config.success_timing), seed) for seed in seeds]
+    shares = [range(number, len(seeds), processes) for number in range(min(processes, len(seeds)))]
+    episodes: dict[int, Episodes] = {}
+    for number, share in enumerate(shares):
+        worker = template.fork(
+            f"environment worker {number}", serve_environments, config, [seeds[index] for index in share]
+        )
+        host = EnvironmentHost(worker, len(share))
+        episodes |= {index: RemoteEpisodes(host, slot) for slot, index in enumerate(share)}
+    return [episodes[index] for index in range(len(seeds))]
+
+
+def serve_environments(prepared: Any, requests: Requests, send, config: RunConfig, run_seeds: list[int]) -> None:
+    """A worker: (slot, method, arguments) in, (slot, answer) out; the slots' chunks advance in turn."""
+    env, _ = prepared
+    slots = [
+        LocalEpisodes(env if slot == 0 else datasets.make_env(config.task, config.success_timing), seed)
+        for slot, seed in enumerate(run_seeds)
+    ]
+    executing: dict[int, Iterator[Outcome]] = {}
+    while True:
+        while not executing or not requests.empty():
+            slot, method, arguments = requests.get()
+            if method == "start":
+                send((slot, slots[slot].start(*arguments)))
+            else:
+                executing[slot] = slots[slot].execute(*arguments)
+        for slot, outcomes in list(executing.items()):
+            outcome = next(outcomes, None)
+            if outcome is None:
+                del executing[slot]
+            else:
+                send((slot, outcome))
+
+
+class Rollout:
+    """The training episodes of one run seed, transition by transition.
+
+    A checkpoint holds the actions of the episode under way; restoring replays them, which the simulators here do bit
+    by bit.
+    """
+
+    def __init__(self, episodes: Episodes, state: dict[str, Any] | None = None):
+        self._episodes = episodes
+        self._episode: int = state["episode"] if state else 0
+        self._actions = _actions(state["actions"]) if state else []
+        self.obs, self._return = episodes.start(self._episode, self._actions)
+        if state and self.obs.tolist() != state["obs"]:
             raise RuntimeError(
                 "the environment did not replay to the checkpoint's observation: other package versions?"
             )
-        self._chunk = np.asarray(state["chunk"], np.float32).reshape(-1, *_shape(self._env))
+        self.set_chunk(_actions(state["chunk"]) if state else [])
+
+    @property
+    def needs_chunk(self) -> bool:
+        return not self._chunk
+
+    def set_chunk(self, action_chunk: Iterable[np.ndarray]) -> None:
+        """Queues the next actions, (H, A) in [-1, 1]; workers execute them at once."""
+        self._chunk = list(action_chunk)  # still to be handed out
+        self._outcomes = self._episodes.execute(self._chunk) if self._chunk else iter(())
+
+    def step(self) -> Transition:
+        """The transition of the next queued action; at an episode's end the rest of the chunk is dropped."""
+        action, self._chunk = self._chunk[0], self._chunk[1:]
+        outcome = next(self._outcomes)
+        obs, self.obs = self.obs, outcome.next_obs
+        self._actions.append(action)
+        self._return += outcome.reward
+        episode = None
+        if outcome.first_obs is not None:
+            length = float(len(self._actions))
+            episode = {"return": self._return, "success": float(outcome.success), "length": length}
+            self._episode += 1
+            self._actions, self._return, self._chunk, self.obs = [], 0.0, [], outcome.first_obs
+        return Transition(
+            obs, action, outcome.reward, outcome.terminated, outcome.episode_end, outcome.next_obs, episode
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What `Rollout(episodes, state)` needs to go on: plain lists of floats."""
+        return {
+            "episode": self._episode,
+            "actions": [action.tolist() for action in self._actions],
+            "chunk": [action.tolist() for action in self._chunk],
+            "obs": self.obs.tolist(),
+        }
 
 
-def _shape(env: gymnasium.Env) -> tuple[int, ...]:
-    shape = env.action_space.shape
-    assert shape is not None, "continuous actions only"
-    return shape
+def _actions(values: list[list[float]]) -> list[np.ndarray]:
+    return [np.asarray(action, np.float32) for action in values]

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,22 +14,54 @@ def stream_key(*parts: object) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-class SeedStreams:
-    """The noise source of `S` runs: every draw has shape (S, …), one independent stream per run seed.
+class Stream(NamedTuple):
+    """One kind of draw: within a step, the `count`-th one under its name."""
 
-    Position it with `at(step)` and draw by name; a second draw under one name at one step is a stream of its own.
-    Nothing is carried from step to step, so a checkpoint needs no generator state. Draws are made in blocks of
-    `block` consecutive steps (one generator call per seed and block) and cut into slices.
+    name: str
+    count: int
+    distribution: Literal["normal", "uniform"]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class NamedDraws:
+    """Draws by name, all of shape (S, …); a second draw under one name is a stream of its own."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """Standard normal, float32 (S, *shape)."""
+        return self.slice(Stream(name, self._count(name), "normal", shape, torch.float32))
+
+    def uniform(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uniform on [0, 1), (S, *shape)."""
+        return self.slice(Stream(name, self._count(name), "uniform", shape, dtype))
+
+    def slice(self, stream: Stream) -> Tensor:
+        """What the stream holds at the current step: (S, *stream.shape)."""
+        raise NotImplementedError
+
+    def _count(self, name: str) -> int:
+        count = self._counts.get(name, 0)
+        self._counts[name] = count + 1
+        return count
+
+
+class SeedStreams(NamedDraws):
+    """The noise source of `S` runs, with one independent stream per run seed and name.
+
+    Position it with `at(step)`. Nothing is carried from step to step, so a checkpoint needs no generator state.
+    Numbers are drawn for `block` consecutive steps by one generator call per seed.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str, purpose: str, block: int = 1):
+        super().__init__()
         self.seeds = tuple(seeds)
         self.device = torch.device(device)
         self.purpose = purpose
         self.block = block
         self._generator = torch.Generator(self.device)
-        self._drawn: dict[tuple, tuple[int, Tensor]] = {}  # stream -> (block index, (S, block, …))
-        self._counts: dict[str, int] = {}
         self._step = 0
 
     @property
@@ -41,28 +74,67 @@ class SeedStreams:
         self._counts = {}
         return self
 
-    def normal(self, name: str, *shape: int) -> Tensor:
-        """Standard normal, float32 (S, *shape)."""
-        return self._draw(torch.randn, name, shape, torch.float32)
-
-    def uniform(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uniform on [0, 1), (S, *shape)."""
-        return self._draw(torch.rand, name, shape, dtype)
-
-    def _draw(self, distribution, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        count = self._counts.get(name, 0)
-        self._counts[name] = count + 1
+    def slice(self, stream: Stream) -> Tensor:
         index, offset = divmod(self._step, self.block)
-        stream = (name, count, distribution, shape, dtype)
-        held = self._drawn.get(stream)
-        if held is None or held[0] != index:
-            rows = []
-            for seed in self.seeds:
-                self._generator.manual_seed(stream_key(seed, self.purpose, name, count, index))
-                rows.append(
-                    distribution((self.block, *shape), generator=self._generator, device=self.device, dtype=dtype)
-                )
-            held = (index, torch.stack(rows))
-            if self.block > 1:
-                self._drawn[stream] = held
-        return held[1][:, offset]
+        return self.draw_block(stream, index)[:, offset]
+
+    def draw_block(self, stream: Stream, index: int) -> Tensor:
+        """The draws of steps index * block to (index + 1) * block - 1: (S, block, *stream.shape)."""
+        draw = torch.randn if stream.distribution == "normal" else torch.rand
+        rows = []
+        for seed in self.seeds:
+            self._generator.manual_seed(stream_key(seed, self.purpose, stream.name, stream.count, index))
+            shape = (self.block, *stream.shape)
+            rows.append(draw(shape, generator=self._generator, device=self.device, dtype=stream.dtype))
+        return torch.stack(rows)
+
+
+class NoiseTape:
+    """The draws of a block of steps in tensors that stay where they are, for compiled and captured updates.
+
+    An update reads the slice at `offset`, itself a tensor, and moves it on; `seek` puts the tape at a step and refills
+    it where a block begins. The numbers are those of `SeedStreams`.
+    """
+
+    def __init__(self, streams: SeedStreams, device: torch.device):
+        self.device = device
+        self.num_seeds = streams.num_seeds
+        self.offset = torch.zeros(1, dtype=torch.int64, device=device)
+        self.blocks: dict[Stream, Tensor] = {}  # (S, block, …)
+        self._streams = streams
+        self._index = -1
+
+    def seek(self, step: int) -> int:
+        """Moves to `step`; how many steps can be read from there on before the next `seek`."""
+        index, offset = divmod(step, self._streams.block)
+        if index != self._index:
+            self._index = index
+            for stream, block in self.blocks.items():
+                block.copy_(self._streams.draw_block(stream, index))
+        self.offset.fill_(offset)
+        return self._streams.block - offset
+
+    def slice(self, stream: Stream) -> Tensor:
+        """(S, *shape) at the current step. A stream that was never read before joins the tape."""
+        if stream not in self.blocks:
+            self.blocks[stream] = self._streams.draw_block(stream, self._index).to(self.device)
+        return self.blocks[stream].index_select(1, self.offset).squeeze(1)
+
+
+class TapeNoise(NamedDraws):
+    """The noise source of one update, read from a tape."""
+
+    def __init__(self, tape: NoiseTape):
+        super().__init__()
+        self._tape = tape
+
+    @property
+    def num_seeds(self) -> int:
+        return self._tape.num_seeds
+
+    @property
+    def device(self) -> torch.device:
+        return self._tape.device
+
+    def slice(self, stream: Stream) -> Tensor:
+        return self._tape.slice(stream)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -15,19 +16,32 @@ import torch
 from torch import Tensor
 
 import datasets
+from bench.checkpoint import Progress
 from bench.config import RunConfig
-from bench.engine import Engine, pick_device
-from bench.evaluate import Evaluator, Preempted, build_agent, policy_state
+from bench.engine import Engine, available_cores, pick_device, pick_mode
+from bench.evaluate import (
+    Evaluation,
+    Evaluator,
+    Preempted,
+    build_agent,
+    policy_state,
+    prepare_worker,
+    unfinished_evaluations,
+)
 from bench.members import Member, prepare_directory, record_start, resume_groups
 from bench.meters import Clock, MetricMeans
 from bench.provenance import start_record
-from bench.rollout import Rollout, Transition
+from bench.rollout import Rollout, Transition, open_episodes
+from bench.stopwatch import Stopwatch
 from bench.streams import SeedStreams
+from bench.workers import Template
 from bench.writer import RunWriter, StorageError, write_atomically
 from datasets.replay import ONLINE_FIELDS, Replay
 from datasets.transitions import Transitions
 
 STATUS_SECONDS = 5.0
+POLL_SECONDS = 0.02  # between looks at the evaluation workers
+MAX_PENDING = 2  # evaluations that training may run ahead of; each keeps a policy in memory and in checkpoints
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,9 @@ class Execution:
 
     device: str = "auto"
     threads: int = 1
-    eval_workers: int = 1
+    eval_workers: int = 1  # processes; 0: one per core
+    engine: str = "auto"  # how updates are executed (bench.engine.MODES)
+    env_workers: int | None = None  # processes that step training environments ahead; None: one per seed; 0: the driver
     checkpoint_seconds: float = 300.0
     data_dir: Path | None = None
 
@@ -48,6 +64,7 @@ class Diverged(Exception):
 def run(configs: list[RunConfig], results: Path, execution: Execution, should_stop: Callable[[], bool]) -> None:
     """Runs a pack: configs equal but for the seed. Goes on from checkpoints; raises Preempted when asked to stop.
 
+    Where checkpoints lie apart, those behind train until they reach the next ones and go on together with them.
     Every run ends with a status of its own: complete, failed (with the error) or preempted.
     """
     torch.set_num_threads(execution.threads)
@@ -56,13 +73,17 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
         prepare_directory(config, results)
     transitions = datasets.load(configs[0].task, configs[0].dataset, execution.data_dir)
     failures: list[Exception] = []
-    for group in resume_groups(configs, results):
+    remaining = list(configs)
+    while remaining:
+        group, *ahead = resume_groups(remaining, results)
         training = Training(group, execution, device, transitions, should_stop)
         try:
-            training.run()
-            failures += training.failures
+            training.run(until=ahead[0][0].progress if ahead else None)
         finally:
             training.close()
+        failures += training.failures
+        ended = training.failed_seeds if ahead else training.seeds
+        remaining = [config for config in remaining if config.seed not in ended]
     if failures:
         raise failures[0]
 
@@ -92,10 +113,12 @@ class Training:
         for member in members:
             member.checkpoints.discard_after((self.updates, self.env_steps, evaluated))
         resumed_from = {"phase": self.phase, "updates": self.updates, "env_steps": self.env_steps} if states else None
-        start = start_record(device, execution.threads, self.seeds, resumed_from)
+        mode = pick_mode(execution.engine, device, config.total_updates)
+        start = start_record(device, execution.threads, mode, self.seeds, resumed_from)
         for member in members:
             record_start(member, transitions, start)
         self.alive = [True] * len(members)
+        self.pending_on_disk = unfinished_evaluations([state["pending"] for state in states])
         self.agent = build_agent(config, SeedStreams(self.seeds, device, "init"))
         self.replay = Replay(
             transitions,
@@ -104,32 +127,50 @@ class Training:
             discount=config.discount,
             device=device,
         )
-        self.engine = Engine(self.agent, self.replay, self.seeds, config.batch_size, device)
+        self.metrics = MetricMeans(states, device)
+        self.engine = Engine(
+            self.agent,
+            self.replay,
+            self.metrics,
+            seeds=self.seeds,
+            batch_size=config.batch_size,
+            device=device,
+            mode=mode,
+        )
         self.acting = SeedStreams(self.seeds, device, "acting")
-        self.metrics = MetricMeans(states)
         self.rollouts: list[Rollout] = []
-        self.evaluator: Evaluator | None = None
-        self._saved_rows = 0
         if states:
             self.agent.load_seed_states([state["agent"] for state in states])
-            if self.env_steps or self.updates >= config.offline_updates:
-                self._hand_over()
-        self._clock = Clock()
+        self._saved_rows = 0
+        self._template = Template(prepare_worker, config)
+        self.evaluator = Evaluator(self._template, execution.eval_workers or available_cores(), config.eval_episodes)
+        self._polled = 0.0
+        self._until: Progress | None = None
+        self._clock, self._watch = Clock(), Stopwatch()
 
     # The schedule: what happens at a point (updates, env_steps), in this order.
 
-    def run(self) -> None:
-        """Trains to the end and marks the runs complete. Raises Preempted, after a checkpoint, when asked to stop."""
-        config = self.config
+    def run(self, until: Progress | None = None) -> None:
+        """Trains to the end and marks the runs complete, or to a checkpoint at the point `until`.
+
+        Raises Preempted, after a checkpoint, when asked to stop.
+        """
+        config, self._until = self.config, until
         try:
             self._status("running")
-            while any(self.alive):
+            for evaluation in self.pending_on_disk:
+                self.evaluator.submit(evaluation)
+            if any(member.state and member.state["rollout"] for member in self.members):
+                self._hand_over()
+            while any(self.alive) and self.progress != until:
                 if self._evaluation_due():
                     self._evaluate()
+                    continue
                 if self.env_steps >= config.online_steps and self.updates >= config.offline_updates:
                     break
                 if self.should_stop():
                     raise Preempted
+                self._take_in_evaluations()
                 if self._clock.due("checkpoint", self.execution.checkpoint_seconds) or self._ring_is_unsaved():
                     self._checkpoint()
                 if self._clock.due("status", STATUS_SECONDS):
@@ -140,6 +181,12 @@ class Training:
                     if not self.rollouts:
                         self._hand_over()
                     self._step_online()
+            if self.progress == until:
+                self._checkpoint()
+                return
+            if self.evaluator.pending:
+                self._checkpoint()  # training is over: a kill while the last evaluations run loses none of it
+                self._await_evaluations(at_most=0)
             self._checkpoint()
             for index, member in self._living():
                 policy = safetensors.torch.save(policy_state(self.agent, index))
@@ -153,6 +200,14 @@ class Training:
             self._fail_all(error)
             raise
 
+    @property
+    def progress(self) -> Progress:
+        return self.updates, self.env_steps, int(self.evaluated)
+
+    @property
+    def failed_seeds(self) -> list[int]:
+        return [seed for seed, alive in zip(self.seeds, self.alive, strict=True) if not alive]
+
     def _evaluation_due(self) -> bool:
         """At offline update 0, every interval, at the hand-over (= online step 0), every interval, at the end."""
         config = self.config
@@ -163,34 +218,61 @@ class Training:
         return self.env_steps % config.eval_interval_steps == 0 or self.env_steps == config.online_steps
 
     def _evaluate(self) -> None:
-        if self.evaluator is None:
-            self.evaluator = Evaluator(self.config, self.execution.eval_workers, self.should_stop)
-        started = time.monotonic()
+        """Sends frozen copies of the policies off to be evaluated; training goes on meanwhile."""
+        self._await_evaluations(at_most=MAX_PENDING - 1)
         policies = {index: policy_state(self.agent, index) for index, _ in self._living()}
         for index, policy in list(policies.items()):
             if not all(bool(value.isfinite().all()) for value in policy.values()):
                 self._fail(index, Diverged(f"seed {self.seeds[index]}: the policy's parameters are not finite"))
                 del policies[index]
-        episodes = self.evaluator.evaluate(list(policies.values()))
-        seconds = time.monotonic() - started
-        point = {"phase": self.phase, "updates": self.updates, "env_steps": self.env_steps}
-        for index, rows in zip(policies, episodes, strict=True):
-            self.writers[index].episodes({**point, **row} for row in rows)
-            self.writers[index].timing(self.phase, self.updates, self.env_steps, {"evaluation_seconds": seconds})
-            self.success_rates[index] = float(np.mean([row["success"] for row in rows]))
+        if policies:
+            self.evaluator.submit(Evaluation(self.phase, self.updates, self.env_steps, policies))
         self.evaluated = True
-        self._clock.exclude(seconds)
-        self._status("running")
+
+    def _await_evaluations(self, at_most: int) -> None:
+        """Waits until no more than so many evaluations are pending."""
+        started = time.monotonic()
+        while len(self.evaluator.pending) > at_most:
+            if self.should_stop():
+                raise Preempted
+            self._take_in_evaluations(wait=0.2)
+        self._clock.exclude(time.monotonic() - started)
+
+    def _take_in_evaluations(self, wait: float = 0.0) -> None:
+        """Writes the rows of evaluations that have finished, in order of the schedule."""
+        if not self.evaluator.pending or (not wait and time.monotonic() - self._polled < POLL_SECONDS):
+            return
+        with self._watch.part("evaluation_wait"):
+            finished = self.evaluator.finished(wait)
+        self._polled = time.monotonic()
+        for evaluation in finished:
+            seconds = time.monotonic() - evaluation.started
+            for index in evaluation.policies:
+                rows = evaluation.rows_of(index)
+                self.writers[index].episodes({**evaluation.point, **row} for row in rows)
+                self.writers[index].timing(**evaluation.point, values={"evaluation_seconds": seconds})
+                self.success_rates[index] = float(np.mean([row["success"] for row in rows]))
+            self._status("running")
 
     @property
     def phase(self) -> str:
         return "online" if self.env_steps else "offline"
 
+    @property
+    def _updates_to_next_event(self) -> int:
+        """Offline updates up to the next log, evaluation or end, whichever comes first."""
+        config = self.config
+        ends = [config.offline_updates, *([self._until[0]] if self._until else [])]
+        events = [end - self.updates for end in ends if end > self.updates]
+        return min(*events, *(n - self.updates % n for n in (config.log_interval, config.eval_interval_updates)))
+
     def _update_offline(self) -> None:
-        self.metrics.add(self.engine.update_offline(self.updates))
-        self.updates += 1
+        with self._watch.part("update"):
+            count = min(self.engine.burst, self._updates_to_next_event)
+            self.engine.update_offline(self.updates, count)
+        self.updates += count
         self.evaluated = False
-        self._clock.count("updates")
+        self._clock.count("updates", count)
         if self.updates % self.config.log_interval == 0 or self.updates == self.config.offline_updates:
             self._log()
 
@@ -208,24 +290,18 @@ class Training:
         if rows and self.env_steps:
             self.replay.restore_online(torch.stack(rows))
             self._saved_rows = self.replay.num_online
-        for member, state in zip(self.members, states, strict=True):
-            env = datasets.make_env(config.task, config.success_timing)
-            self.rollouts.append(Rollout(env, member.config.seed, state["rollout"] if state else None))
+        episodes = open_episodes(config, self.seeds, self._template, self.execution.env_workers)
+        for own, state in zip(episodes, states, strict=True):
+            self.rollouts.append(Rollout(own, state["rollout"] if state else None))
 
     def _step_online(self) -> None:
         """One environment step per seed, then `utd_ratio` updates once the warm-up is over."""
         config = self.config
         if any(rollout.needs_chunk for rollout in self.rollouts):
-            obs = torch.from_numpy(np.stack([rollout.obs for rollout in self.rollouts])).unsqueeze(1)
-            chunks = (
-                self.agent.act(obs.to(self.device), self.acting.at(self.env_steps), mode="collect")[:, 0].cpu().numpy()
-            )
-            for index, (rollout, chunk) in enumerate(zip(self.rollouts, chunks, strict=True)):
-                if self.alive[index] and not np.isfinite(chunk).all():
-                    self._fail(index, Diverged(f"seed {self.seeds[index]}: the policy's action is not finite"))
-                if rollout.needs_chunk:
-                    rollout.set_chunk(chunk if self.alive[index] else np.zeros_like(chunk))
-        steps = [rollout.step() for rollout in self.rollouts]
+            with self._watch.part("act"):
+                self._act()
+        with self._watch.part("env_wait"):
+            steps = [rollout.step() for rollout in self.rollouts]
         self.replay.append({name: _stack(steps, name) for name in ONLINE_FIELDS})
         self.env_steps += 1
         self.evaluated = False
@@ -236,12 +312,22 @@ class Training:
                 values = {f"behaviour_{name}": value for name, value in episode.items()}
                 self.writers[index].train(self.phase, self.updates, self.env_steps, values)
         if self.env_steps >= config.warmup_steps:
-            for _ in range(config.utd_ratio):
-                self.metrics.add(self.engine.update_online(self.updates))
-                self.updates += 1
-                self._clock.count("updates")
+            with self._watch.part("update"):
+                self.engine.update_online(self.updates, config.utd_ratio)
+            self.updates += config.utd_ratio
+            self._clock.count("updates", config.utd_ratio)
         if self.env_steps % config.log_interval == 0 or self.env_steps == config.online_steps:
             self._log()
+
+    def _act(self) -> None:
+        """The policies' next chunks, for the rollouts that need one; a seed whose action is not finite fails."""
+        obs = torch.from_numpy(np.stack([rollout.obs for rollout in self.rollouts])).unsqueeze(1)
+        chunks = self.agent.act(obs.to(self.device), self.acting.at(self.env_steps), mode="collect")[:, 0].cpu().numpy()
+        for index, (rollout, chunk) in enumerate(zip(self.rollouts, chunks, strict=True)):
+            if self.alive[index] and not np.isfinite(chunk).all():
+                self._fail(index, Diverged(f"seed {self.seeds[index]}: the policy's action is not finite"))
+            if rollout.needs_chunk:
+                rollout.set_chunk(chunk if self.alive[index] else np.zeros_like(chunk))
 
     # Files: rows, status, checkpoints.
 
@@ -250,8 +336,10 @@ class Training:
 
     def _log(self) -> None:
         """Means of the metrics since the last log; a run with a value that is not finite ends here as failed."""
-        rates = self._clock.rates()
-        for index, values in enumerate(self.metrics.take(len(self.members))):
+        with self._watch.part("update"):  # a GPU finishes them here
+            means = self.metrics.take(len(self.members))
+        rates = {**self._clock.rates(), **self._watch.shares()}
+        for index, values in enumerate(means):
             if not self.alive[index]:
                 continue
             self.writers[index].train(self.phase, self.updates, self.env_steps, values)
@@ -267,33 +355,43 @@ class Training:
         return bool(self.rollouts) and self.replay.num_online - self._saved_rows >= self.replay.ring_slots
 
     def _checkpoint(self) -> None:
-        progress = (self.updates, self.env_steps, int(self.evaluated))
-        for index, member in self._living():
-            state = {
-                "progress": progress,
-                "agent": self.agent.state_of_seed(index),
-                "metrics": self.metrics.state_of_seed(index),
-                "rollout": self.rollouts[index].state() if self.rollouts else None,
-                "success_rate": self.success_rates[index],
-                "offsets": self.writers[index].offsets(),
-            }
-            new_rows = self.replay.online_rows(index, self._saved_rows, self.replay.num_online)
-            member.checkpoints.save(state, new_rows)
-        self._saved_rows = self.replay.num_online
+        with self._watch.part("write"):
+            for index, member in self._living():
+                member.checkpoints.save(
+                    self._state_of_seed(index),
+                    self.replay.online_rows(index, self._saved_rows, self.replay.num_online),
+                )
+            self._saved_rows = self.replay.num_online
+
+    def _state_of_seed(self, index: int) -> dict[str, Any]:
+        """All that the run needs to go on from here: with `offsets` of its files goes what is not written yet."""
+        pending = [evaluation for evaluation in self.evaluator.pending if index in evaluation.policies]
+        return {
+            "progress": self.progress,
+            "agent": self.agent.state_of_seed(index),
+            "metrics": self.metrics.state_of_seed(index),
+            "rollout": self.rollouts[index].state() if self.rollouts else None,
+            "pending": [evaluation.state_of_seed(index) for evaluation in pending],
+            "success_rate": self.success_rates[index],
+            "offsets": self.writers[index].offsets(),
+        }
 
     def _status(self, state: str, only: int | None = None, error: str | None = None) -> None:
-        for index, _ in self._living():
-            if only is None or index == only:
-                self.writers[index].status(
-                    state,
-                    phase=self.phase,
-                    updates=self.updates,
-                    env_steps=self.env_steps,
-                    success_rate=self.success_rates[index],
-                    error=error,
-                    pid=os.getpid(),
-                    **self._clock.recent,
-                )
+        with self._watch.part("write"):
+            for index, _ in self._living():
+                if only is None or index == only:
+                    self.writers[index].status(
+                        state,
+                        phase=self.phase,
+                        updates=self.updates,
+                        env_steps=self.env_steps,
+                        success_rate=self.success_rates[index],
+                        error=error,
+                        engine=self.engine.mode,
+                        warning=self.engine.warning,
+                        pid=os.getpid(),
+                        **self._clock.recent,
+                    )
 
     def _fail(self, index: int, error: Exception) -> None:
         self._status("failed", only=index, error=_one_line(error))
@@ -309,8 +407,7 @@ class Training:
 
     def close(self) -> None:
         """Ends worker processes and closes files."""
-        if self.evaluator is not None:
-            self.evaluator.close()
+        self._template.close()
         for writer in self.writers:
             writer.close()
 

@@ -50,6 +50,13 @@ def fails(capsys, *arguments: str) -> str:
         ("run --suite quick --agent-config.bc_coef", "--agent-config.bc_coef needs a value"),
         ("run --suite quick --dataset cube-single-play-v1", "unknown data set 'cube-single-play-v1' (did you mean"),
         ("run --suite quick --device tpu", "unknown device 'tpu'"),
+        ("run --suite quick --pack 0", "--pack is 0; it must be at least 1"),
+        ("run --suite quick --jobs -1", "--jobs is -1; it must be at least 1"),
+        ("run --suite quick --engine fast", "unknown engine 'fast'"),
+        ("run --suite quick --device cpu --engine graph", "engine graph needs a GPU; use --engine compiled or eager"),
+        ("run --suite quick --threads 0", "--threads is 0; it must be at least 1"),
+        ("run --suite quick --env-workers -2", "--env-workers is -2; it must be at least 0"),
+        ("run --suite quick --env-workers some", "argument --env-workers: 'some' is neither a whole number nor auto"),
         ("run --suite quick --task cube-single", "--suite and --task/--agent exclude each other"),
         ("run", "name a suite"),
         ("rnu", "invalid choice: 'rnu'"),
@@ -137,8 +144,22 @@ def test_plan_and_dry_run_print_the_cost_and_start_nothing(capsys, data_cache, t
         printed = capsys.readouterr().out
         assert "1 runs: 0 complete, 1 to do" in printed
         assert re.search(r"about .* of disk on this machine", printed)
+        assert re.search(r"evaluation in \d+ processes while it trains, environments", printed)
         assert "generated" in printed and "never compare it with published numbers" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("0", "environments in its own process"),
+        ("2", "environments ahead in 2 processes"),
+        ("auto", "environments ahead in a process for each seed"),
+    ],
+)
+def test_the_plan_says_where_environments_step(asked, expected, capsys, data_cache, tmp_path):
+    assert main(["plan", *RUN[1:], "--env-workers", asked, "--results", str(tmp_path)]) == 0
+    assert expected in capsys.readouterr().out
 
 
 def test_a_suite_goes_from_data_to_figure_and_is_complete_the_second_time(data_cache, tmp_path):

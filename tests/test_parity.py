@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents import AGENTS
 from agents.base import Agent
+from bench.engine import set_up_compiler
 from datasets.batch import Batch
 from tests.seeded_noise import RecordedNoise, SeededNoise
 
@@ -152,9 +153,21 @@ def distance(ours: Tensor, official: Tensor) -> float:
     return float((ours.detach() - official).abs().max() / official.abs().max().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize("num_seeds", [1, 2])
+@pytest.mark.parametrize(
+    ("execution", "num_seeds"),
+    [("eager", 1), ("eager", 2), ("compiled", 1), pytest.param("compiled", 2, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_updates_equal_those_of_the_official_code(path: Path, num_seeds: int, gradients: dict[Tensor, Tensor]) -> None:
+def test_updates_equal_those_of_the_official_code(
+    path: Path, num_seeds: int, execution: str, request: pytest.FixtureRequest
+) -> None:
+    gradients: dict[Tensor, Tensor] | None = None
+    execute = update
+    if execution == "eager":
+        gradients = request.getfixturevalue("gradients")
+    else:  # traced whole and decomposed as for machine code, which would take minutes
+        set_up_compiler()
+        execute = torch.compile(update, fullgraph=True, dynamic=False, backend="aot_eager_decomp_partition")
     name = path.stem
     with np.load(path) as archive:
         file = dict(archive)
@@ -165,7 +178,7 @@ def test_updates_equal_those_of_the_official_code(path: Path, num_seeds: int, gr
 
     for step, mode in enumerate(file["modes"]):
         recorded = RecordedNoise(arrays_under(file, f"step{step}/noise/"), num_seeds)
-        metrics = update(agent, str(mode), batch_of(file, step, num_seeds), recorded)
+        metrics = execute(agent, str(mode), batch_of(file, step, num_seeds), recorded)
         assert not recorded.arrays, f"random numbers never drawn: {list(recorded.arrays)}"
 
         for official_name, value in arrays_under(file, f"step{step}/metric/").items():
@@ -177,7 +190,8 @@ def test_updates_equal_those_of_the_official_code(path: Path, num_seeds: int, gr
             if not parameter.requires_grad:  # targets, and the dead projections of the decoder
                 assert not value.any(), official_path
                 continue
-            far[f"step {step} gradient of {official_path}"] = distance(gradients[parameter], value) / TOLERANCE
+            if gradients is not None:
+                far[f"step {step} gradient of {official_path}"] = distance(gradients[parameter], value) / TOLERANCE
         for official_path, value in arrays_under(file, f"step{step}/params_after/").items():
             far[f"step {step} {official_path}"] = distance(parameters[our_name(official_path, name)], value) / TOLERANCE
             checked += 1

@@ -1,6 +1,9 @@
 """Whole runs through the real driver: resume after any stop, seeds independent of their pack, evaluation apart."""
 
 import csv
+import functools
+import hashlib
+import io
 import json
 import os
 import random
@@ -15,8 +18,10 @@ import safetensors.torch
 import torch
 
 from agents import AGENTS
+from bench.checkpoint import MAGIC, Checkpoints
 from bench.config import ConfigError, RunConfig
-from bench.evaluate import Preempted
+from bench.engine import Engine
+from bench.evaluate import NICENESS, Preempted
 from bench.members import prepare_directory
 from bench.train import Diverged, Execution, run
 from tests.tiny_runs import ROOT, provenance_of, status_of, tiny_config
@@ -34,6 +39,38 @@ def execute(configs: list[RunConfig], results: Path, stop_after: float = float("
         return polls > stop_after
 
     run(configs, results, Execution(**{"device": "cpu", "checkpoint_seconds": 1e9, **execution}), should_stop)
+
+
+def stop_online(configs: list[RunConfig], results: Path, env_steps: int, **execution) -> None:
+    """Runs a pack in this process until it has logged environment step `env_steps`; leaves it preempted."""
+
+    def should_stop() -> bool:
+        rows = table(configs[0], results, "train.csv")
+        return bool(rows) and int(rows[-1]["env_steps"]) >= env_steps
+
+    with pytest.raises(Preempted):
+        run(configs, results, Execution(**{"device": "cpu", "checkpoint_seconds": 1e9, **execution}), should_stop)
+
+
+def start_worker(configs: list[RunConfig], results: Path, *options: str, **streams) -> subprocess.Popen:
+    """The command that the launcher starts for a pack, in a process group of its own."""
+    directories = [str(prepare_directory(config, results)) for config in configs]
+    command = [sys.executable, "-m", "bench", "worker", "--results", str(results), "--device", "cpu"]
+    command += ["--eval-workers", "1", *options, *directories]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
+
+
+def newest_checkpoint(config: RunConfig, results: Path) -> dict:
+    """The state of the newest slot; {} before the first."""
+    states = Checkpoints(config.directory(results)).load()
+    return states[max(states)] if states else {}
+
+
+def wait_until(condition, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
 
 
 def results_of(config: RunConfig, results: Path) -> dict[str, bytes]:
@@ -64,6 +101,22 @@ def reference(tiny_data, tmp_path_factory):
     return get
 
 
+@pytest.mark.parametrize("agent", ["qc_fql", "sac_flow_g"])
+def test_a_compiled_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, data_cache, tmp_path, monkeypatch):
+    # Traced and decomposed as for machine code, which would take minutes.
+    monkeypatch.setattr("bench.train.Engine", functools.partial(Engine, compiler="aot_eager_decomp_partition"))
+    config = tiny_config(agent)
+    execute([config], tmp_path / "whole", engine="compiled")
+    assert status_of(config.directory(tmp_path / "whole"))["engine"] == "compiled"
+    for polls in (13, 52):
+        with pytest.raises(Preempted):
+            execute([config], tmp_path / "stopped", stop_after=polls, engine="compiled")
+    execute([config], tmp_path / "stopped", engine="compiled")
+    assert results_of(config, tmp_path / "stopped") == results_of(config, tmp_path / "whole")
+    starts = provenance_of(config.directory(tmp_path / "stopped"))["starts"]
+    assert [start["engine"] for start in starts] == ["compiled"] * 3
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, reference, data_cache, tmp_path):
     config = tiny_config(agent)
@@ -89,21 +142,20 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(reference, data
     )
     expected = results_of(config, reference(config))
     directory = prepare_directory(config, tmp_path)
-    command = [sys.executable, "-m", "bench", "worker", "--results", str(tmp_path), "--device", "cpu"]
-    command += ["--eval-workers", "1", "--checkpoint-seconds", "0.05", str(directory)]
+    often = ("--checkpoint-seconds", "0.05", "--env-workers", "1")
     seed = random.randrange(2**32)
     moments = random.Random(seed)
     # two kills in each phase, at points drawn by log interval, then a moment later
     points = [*sorted(moments.sample(range(1, 21), 2)), *sorted(moments.sample(range(22, 42), 2))]
     for point in points:
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        process = start_worker([config], tmp_path, *often)
         while process.poll() is None and logged_points(directory) < point:
             time.sleep(0.005)
         time.sleep(moments.uniform(0.0, 0.1))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert_group_ends(process.pid)
-    subprocess.run(command, cwd=ROOT, check=True)
+    assert start_worker([config], tmp_path, *often).wait() == 0
     assert results_of(config, tmp_path) == expected, f"random seed {seed}, killed after {points} of 44 logged points"
     assert len(provenance_of(directory)["starts"]) == 5
 
@@ -128,6 +180,84 @@ def logged_points(directory: Path) -> int:
         phase, updates, env_steps, *_ = row.split(",")
         return int(updates) // 7 if phase == "offline" else 22 + int(env_steps) // 7
     return 0
+
+
+def test_a_pack_killed_or_stopped_while_evaluations_are_pending_ends_with_the_same_bytes(data_cache, tmp_path):
+    """Killed early, then stopped online by a SIGTERM to the whole group (as Slurm sends it)."""
+    configs = [tiny_config("sac_flow_g", seed, eval_interval_steps=10) for seed in (0, 1)]
+    execute(configs, tmp_path / "whole")
+    results = tmp_path / "stopped"
+
+    process = start_worker(configs, results, "--checkpoint-seconds", "0.02")
+    wait_until(lambda: all(newest_checkpoint(config, results).get("pending") for config in configs))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert_group_ends(process.pid)
+    assert all(0 < len(newest_checkpoint(config, results)["pending"]) <= 2 for config in configs)
+
+    process = start_worker(configs, results, "--checkpoint-seconds", "0.02")
+    wait_until(lambda: newest_checkpoint(configs[1], results).get("progress", (0, 0, 0))[1] > 0)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait() == 75
+    assert_group_ends(process.pid)
+    for config in configs:
+        assert status_of(config.directory(results))["state"] == "preempted"
+        state = newest_checkpoint(config, results)
+        assert 0 < len(state["pending"]) <= 2
+        rows = table(config, results, "episodes.csv")
+        written = {(int(row["updates"]), int(row["env_steps"])) for row in rows}
+        assert len(rows) == 2 * len(written)  # complete points only
+        assert not written & {(pending["updates"], pending["env_steps"]) for pending in state["pending"]}
+
+    execute(configs, results)
+    for config in configs:
+        assert results_of(config, results) == results_of(config, tmp_path / "whole")
+        last = table(config, results, "episodes.csv")[-2:]
+        rate = sum(int(row["success"]) for row in last) / 2
+        status = status_of(config.directory(results))
+        assert (status["state"], status["success_rate"]) == ("complete", rate)
+
+
+def test_environments_in_workers_change_no_byte_across_stops(data_cache, tmp_path):
+    configs = [tiny_config("sac_flow_g", seed) for seed in (0, 1)]
+    execute(configs, tmp_path / "here", env_workers=0)
+    execute(configs, tmp_path / "ahead", env_workers=2, eval_workers=3)
+    stop_online(configs, tmp_path / "stopped", 14, env_workers=2)  # inside a chunk: they begin at 0, 5, 10, …
+    assert len(newest_checkpoint(configs[0], tmp_path / "stopped")["rollout"]["chunk"]) == 1
+    stop_online(configs, tmp_path / "stopped", 28, env_workers=0)
+    execute(configs, tmp_path / "stopped", env_workers=1)  # one worker, two environments
+    for config in configs:
+        expected = results_of(config, tmp_path / "here")
+        assert results_of(config, tmp_path / "ahead") == expected
+        assert results_of(config, tmp_path / "stopped") == expected
+
+
+def test_a_dead_evaluation_worker_fails_the_run_with_one_line(data_cache, tmp_path):
+    config = tiny_config("fql", offline_updates=1_000_000, eval_interval_updates=1_000_000, eval_episodes=1000)
+    process = start_worker([config], tmp_path, "--engine", "eager", stderr=subprocess.PIPE)
+    wait_until(lambda: nice_processes(process.pid))
+    os.kill(nice_processes(process.pid)[0], signal.SIGKILL)
+    assert process.stderr is not None
+    error = process.stderr.read().decode()
+    assert process.wait() == 1
+    expected = "evaluation worker 0 ended: killed by signal 9, as when memory runs out"
+    assert error == f"error: {expected}\n"
+    status = status_of(config.directory(tmp_path))
+    assert (status["state"], status["error"]) == ("failed", f"WorkerError: {expected}")
+    assert_group_ends(process.pid)
+
+
+def nice_processes(group: int) -> list[int]:
+    """Processes of a group that give way to others."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[2]) == group and int(fields[16]) == os.nice(0) + NICENESS:
+            found.append(int(path.parent.name))
+    return found
 
 
 def test_seeds_do_not_depend_on_their_pack(reference, data_cache, tmp_path):
@@ -163,6 +293,38 @@ def test_a_pack_whose_members_were_saved_apart_goes_on_together(reference, data_
         assert results_of(config, tmp_path / "killed") == results_of(config, tmp_path / "whole")
     packs = [start["pack"] for start in provenance_of(configs[1].directory(tmp_path / "killed"))["starts"]]
     assert packs == [[0, 1], [0, 1]]
+
+
+def test_a_seed_that_lags_behind_catches_up_and_joins_the_pack(reference, data_cache, tmp_path):
+    """Seed 1 stopped offline, seeds 0 and 2 at points of the online phase; the numbers are those of each seed alone."""
+    configs = [tiny_config("qc_fql", seed) for seed in (0, 1, 2)]
+    stop_online(configs[:1], tmp_path, 28)
+    with pytest.raises(Preempted):
+        execute(configs[1:2], tmp_path, stop_after=9)
+    stop_online(configs[2:], tmp_path, 7)
+    execute(configs, tmp_path)
+    starts = [provenance_of(config.directory(tmp_path))["starts"] for config in configs]
+    assert [[start["pack"] for start in own] for own in starts] == [
+        [[0], [0, 1, 2]],
+        [[1], [1], [1, 2], [0, 1, 2]],
+        [[2], [1, 2], [0, 1, 2]],
+    ]
+    joined = starts[0][-1]["resumed_from"]
+    assert joined["phase"] == "online" and 28 <= joined["env_steps"] < 40
+    for config in configs:
+        assert status_of(config.directory(tmp_path))["state"] == "complete"
+        assert_close(config, tmp_path, reference(config))
+
+
+def assert_close(config: RunConfig, results: Path, others: Path) -> None:
+    """Equal numbers but for float32 rounding, which depends on a pack's size."""
+    ours, theirs = (table(config, folder, "train.csv") for folder in (results, others))
+    assert [(row["updates"], row["name"]) for row in ours] == [(row["updates"], row["name"]) for row in theirs]
+    assert [float(row["value"]) for row in ours] == pytest.approx(
+        [float(row["value"]) for row in theirs], rel=1e-4, abs=1e-5
+    )
+    ours, theirs = (table(config, folder, "episodes.csv") for folder in (results, others))
+    assert [row["updates"] for row in ours] == [row["updates"] for row in theirs]
 
 
 def test_evaluating_twice_as_often_changes_no_training_number(reference, data_cache, tmp_path):
@@ -231,19 +393,13 @@ def test_a_diverged_seed_fails_alone(reference, data_cache, tmp_path):
     states = [status_of(config.directory(tmp_path)) for config in (good, bad)]
     assert [state["state"] for state in states] == ["complete", "failed"]
     assert "not finite" in states[1]["error"]
-    ours, theirs = (table(good, results, "train.csv") for results in (tmp_path, reference(good)))
-    assert [float(row["value"]) for row in ours] == pytest.approx(
-        [float(row["value"]) for row in theirs], rel=1e-4, abs=1e-5
-    )
+    assert_close(good, tmp_path, reference(good))
+    execute([good, bad], tmp_path / "healthy")
+    assert results_of(good, tmp_path) == results_of(good, tmp_path / "healthy")  # bit by bit in a pack of equal size
 
 
 def poison(slot: Path) -> None:
     """Puts NaN into every parameter of a stored run, with a checksum that fits."""
-    import hashlib
-    import io
-
-    from bench.checkpoint import MAGIC
-
     state = torch.load(io.BytesIO(slot.read_bytes()[len(MAGIC) + 65 :]), weights_only=True)
     for value in state["agent"].values():
         if value.dim():
@@ -285,6 +441,17 @@ def test_analysis_reads_what_the_writer_wrote(reference):
     expected = [sum(successes) / len(successes) for successes in rates.values()]
     assert [*cell.offline_success[0], *cell.online_success[0][1:]] == expected
     assert (cell.offline_updates.tolist(), cell.online_steps.tolist()) == ([0, 15, 30], [0, 16, 32, 40])
+
+
+def test_timing_tells_where_the_time_went(reference):
+    config = tiny_config("sac_flow_g")
+    shares: dict[tuple[str, str], dict[str, float]] = {}
+    for row in table(config, reference(config), "timing.csv"):
+        if row["name"].endswith("_share"):
+            shares.setdefault((row["updates"], row["env_steps"]), {})[row["name"]] = float(row["value"])
+    names = {"update_share", "act_share", "env_wait_share", "evaluation_wait_share", "write_share"}
+    assert shares and all(set(values) == names for values in shares.values())
+    assert all(0 < sum(values.values()) <= 1.001 and min(values.values()) >= 0 for values in shares.values())
 
 
 @pytest.mark.gpu
