@@ -118,6 +118,9 @@ class Engine:
         self._starts = NoiseTape(self._host_starts, device)
         self._start = Stream("starts", 0, "uniform", (batch_size,), torch.float64)
         self._noise = NoiseTape(SeedStreams(seeds, device, "update", NOISE_BLOCK), device)
+        self._acting = NoiseTape(SeedStreams(seeds, device, "acting"), device)
+        self._obs = torch.zeros(len(seeds), 1, agent.obs_dim, device=device)
+        self._act: Callable[[], Tensor] | None = None
         self._compiler = compiler
         self._ways: dict[Phase, dict[int, Callable[[], object]]] = {}  # number of updates -> what makes them
         self._metric_names: dict[Phase, tuple[str, ...]] = {}
@@ -137,6 +140,14 @@ class Engine:
     def update_online(self, number: int, count: int = 1) -> None:
         """Gradient updates `number` to `number` + `count` - 1, on dataset and collected transitions."""
         self._run("online", number, count)
+
+    def act(self, obs: Tensor, env_step: int) -> Tensor:
+        """Training action chunks (S, H, A) on the CPU for obs (S, O); waits for the updates before it."""
+        self._obs.copy_(obs.unsqueeze(1))
+        self._acting.seek(env_step)
+        if self._act is None:
+            self._act = self._prepare_acting()
+        return self._act().cpu()
 
     def _run(self, phase: Phase, number: int, count: int) -> None:
         if self._replay.version != self._replay_version:  # graphs hold tensors that the replay no longer uses
@@ -210,8 +221,7 @@ class Engine:
                     raise NotTheSame(f"{_list(apart)} from eager updates; allowed: {_list(TOLERANCE)}")
             except Exception as error:  # whatever a compiler or a capture may raise: it is said, and the rest goes on
                 slower = SLOWER[self.mode]
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                self.warning = f"{phase} updates are NOT {self.mode}, they run {slower} and take longer: {reason}"
+                self.warning = f"{phase} updates are NOT {self.mode}, they run {slower} and take longer: {_line(error)}"
                 self.mode = slower
                 _say(f"WARNING: {self.warning}")
             else:
@@ -221,6 +231,32 @@ class Engine:
             finally:
                 self._restore(before)
         return {1: eager}
+
+    def _prepare_acting(self) -> Callable[[], Tensor]:
+        """The agent's `act`; as a CUDA graph where updates are graphs too and it gives the same."""
+
+        def eager() -> Tensor:
+            return self._agent.act(self._obs, TapeNoise(self._acting), mode="collect")[:, 0]
+
+        expected = eager()
+        if "graph" not in self.mode:
+            return eager
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured = eager()
+
+            def replay() -> Tensor:
+                graph.replay()
+                return captured
+
+            if not torch.allclose(replay(), expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+                raise NotTheSame("a captured chunk differs from an eager one")
+        except Exception as error:  # as above: said, and done the slower way
+            self.warning = f"training actions are NOT captured and take longer: {_line(error)}"
+            _say(f"WARNING: {self.warning}")
+            return eager
+        return replay
 
     def _fast_ways(self, phase: Phase, number: int) -> dict[int, Callable[[], object]]:
         def one() -> None:
@@ -287,6 +323,10 @@ def set_up_compiler() -> None:
 
 def _list(shares: dict[str, float]) -> str:
     return ", ".join(f"{kind} {share:.0e}" for kind, share in shares.items())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _say(message: str) -> None:

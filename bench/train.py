@@ -137,7 +137,6 @@ class Training:
             device=device,
             mode=mode,
         )
-        self.acting = SeedStreams(self.seeds, device, "acting")
         self.rollouts: list[Rollout] = []
         if states:
             self.agent.load_seed_states([state["agent"] for state in states])
@@ -321,8 +320,8 @@ class Training:
 
     def _act(self) -> None:
         """The policies' next chunks, for the rollouts that need one; a seed whose action is not finite fails."""
-        obs = torch.from_numpy(np.stack([rollout.obs for rollout in self.rollouts])).unsqueeze(1)
-        chunks = self.agent.act(obs.to(self.device), self.acting.at(self.env_steps), mode="collect")[:, 0].cpu().numpy()
+        obs = torch.from_numpy(np.stack([rollout.obs for rollout in self.rollouts]))
+        chunks = self.engine.act(obs, self.env_steps).numpy()
         for index, (rollout, chunk) in enumerate(zip(self.rollouts, chunks, strict=True)):
             if self.alive[index] and not np.isfinite(chunk).all():
                 self._fail(index, Diverged(f"seed {self.seeds[index]}: the policy's action is not finite"))

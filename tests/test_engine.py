@@ -239,7 +239,27 @@ def test_an_engine_that_cannot_be_had_is_named(name: str, reason: str) -> None:
         pick_mode(name, CPU, 1)
 
 
+def test_actions_are_those_of_the_agent_at_every_step() -> None:
+    setup = Setup("sac_flow_g")
+    acting = SeedStreams(setup.seeds, "cpu", "acting")
+    for step in (0, 5, 5, 3):
+        obs = torch.randn(2, OBS_DIM)
+        expected = setup.agent.act(obs.unsqueeze(1), acting.at(step), mode="collect")[:, 0]
+        assert torch.equal(setup.engine.act(obs, step), expected)
+
+
 # --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", AGENTS)
+def test_captured_actions_equal_eager_ones(name: str) -> None:
+    device = pick_device("cuda")
+    fast, eager = Setup(name, device=device, mode="graph"), Setup(name, device=device)
+    for step in (0, 5, 10):
+        obs = torch.randn(2, OBS_DIM)
+        torch.testing.assert_close(fast.engine.act(obs, step), eager.engine.act(obs, step), rtol=1e-4, atol=1e-5)
+    assert fast.engine.warning is None
 
 
 @pytest.mark.gpu
