@@ -260,15 +260,16 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     costs = estimate_plan(plan)
     disk = size(sum(c.bytes for c in costs.values()))
     seconds = max(sum(c.seconds() for c in costs.values()) / plan.jobs, max(c.seconds() for c in costs.values()))
-    print(
-        f"{len(plan.packs)} packs of seeds, {plan.jobs} side by side on {pick_device(plan.execution.device)}; "
-        f"about {duration(seconds)} if no episode succeeds early, and {disk} of disk on this machine",
-        flush=True,
-    )
     execution = plan.execution
-    processes = {None: "ahead in a process for each seed", 0: "in its own process"}
     device = pick_device(execution.device)
     modes = sorted({pick_mode(execution.engine, device, config.total_updates) for config in pending})
+    eagerly = "" if modes == ["eager"] else "; updates were measured eagerly, which takes longer"
+    print(
+        f"{len(plan.packs)} packs of seeds, {plan.jobs} side by side on {device}; about {duration(seconds)} "
+        f"if no episode succeeds early, and {disk} of disk on this machine{eagerly}",
+        flush=True,
+    )
+    processes = {None: "ahead in a process for each seed", 0: "in its own process"}
     environments = processes.get(execution.env_workers, f"ahead in {execution.env_workers} processes")
     print(
         f"each pack: {execution.threads} threads, updates {' and '.join(modes)}; "
