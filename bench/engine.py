@@ -208,14 +208,15 @@ class Engine:
         while self.mode != "eager":
             # The first updates, eagerly, then the same ones the fast way.
             started = time.monotonic()
+            checked = CHECKED_UPDATES + (GRAPH_UPDATES if "graph" in self.mode else 0)
             before = self._state()
-            self._make(phase, {1: eager}, number, CHECKED_UPDATES)
+            self._make(phase, {1: eager}, number, checked)
             expected = self._state()
             self._restore(before)
             try:
                 ways = self._fast_ways(phase, number)
                 self._restore(before)
-                self._make(phase, ways, number, CHECKED_UPDATES)
+                self._make(phase, ways, number, checked)
                 apart = _distances(before, expected, self._state())
                 if any(not apart[kind] <= tolerance for kind, tolerance in TOLERANCE.items()):
                     raise NotTheSame(f"{_list(apart)} from eager updates; allowed: {_list(TOLERANCE)}")
@@ -316,8 +317,10 @@ def set_up_compiler() -> None:
     torch._dynamo.config.recompile_limit = 64  # engines in one process: every agent and phase is a new compilation
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         # Machine code is for one kind of processor; a home directory may be shared by several.
-        flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")][:1]
-        kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+        features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+        kind = hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "compiled" / kind)
 
 
