@@ -62,7 +62,8 @@ def sparse_array(file: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
 
 
 STREAM = """
-import resource, sys
+import sys
+from pathlib import Path
 import numpy as np, torch
 from datasets.replay import Replay
 from datasets.transitions import Transitions
@@ -95,7 +96,9 @@ for number in range(200):
     if number + 4 < 200:
         replay.prefetch(number + 4, fractions[number + 4])
     replay.sample(fractions[number], number)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# Not ru_maxrss, which begins with the memory of the process that started this one.
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")))
 """
 
 

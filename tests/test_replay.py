@@ -283,7 +283,7 @@ def test_version_increases_exactly_when_tensors_are_replaced():
         assert_window(batch, start, expected[start : start + 3])
 
 
-def test_compiled_sampling_stays_right_and_compiled_while_the_ring_grows_and_wraps(monkeypatch):
+def test_compiled_sampling_stays_right_and_compiled_while_the_ring_grows_and_wraps():
     transitions = make_transitions([9, 7], terminated_rows=[4])
     replay, eager = (make_replay(transitions, 3, num_seeds=2) for _ in range(2))
     torch._dynamo.reset()
@@ -292,13 +292,13 @@ def test_compiled_sampling_stays_right_and_compiled_while_the_ring_grows_and_wra
     for each in (replay, eager):
         each.open_ring(capacity=40, online_steps=100)
     sample(fractions_of(0, 2, 16))  # the one other graph, of an open ring
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
-    for number in range(1, 101):
-        for each in (replay, eager):
-            append(each, [online_row(number, number % 5 == 0, False), online_row(number, number % 7 == 0, True)])
-        fractions = fractions_of(number, 2, 16)
-        assert_equal_batches(sample(fractions), eager.sample(fractions))
-    assert replay.num_online > replay.capacity
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for number in range(1, 101):
+            for each in (replay, eager):
+                append(each, [online_row(number, number % 5 == 0, False), online_row(number, number % 7 == 0, True)])
+            fractions = fractions_of(number, 2, 16)
+            assert_equal_batches(sample(fractions), eager.sample(fractions))
+        assert replay.num_online > replay.capacity
 
 
 def test_transition_that_does_not_begin_where_the_last_one_ended_is_refused():

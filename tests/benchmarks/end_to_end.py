@@ -16,7 +16,6 @@ import csv
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from bench.engine import MODES
 from bench.suites import SUITES
 from bench.train import Execution, run
 from tests.benchmarks import updates
-from tests.benchmarks.measure import machine_line, table
+from tests.benchmarks.measure import machine_line, peak_megabytes, table
 
 PARTS = ("update", "act", "env_wait", "evaluation_wait", "write")
 PROTOCOL = 1_000_000  # offline updates, and online steps
@@ -80,9 +79,8 @@ def one_case(args: argparse.Namespace, seeds: int, rows: int) -> None:
     for row in timings:
         values[row["phase"], row["name"]].append(float(row["value"]))
     steady = {f"{phase} {name}": float(np.mean(found[1:] or found)) for (phase, name), found in values.items()}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     data_megabytes = sum(getattr(data, name).nbytes for name in ("obs", "action", "reward", "terminated")) / 1e6
-    print(json.dumps({**steady, "seconds": seconds, "peak": peak, "data": data_megabytes, "mode": mode}))
+    print(json.dumps({**steady, "seconds": seconds, "peak": peak_megabytes(), "data": data_megabytes, "mode": mode}))
 
 
 def measured(args: argparse.Namespace, argv: list[str], seeds: int, rows: int) -> dict:

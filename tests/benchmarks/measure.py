@@ -6,10 +6,12 @@ ratios.
 
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -71,6 +73,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
     rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
     return "\n".join([f"\n{title}", line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def peak_megabytes() -> float:
+    """Most memory that this process has held; not ru_maxrss where possible, which begins with its parent's."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def machine_line() -> str:

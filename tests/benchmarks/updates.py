@@ -17,7 +17,6 @@ import importlib.util
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ from bench.meters import MetricMeans
 from bench.streams import SeedStreams
 from datasets.replay import Replay
 from datasets.transitions import Transitions
-from tests.benchmarks.measure import Timing, machine_line, table, timing
+from tests.benchmarks.measure import Timing, machine_line, peak_megabytes, table, timing
 
 OBS_DIM, ACTION_DIM, BATCH_SIZE = 37, 5, 256
 PHASES = ("online", "offline")
@@ -103,7 +102,7 @@ def serve(agent: str, phase: str, mode: str, seeds: int, threads: int, device_na
                     "seconds": time.perf_counter() - wall,
                     "cpu_seconds": time.process_time() - cpu,
                     "mode": engine.mode,
-                    "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                    "megabytes": peak_megabytes(),
                 }
             ),
             flush=True,
