@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import datasets
 from bench.config import RunConfig
 from bench.cost import Cost, estimate
@@ -64,12 +62,12 @@ def make_plan(
         check_directory(config, results)
     complete = tuple(config for config in configs if run_state(config, results)["state"] == "complete")
     pending = [config for config in configs if config not in complete]
-    device = pick_device(execution.device).type
+    device = pick_device(execution.device)
     for config in pending:
-        pick_mode(execution.engine, torch.device(device), config.total_updates)
+        pick_mode(execution.engine, device, config.total_updates)
     cores = available_cores()
-    jobs = jobs or (1 if device == "cuda" else max(1, cores // execution.threads))
-    size = pack or max(1, min(PACK_LIMIT[device], len(pending) // jobs))
+    jobs = jobs or (1 if device.type == "cuda" else max(1, cores // execution.threads))
+    size = pack or max(1, min(PACK_LIMIT[device.type], len(pending) // jobs))
     groups: dict[RunConfig, list[RunConfig]] = {}
     for config in pending:
         groups.setdefault(config.replace(seed=0), []).append(config)

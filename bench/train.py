@@ -287,7 +287,7 @@ class Training:
             if state is not None
         ]
         if rows and self.env_steps:
-            self.replay.restore_online(torch.stack(rows))
+            self.replay.restore_online(rows)
             self._saved_rows = self.replay.num_online
         episodes = open_episodes(config, self.seeds, self._template, self.execution.env_workers)
         for own, state in zip(episodes, states, strict=True):
