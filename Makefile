@@ -5,12 +5,16 @@ RESULTS ?= results
 PY      := MUJOCO_GL=disable .venv/bin/python
 SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS))
 
+# Extras: the suites' own needs, or those asked for; the tests cover all.
+EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE))))
+ALL_EXTRAS := robomimic minari bullet
+
 .PHONY: help setup bench plan figures test parity check clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
 
-setup: .venv/.complete ## install the pinned environment into .venv (once, about 2 minutes)
+setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv (once, 2 minutes) [EXTRAS="robomimic minari bullet"]
 
 .venv/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
@@ -18,6 +22,11 @@ setup: .venv/.complete ## install the pinned environment into .venv (once, about
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+.venv/.extra-%: requirements-%.lock | .venv/.complete
+	@echo "Installing what $* tasks need on top (once)"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 bench: setup ## run a suite and draw it: make bench [SUITE=…] [AGENTS=…] [TASKS=…] [SEEDS=…] [ARGS=…]
@@ -30,7 +39,7 @@ plan: setup ## what a suite would run, what is complete, what it costs here
 figures: setup ## draw everything under results/
 	@$(PY) -m analysis --results $(RESULTS)
 
-test: setup ## the tests (no GPU, no network)
+test: .venv/.complete $(ALL_EXTRAS:%=.venv/.extra-%) ## the tests, with all extras (no GPU, no network)
 	@$(PY) -m pytest $(ARGS)
 
 parity: setup ## agents against numbers of the official JAX code: [PARITY_DIR=folder] make parity
