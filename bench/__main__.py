@@ -18,7 +18,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matr
 import datasets
 from agents import AGENTS
 from bench.config import ConfigError, RunConfig, check_agent, default_agent_config, parse_value
-from bench.engine import MODES, available_cores, pick_device, pick_mode
+from bench.data import add_data_commands, describe_data, ensure_data
+from bench.engine import MODES, pick_device, pick_mode
 from bench.evaluate import EXIT_PREEMPTED, Preempted
 from bench.provenance import ForeignPackage, check_checkout
 from bench.suites import SUITES, tuned_config
@@ -78,21 +79,7 @@ def build_parser() -> Parser:
     for command in (run, plan, worker):
         add_execution_options(command)
 
-    data = commands.add_parser("data", help="data sets: list them, generate substitutes", allow_abbrev=False)
-    actions = data.add_subparsers(required=True, metavar="ACTION", parser_class=Parser)
-    listing = actions.add_parser("list", help="every task's data set and whether it is here", allow_abbrev=False)
-    listing.set_defaults(command=data_list_command)
-    listing.add_argument("--data-dir", type=Path)
-    generate = actions.add_parser("generate", help="make data with OGBench's scripted experts", allow_abbrev=False)
-    generate.set_defaults(command=data_generate_command)
-    generate.add_argument("--task", required=True, help="cube-double, or for --kind mixed cube-double-task2")
-    generate.add_argument(
-        "--kind", default="play", help="play, noisy (the published recipes) or mixed (demos of one task)"
-    )
-    generate.add_argument("--episodes", type=int, default=1000)
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--workers", type=int, default=available_cores())
-    generate.add_argument("--out", type=Path, help="folder; default: the cache, where runs look for it")
+    add_data_commands(commands)
     return parser
 
 
@@ -113,6 +100,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
             metavar="V",
             help=f"default {field.default}" if field.name != "dataset" else "default: the task's published set",
         )
+    fields.add_argument("--data", type=Path, metavar="FILE", help="train on an npz or HDF5 file of yours")
     fields.add_argument(f"{AGENT_OPTION}FIELD", metavar="V", help="any field of the agent's config")
     how = parser.add_argument_group("how to run it (changes no result)")
     how.add_argument("--results", type=Path, default=Path("results"))
@@ -167,6 +155,10 @@ def selected_configs(options: argparse.Namespace, overrides: dict[str, str]) -> 
     kinds = typing.get_type_hints(RunConfig)
     given = {f.name: getattr(options, f.name) for f in RUN_FIELDS if getattr(options, f.name) is not None}
     settings = {name: parse_value(kinds[name], text, name) for name, text in given.items()}
+    if options.data is not None:
+        if "dataset" in settings:
+            raise ConfigError("--data and --dataset exclude each other: a file of yours, or a set by its name")
+        settings["dataset"] = datasets.register(options.data)
     if not options.suite:
         if not (options.task and options.agent):
             raise ConfigError(f"name a suite (--suite {'|'.join(SUITES)}) or a run (--task T --agent A --seed N)")
@@ -256,7 +248,7 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         print(f"nothing to do: every run under {options.results} is complete")
         return 0
     pending = [config for pack in plan.packs for config in pack.configs]
-    describe_data(pending, options)
+    describe_data(pending, options.data_dir)
     costs = estimate_plan(plan)
     disk = size(sum(c.bytes for c in costs.values()))
     seconds = max(sum(c.seconds() for c in costs.values()) / plan.jobs, max(c.seconds() for c in costs.values()))
@@ -280,7 +272,7 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         for pack, cost in costs.items():
             print(f"  {pack.name}: {duration(cost.seconds())} ({1 / cost.offline_update:.1f} offline updates/s)")
         return 0
-    ensure_data(pending, options)
+    ensure_data(pending, options.data_dir)
     stop = StopFlag()
     failures = run_plan(plan, costs, stop)
     for failure in failures:
@@ -291,55 +283,6 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         )
         return EXIT_PREEMPTED
     return 1 if failures else 0
-
-
-def describe_data(configs: list[RunConfig], options: argparse.Namespace) -> None:
-    """One line per data set that the runs need. DataError for absent published data, unless nothing is to run."""
-    for name, task in {config.dataset: config.task for config in configs}.items():
-        facts = datasets.describe(name, options.data_dir)
-        generated = facts["origin"] == "generated"
-        if not facts["present"] and not generated and not options.dry_run:
-            datasets.load(task, name, options.data_dir)  # raises, and says how to get or replace the data
-        absent = "will be generated here first" if generated else "absent"
-        state = f"in {facts['path']}" if facts["present"] else absent
-        note = " - not the published set, never compare it with published numbers" if generated else ""
-        print(f"data {name}: {facts['origin']}, {state}{note}", flush=True)
-
-
-def ensure_data(configs: list[RunConfig], options: argparse.Namespace) -> None:
-    """Makes generated sets that are absent and converts each set once, so that an error shows before a run starts."""
-    for name, task in dict.fromkeys((config.dataset, config.task) for config in configs):
-        datasets.ensure(name, available_cores(), episode_progress(), options.data_dir)
-        transitions = datasets.load(task, name, options.data_dir)
-        print(
-            f"{task}: {transitions.num_transitions:,} {transitions.origin} transitions "
-            f"in {transitions.num_episodes:,} episodes",
-            flush=True,
-        )
-
-
-def episode_progress():
-    """A progress line with rate and time left for data generation: live on a terminal, each ten seconds elsewhere."""
-    from bench.progress import duration, is_terminal
-
-    started = last = time.monotonic()
-    first: int | None = None
-    finished = False
-
-    def show(done: int, total: int) -> None:
-        nonlocal last, first
-        first = done if first is None else first
-        nonlocal finished
-        now = time.monotonic()
-        if finished or (done < total and not is_terminal() and now - last < 10):
-            return
-        last, finished = now, done == total
-        rate = (done - first) / max(now - started, 1e-9)
-        left = f", {duration((total - done) / rate)} left" if rate > 0 and done < total else ""
-        end = "\r" if is_terminal() and done < total else "\n"
-        print(f"generating data: {done}/{total} episodes, {rate:.1f}/s{left}    ", end=end, flush=True)
-
-    return show
 
 
 def worker_command(options: argparse.Namespace, _: dict[str, str]) -> int:
@@ -388,36 +331,6 @@ class StopFlag:
 
     def __call__(self) -> bool:
         return self._stopped
-
-
-def data_list_command(options: argparse.Namespace, _: dict[str, str]) -> int:
-    for name in dict.fromkeys(task.dataset for task in datasets.TASKS.values()):
-        facts = datasets.describe(name, options.data_dir)
-        state = facts["origin"] if facts["present"] else "absent, looked for as"
-        print(f"{name}: {state} {facts['path']}")
-    return 0
-
-
-def data_generate_command(options: argparse.Namespace, _: dict[str, str]) -> int:
-    if options.episodes < 1 or options.workers < 1 or options.seed < 0:
-        raise ConfigError("--episodes and --workers must be at least 1, --seed at least 0")
-    domain, task_id = options.task, None
-    if options.kind == "mixed":
-        spec = datasets.task(options.task)
-        domain, task_id = spec.domain, spec.task_id
-    path = datasets.generate(
-        domain,
-        options.kind,
-        options.episodes,
-        seed=options.seed,
-        workers=options.workers,
-        task_id=task_id,
-        out=options.out,
-        progress=episode_progress(),
-    )
-    name = path.stem
-    print(f"wrote {path}\nuse it: python -m bench run … --dataset {name}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ class RunConfig:
             if not value or "/" in value or value.startswith("."):
                 raise ConfigError(f"{name} {value!r} cannot be a folder's name; use letters, digits, '-' and '_'")
         try:
-            object.__setattr__(self, "task", datasets.task(self.task).name)
+            task = datasets.task(self.task)
+            object.__setattr__(self, "task", task.name)
+            datasets.check_timing(task, self.success_timing)
         except DataError as error:
             raise ConfigError(str(error)) from error
         check_agent(self.agent)
@@ -61,8 +63,6 @@ class RunConfig:
             raise ConfigError(
                 f"agent {self.agent} takes a {config_class.__name__}, not {type(self.agent_config).__name__}"
             )
-        if self.success_timing not in ("post", "pre"):
-            raise ConfigError(f"success_timing {self.success_timing!r} is not 'post' or 'pre'")
         for name, least in (
             *(("seed", 0), ("offline_updates", 0), ("online_steps", 0), ("warmup_steps", 0)),
             *(("utd_ratio", 1), ("batch_size", 1), ("replay_capacity", 1), ("eval_episodes", 1), ("log_interval", 1)),

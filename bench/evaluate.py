@@ -6,6 +6,7 @@ Never touches training: frozen copies of the policies, own environments, own see
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import gymnasium
@@ -26,7 +27,7 @@ NICENESS = 10  # training comes first: on a core that both want, an evaluation g
 EXIT_PREEMPTED = 75  # of a process whose runs were: sysexits' EX_TEMPFAIL, start again to go on
 
 Policy = dict[str, Tensor]  # CPU tensors with S = 1
-Row = dict[str, float]  # episode_seed, success, return, length
+Row = dict[str, float | None]  # episode_seed, success, return, length
 
 
 class Preempted(Exception):
@@ -51,8 +52,8 @@ def policy_state(agent: Agent, seed_index: int) -> Policy:
 def run_episode(env: gymnasium.Env, agent: Agent, episode_seed: int) -> Row:
     """One episode with action chunks executed open loop; the policy is called once per chunk.
 
-    `success` is the flag of the last step, as published. Noise is keyed by the episode's seed, so that all runs of
-    all agents meet the same draws.
+    `success` is the flag of the last step, as published, or None where the task has no such notion. Noise is keyed by
+    the episode's seed, so that all runs of all agents meet the same draws.
     """
     noise = SeedStreams([episode_seed], "cpu", "evaluation")
     obs, _ = env.reset(seed=episode_seed)
@@ -66,7 +67,18 @@ def run_episode(env: gymnasium.Env, agent: Agent, episode_seed: int) -> Row:
             ended = terminated or truncated
             if ended:
                 break
-    return {"episode_seed": episode_seed, "success": int(info["success"]), "return": total, "length": length}
+    success = int(info["success"]) if "success" in info else None
+    return {"episode_seed": episode_seed, "success": success, "return": total, "length": length}
+
+
+UNKNOWN: dict[str, float | None] = {"success_rate": None, "mean_return": None}  # before the first evaluation
+
+
+def score_of(rows: list[Row]) -> dict[str, float | None]:
+    """`success_rate`, in [0, 1] or None where the task has no notion of success, and `mean_return` of episodes."""
+    successes = [row["success"] for row in rows if row["success"] is not None]
+    returns = [row["return"] for row in rows if row["return"] is not None]
+    return {"success_rate": fmean(successes) if successes else None, "mean_return": fmean(returns)}
 
 
 @dataclass(frozen=True)

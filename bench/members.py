@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 from bench.checkpoint import Checkpoints, Progress
 from bench.config import SCHEMA_VERSION, ConfigError, RunConfig, config_difference
 from bench.writer import StorageError, read_json, write_json
@@ -70,7 +71,12 @@ def record_start(member: Member, transitions: Transitions, start: dict[str, Any]
         "num_episodes": transitions.num_episodes,
     }
     path = member.directory / "provenance.json"
-    known = read_json(path) or {"schema_version": SCHEMA_VERSION, "dataset": dataset, "starts": []}
+    known = read_json(path) or {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": dataset,
+        "reference_returns": datasets.task(member.config.task).reference_returns,
+        "starts": [],
+    }
     if known["dataset"] != dataset:
         raise ConfigError(
             f"{member.directory} was trained on data {known['dataset']['content_hash'][:12]} "

@@ -70,7 +70,7 @@ class Display:
         started, _ = self._running.pop(pack)
         states = {status.get("state", "not begun") for status in self._statuses(pack)}
         line = f"{pack.name}: {', '.join(sorted(states))} after {duration(time.monotonic() - started)}"
-        self._say(f"{line}, success {self._success(pack)}{measured_rates(pack.configs[0].directory(self._results))}")
+        self._say(f"{line}, success {self._score(pack)}{measured_rates(pack.configs[0].directory(self._results))}")
 
     def refresh(self) -> None:
         now = time.monotonic()
@@ -119,9 +119,13 @@ class Display:
         running = sum(self._pack_left(pack) for pack in self._running)
         return (running + sum(self._costs[pack].seconds() for pack in self._left)) / self._jobs
 
-    def _success(self, pack: "Pack") -> str:
-        rates = [status.get("success_rate") for status in self._statuses(pack)]
-        return " ".join("-" if rate is None else f"{rate:.2f}" for rate in rates)
+    def _score(self, pack: "Pack") -> str:
+        """Success rates, or mean returns where the task has no notion of success."""
+        shown = []
+        for status in self._statuses(pack):
+            rate, mean_return = status.get("success_rate"), status.get("mean_return")
+            shown.append(f"{rate:.2f}" if rate is not None else "-" if mean_return is None else f"({mean_return:.4g})")
+        return " ".join(shown)
 
     def _cells(self, pack: "Pack") -> list[str]:
         config, status = pack.configs[0], self._status(pack)
@@ -133,7 +137,7 @@ class Display:
             pack.name,
             f"{offline} {online}",
             *rates,
-            f"success {self._success(pack)}",
+            f"success {self._score(pack)}",
             f"{duration(self._pack_left(pack))} left",
         ]
 
@@ -149,7 +153,7 @@ class Display:
                 f"{updates:,}/{config.offline_updates:,}",
                 f"{status.get('env_steps', 0):,}/{config.online_steps:,}",
                 *(f"{status[key]:.1f}" if key in status else "" for key, _ in RATES),
-                self._success(pack),
+                self._score(pack),
                 duration(self._pack_left(pack)),
             )
         if self._left:

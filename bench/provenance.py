@@ -13,6 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "numpy", "ogbench", "mujoco", "dm_control", "gymnasium")
+OPTIONAL_PACKAGES = ("robosuite", "minari", "gymnasium-robotics", "pybullet", "pybullet_envs_gymnasium")
 
 
 class ForeignPackage(Exception):
@@ -34,7 +35,7 @@ def start_record(
     """One entry of provenance.json's `starts`."""
     return {
         **_commit(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": _versions(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
@@ -44,6 +45,12 @@ def start_record(
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed_from": resumed_from,
     }
+
+
+def _versions() -> dict[str, str]:
+    installed = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    optional = [name for name in OPTIONAL_PACKAGES if name in installed]
+    return {name: importlib.metadata.version(name) for name in (*PACKAGES, *optional)}
 
 
 def _commit() -> dict[str, str | None]:

@@ -26,7 +26,7 @@ class Outcome:
     reward: float
     terminated: bool
     episode_end: bool  # terminated or truncated
-    success: bool
+    success: bool | None  # None: the task has no such notion
     first_obs: np.ndarray | None  # (O,) of the next episode, where this one ended
 
 
@@ -40,7 +40,7 @@ class Transition:
     terminated: bool
     episode_end: bool  # terminated or truncated
     next_obs: np.ndarray  # (O,)
-    episode: dict[str, float] | None  # return, success, length
+    episode: dict[str, float] | None  # return, length, and success where the task has such a notion
 
 
 class Episodes(Protocol):
@@ -81,7 +81,7 @@ class LocalEpisodes:
             if ended:
                 self._episode += 1
                 first_obs = self._reset()
-            yield Outcome(next_obs, float(reward), terminated, ended, bool(info["success"]), first_obs)
+            yield Outcome(next_obs, float(reward), terminated, ended, info.get("success"), first_obs)
             if ended:
                 return
 
@@ -212,7 +212,8 @@ class Rollout:
         episode = None
         if outcome.first_obs is not None:
             length = float(len(self._actions))
-            episode = {"return": self._return, "success": float(outcome.success), "length": length}
+            success = {} if outcome.success is None else {"success": float(outcome.success)}
+            episode = {"return": self._return, **success, "length": length}
             self._episode += 1
             self._actions, self._return, self._chunk, self.obs = [], 0.0, [], outcome.first_obs
         return Transition(

@@ -20,12 +20,14 @@ from bench.checkpoint import Progress
 from bench.config import RunConfig
 from bench.engine import Engine, available_cores, pick_device, pick_mode
 from bench.evaluate import (
+    UNKNOWN,
     Evaluation,
     Evaluator,
     Preempted,
     build_agent,
     policy_state,
     prepare_worker,
+    score_of,
     unfinished_evaluations,
 )
 from bench.members import Member, prepare_directory, record_start, resume_groups
@@ -107,7 +109,7 @@ class Training:
         states = [member.state for member in members if member.state is not None]
         self.updates, self.env_steps, evaluated = states[0]["progress"] if states else (0, 0, 0)
         self.evaluated = bool(evaluated)  # at this very point
-        self.success_rates: list[float | None] = [state["success_rate"] for state in states] or [None] * len(members)
+        self.scores = [state["score"] for state in states] or [UNKNOWN] * len(members)
 
         self.writers = [RunWriter(m.directory, m.state["offsets"] if m.state else None) for m in members]
         for member in members:
@@ -250,7 +252,7 @@ class Training:
                 rows = evaluation.rows_of(index)
                 self.writers[index].episodes({**evaluation.point, **row} for row in rows)
                 self.writers[index].timing(**evaluation.point, values={"evaluation_seconds": seconds})
-                self.success_rates[index] = float(np.mean([row["success"] for row in rows]))
+                self.scores[index] = score_of(rows)
             self._status("running")
 
     @property
@@ -371,7 +373,7 @@ class Training:
             "metrics": self.metrics.state_of_seed(index),
             "rollout": self.rollouts[index].state() if self.rollouts else None,
             "pending": [evaluation.state_of_seed(index) for evaluation in pending],
-            "success_rate": self.success_rates[index],
+            "score": self.scores[index],
             "offsets": self.writers[index].offsets(),
         }
 
@@ -384,7 +386,7 @@ class Training:
                         phase=self.phase,
                         updates=self.updates,
                         env_steps=self.env_steps,
-                        success_rate=self.success_rates[index],
+                        **self.scores[index],
                         error=error,
                         engine=self.engine.mode,
                         warning=self.engine.warning,

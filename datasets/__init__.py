@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.ogbench_cube import DEFAULT_TASK_ID, NUM_CUBES, TASKS
-from datasets.ogbench_generate import ensure, generate
+from datasets.generate import ensure, generate
+from datasets.sources import TASKS, domains, kinds, published, require_extra, source_of, task, unavailable
 from datasets.spec import DataError, TaskSpec, nearest
-from datasets.store import describe, load_task
+from datasets.store import describe, get, load_task, made_here, verify
 from datasets.transitions import Transitions
+from datasets.user_files import register
 
 if TYPE_CHECKING:
     import gymnasium
@@ -21,23 +22,23 @@ __all__ = [
     "DataError",
     "TaskSpec",
     "Transitions",
+    "check_timing",
     "describe",
+    "domains",
     "ensure",
     "generate",
+    "get",
+    "kinds",
     "load",
+    "made_here",
     "make_env",
     "nearest",
+    "published",
+    "register",
     "task",
+    "unavailable",
+    "verify",
 ]
-
-
-def task(name: str) -> TaskSpec:
-    """The task of a name; a bare domain ("cube-double") is its default task. Raises DataError for an unknown one."""
-    full_name = f"{name}-task{DEFAULT_TASK_ID}" if name in NUM_CUBES else name
-    if full_name not in TASKS:
-        known = f"{', '.join(NUM_CUBES)} with -task1 to -task5"
-        raise DataError(f"unknown task '{name}'{nearest(name, TASKS)}; tasks are {known}")
-    return TASKS[full_name]
 
 
 def load(task_name: str, dataset: str | None = None, data_dir: str | Path | None = None) -> Transitions:
@@ -53,13 +54,20 @@ def load(task_name: str, dataset: str | None = None, data_dir: str | Path | None
 def make_env(task_name: str, success_timing: str = "post") -> "gymnasium.Env":
     """The environment of a task: float32 observations, actions clipped to [-1, 1], truncation at its time limit.
 
-    Reward, termination and `info["success"]` describe the state after the action ("post", as in the published results)
-    or before it ("pre", as in the data and in OGBench from 1.2.0). Raises DataError for an unknown task or timing.
+    `reset(seed=…)` decides all of an episode but its actions. Reward, termination and `info["success"]` describe the
+    state after the action ("post", as in the published results) or before it ("pre", as in OGBench's data and in its
+    environments from 1.2.0); tasks without a notion of success have no such info. Raises DataError for an unknown task
+    or timing, and for one whose simulator is not installed.
     """
     spec = task(task_name)
-    if success_timing not in ("post", "pre"):
-        raise DataError(f"unknown success timing '{success_timing}'; it is 'post' or 'pre'")
+    check_timing(spec, success_timing)
+    source = source_of(spec)
+    require_extra(source)
+    return source.make_env(spec, success_timing)
 
-    from datasets.ogbench_env import CubeTask, task_env
 
-    return CubeTask(task_env(spec, success_timing), spec)
+def check_timing(spec: TaskSpec, success_timing: str) -> None:
+    """Raises DataError for a timing that the task does not have."""
+    if success_timing not in spec.success_timings:
+        known = " or ".join(f"'{timing}'" for timing in spec.success_timings)
+        raise DataError(f"unknown success timing '{success_timing}' of {spec.name}; it is {known}")

@@ -13,7 +13,7 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 
 from datasets.ogbench_cube import ACTION_DIM, TASKS, cube_positions
 from datasets.ogbench_env import goal_positions, play_env, task_env
-from datasets.store import DatasetName
+from datasets.spec import Dataset, Recipe
 
 Info = dict[str, Any]  # what the simulator says about itself, under its own names
 Policy = Callable[[Info], np.ndarray]
@@ -60,9 +60,9 @@ _STACKED = 0.03  # horizontal distance of cubes that rest on each other
 _CLEARANCE = 0.06  # between the centres of cubes on the table that the gripper can tell apart
 
 
-def recipe(dataset: DatasetName) -> dict[str, Any]:
+def recipe(dataset: Dataset) -> dict[str, Any]:
     """Every number that shapes a data set, as JSON."""
-    common = {"version": RECIPE_VERSION, "seed": dataset.seed, "p_stack": list(P_STACK[dataset.domain])}
+    common = {"version": RECIPE_VERSION, "seed": _asked(dataset).seed, "p_stack": list(P_STACK[dataset.domain])}
     plan = {"noise_smoothing": NOISE_SMOOTHING}
     noisy = {
         "max_action_noise": MAX_ACTION_NOISE,
@@ -75,12 +75,12 @@ def recipe(dataset: DatasetName) -> dict[str, Any]:
         "noisy": noisy | {"transitions": PLAY_TRANSITIONS},
         "mixed": plan | {"behaviours": [asdict(behaviour) for behaviour in MIXED]},
     }
-    return common | of_kind[dataset.kind]
+    return common | of_kind[_asked(dataset).kind]
 
 
-def make_episode(dataset: DatasetName, index: int) -> Episode:
+def make_episode(dataset: Dataset, index: int) -> Episode:
     """Episode `index` of a generated data set: a function of the recipe, the seed and the index alone."""
-    rng = np.random.default_rng((dataset.seed, index))
+    rng = np.random.default_rng((_asked(dataset).seed, index))
     env_seed, oracle_seed = (int(number) for number in rng.integers(2**32, size=2))
     env, policy, num_transitions = _scene(dataset, index, rng)
     with _seeded_numpy(oracle_seed):
@@ -181,6 +181,11 @@ class Directed:
         return np.array([*places[clear[0] if len(clear) else clearance.argmax()], _ON_TABLE])
 
 
+def _asked(dataset: Dataset) -> Recipe:
+    assert dataset.recipe is not None, f"{dataset.name} is not made here"
+    return dataset.recipe
+
+
 def _plan_oracle(env: gymnasium.Env, plan_noise: float) -> Any:
     return CubePlanOracle(env=env, noise=plan_noise, noise_smoothing=NOISE_SMOOTHING)
 
@@ -189,16 +194,17 @@ def _rests_on(upper: np.ndarray, lower: np.ndarray) -> bool:
     return bool(upper[2] > lower[2] and np.linalg.norm(upper[:2] - lower[:2]) < _STACKED)
 
 
-def _scene(dataset: DatasetName, index: int, rng: np.random.Generator) -> tuple[gymnasium.Env, Policy, int]:
+def _scene(dataset: Dataset, index: int, rng: np.random.Generator) -> tuple[gymnasium.Env, Policy, int]:
     """Environment, policy and greatest number of transitions of an episode."""
     p_stack = rng.uniform(*P_STACK[dataset.domain])
-    if dataset.kind == "play":
+    asked = _asked(dataset)
+    if asked.kind == "play":
         env = _play_env(dataset.domain)
         return env, Play(env, _plan_oracle(env, PLAN_NOISE), p_stack), PLAY_TRANSITIONS
-    if dataset.kind == "noisy":
+    if asked.kind == "noisy":
         env = _play_env(dataset.domain)
         return env, Noisy(env, p_stack, rng), PLAY_TRANSITIONS
-    task_name = f"{dataset.domain}-task{dataset.task_id}"
+    task_name = f"{dataset.domain}-task{asked.task_id}"
     behaviour = behaviour_of(index)
     if behaviour.directed:
         env = _task_env(task_name)

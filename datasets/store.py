@@ -1,12 +1,10 @@
-"""Where data lie, and their one conversion from the published format to flat memory-mapped arrays.
+"""Where data lie, and their one conversion from any source's format to flat memory-mapped arrays.
 
-A data set is named by the published scheme (`cube-double-play-v0`; `cube-quadruple-play-100m-v0` for one in 100 files)
-or by the recipe that makes it again (`cube-double-play-generated-1000ep-seed0`,
-`cube-single-task1-mixed-generated-60ep-seed0`). Source files are looked for in the folder asked for, in OGBench's
-`~/.ogbench/data`, and, generated ones, in the cache: `$O2O_BENCH_DATA` or `~/.cache/o2o-bench`.
+A data set is named by the published scheme (`cube-double-play-v0`, `lift-mh-v15`), by the recipe that makes it again
+(`cube-double-play-generated-1000ep-seed0`), or, a user's own file, by its hash. Source files are looked for in the
+folder asked for, in those where other projects keep them, and in the cache.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -15,93 +13,20 @@ import re
 import shutil
 import tempfile
 import weakref
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any
 
 import numpy as np
 
-from datasets.ogbench_cube import (
-    ACTION_DIM,
-    NUM_CUBES,
-    PUBLISHED_EPISODES,
-    TASK_IDS,
-    URL,
-    obs_dim,
-    qpos_dim,
-    relabel,
-)
-from datasets.spec import DataError, TaskSpec, nearest
-from datasets.transitions import Origin, Transitions, episode_ends
+from datasets.cache import cache_root, exclusive, file_sha256, lock
+from datasets.sources import TASKS, parse_name, reader_of
+from datasets.spec import DataError, Dataset, TaskSpec, one_line
+from datasets.transitions import Transitions
 
+OFFLINE = "O2O_BENCH_OFFLINE"  # an environment variable: nothing is ever downloaded
 FORMAT_VERSION = 1  # of the flat arrays: a change makes every set be converted anew
-NUM_SHARDS = 100
-ACTION_LIMIT = 1 - 1e-5  # keeps the inverse of a tanh squashing finite
-_RELABELLED_ROWS = 250_000  # at a time: rewards are computed in float64
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems that have none, like some of clusters
-
-_PUBLISHED = [f"{domain}-{kind}-v0" for domain in NUM_CUBES for kind in ("play", "noisy")] + [
-    "cube-double-play-100m-v0",
-    "cube-triple-play-100m-v0",
-    "cube-quadruple-play-100m-v0",
-    "cube-quadruple-noisy-100m-v0",
-]
-_GENERATED = re.compile(
-    rf"(?P<domain>{'|'.join(NUM_CUBES)})(-task(?P<task_id>[1-5])-mixed|-(?P<kind>play|noisy))"
-    r"-generated-(?P<episodes>[1-9][0-9]*)ep-seed(?P<seed>0|[1-9][0-9]*)"
-)
-
-
-@dataclass(frozen=True)
-class DatasetName:
-    """A data set's name, taken apart."""
-
-    name: str
-    domain: str
-    kind: str  # "play", "noisy" or "mixed"
-    task_id: int = 0  # of a mixed set: the task its directed episodes pursue
-    episodes: int = 0  # of a generated set
-    seed: int = 0  # of a generated set
-
-    @property
-    def is_generated(self) -> bool:
-        """The name is that of a set made here; a file under a published name may be one as well."""
-        return self.episodes > 0
-
-    @property
-    def is_sharded(self) -> bool:
-        return "-100m-" in self.name
-
-    @property
-    def file_names(self) -> list[str]:
-        """The files that make up the set; validation twins (`…-val.npz`) do not belong to it."""
-        if not self.is_sharded:
-            return [f"{self.name}.npz"]
-        return [f"{self.name.replace('-100m', '')}-{shard:03}.npz" for shard in range(NUM_SHARDS)]
-
-
-def parse_name(name: str) -> DatasetName:
-    """The parts of a data set's name. Raises DataError for a name outside the grammar of this module."""
-    if name in _PUBLISHED:
-        domain, kind = name.removesuffix("-v0").removesuffix("-100m").rsplit("-", 1)
-        return DatasetName(name, domain, kind)
-    if match := _GENERATED.fullmatch(name):
-        kind = match["kind"] or "mixed"
-        task_id = int(match["task_id"] or 0)
-        return DatasetName(name, match["domain"], kind, task_id, int(match["episodes"]), int(match["seed"]))
-    raise DataError(
-        f"unknown data set '{name}'{nearest(name, _PUBLISHED)}; names are like {_PUBLISHED[0]}, "
-        f"cube-double-play-generated-1000ep-seed0 or cube-single-task1-mixed-generated-60ep-seed0"
-    )
-
-
-def cache_root() -> Path:
-    """The folder for generated and converted data."""
-    return Path(os.environ.get("O2O_BENCH_DATA") or "~/.cache/o2o-bench").expanduser()
 
 
 def generated_dir(name: str) -> Path:
@@ -109,19 +34,59 @@ def generated_dir(name: str) -> Path:
     return cache_root() / "generated" / name
 
 
-def find(dataset: DatasetName, data_dir: str | Path | None = None) -> list[Path]:
-    """Source files of a data set, empty where it is absent. Raises DataError where some of its shards are."""
+def find(dataset: Dataset, data_dir: str | Path | None = None) -> list[Path]:
+    """Source files of a data set, empty where it is absent. Raises DataError where some of its files are."""
     for folder in _folders(dataset, data_dir):
-        files = [folder / file_name for file_name in dataset.file_names]
-        missing = [file for file in files if not file.is_file()]
-        if not missing:
-            return files
-        if len(missing) < len(files):
-            raise DataError(
-                f"{dataset.name}: {len(missing)} of its {len(files)} files are missing in {folder}, "
-                f"the first is {missing[0].name}; get it from {_url(dataset)}"
-            )
+        for names in ([file.name for file in dataset.files], [Path(file.name).name for file in dataset.files]):
+            files = [folder / name for name in names]
+            missing = [file for file in files if not file.is_file()]
+            if not missing:
+                return files
+            if len(missing) < len(files):
+                raise DataError(
+                    f"{dataset.name}: {len(missing)} of its {len(files)} files are missing in {files[0].parent}, "
+                    f"the first is {missing[0].name}; get it: python -m bench data get {dataset.name}"
+                )
     return []
+
+
+def get(
+    name: str,
+    data_dir: str | Path | None = None,
+    workers: int = 4,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> list[Path]:
+    """Files of a published data set, downloaded where they are absent: into `data_dir`, or where other projects keep
+    them. A download that was cut goes on. Raises DataError where no server has them, and for a set not published.
+    """
+    dataset = parse_name(name)
+    if dataset.recipe is not None:
+        raise DataError(f"data set '{name}' is not published; make it: {command(dataset)}")
+    folders = _folders(dataset, data_dir)
+    with suppress(DataError):  # some of the files are missing: that is what follows
+        if files := find(dataset, data_dir):
+            return files
+    if not any(file.urls for file in dataset.files):
+        raise DataError(_missing(dataset, data_dir))
+    if os.environ.get(OFFLINE):
+        raise DataError(f"{_missing(dataset, data_dir)} ({OFFLINE} is set, so nothing is downloaded)")
+    from datasets.download import fetch
+
+    try:
+        return fetch(dataset.name, dataset.files, folders[0], workers=workers, progress=progress)
+    except DataError as error:
+        raise DataError(f"{error}{_instead(dataset)}") from error
+
+
+def verify(name: str, data_dir: str | Path | None = None, record: bool = False) -> list[tuple[str, bool]]:
+    """For each file of a data set a line on how it compares with its recorded checksum, and whether it differs."""
+    from datasets.download import verify
+
+    dataset = parse_name(name)
+    files = find(dataset, data_dir)
+    if not files:
+        raise DataError(_missing(dataset, data_dir))
+    return verify(dataset.name, [file.name for file in dataset.files], files, record)
 
 
 def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
@@ -131,35 +96,37 @@ def describe(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
     """
     dataset = parse_name(name)
     files = find(dataset, data_dir)
-    if not files:
-        folder = _folders(dataset, data_dir)[-1]
-        path = folder if dataset.is_sharded else folder / dataset.file_names[0]
-        origin = "generated" if dataset.is_generated else "published"
-        return {"name": name, "origin": origin, "path": str(path), "bytes": 0, "present": False}
-    return {
-        "name": name,
-        "origin": _origin(dataset, files),
-        "path": str(files[0].parent if dataset.is_sharded else files[0]),
-        "bytes": sum(file.stat().st_size for file in files),
-        "present": True,
-    }
+    facts = {"name": name, "bytes": sum(file.stat().st_size for file in files), "present": bool(files)}
+    if files:
+        origin = reader_of(dataset).origin(dataset, files)
+    else:
+        origin = "generated" if dataset.recipe else "published"
+        files = [_folders(dataset, data_dir)[-1] / file.name for file in dataset.files]
+    return {**facts, "origin": origin, "path": str(files[0] if len(files) == 1 else files[0].parent)}
+
+
+def made_here() -> list[str]:
+    """Names of the generated sets in the cache that are complete, and of the user's files it remembers."""
+    generated = [folder.name for folder in (cache_root() / "generated").glob("*")]
+    user = [file.stem for file in (cache_root() / "user").glob("*.json")]
+    return sorted(name for name in (*generated, *user) if describe(name)["present"])
 
 
 def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> Transitions:
     """Transitions of a data set with the rewards of a task; converts the set at its first use."""
     dataset = parse_name(name)
-    if dataset.domain != spec.domain:
+    if dataset.domain not in ("", spec.domain):
         raise DataError(f"data set '{name}' is of {dataset.domain}, task {spec.name} needs data of {spec.domain}")
     files = find(dataset, data_dir)
     if not files:
         raise DataError(_missing(dataset, data_dir))
-    flat = cache_root() / "flat" / f"{name}-{_source_key(files)}"
+    flat = cache_root() / "flat" / f"{name}-{_source_key(files, '' if dataset.domain else spec.domain)}"
     if not flat.exists():
-        _convert(dataset, files, flat)
+        _convert(dataset, spec, files, flat)
     with ExitStack() as on_error:
         try:
             in_use = on_error.enter_context((flat / "meta.json").open())
-            _lock(in_use, fcntl.LOCK_SH)  # until it is closed no other process removes the conversion
+            lock(in_use, fcntl.LOCK_SH)  # until it is closed no other process removes the conversion
             meta = json.load(in_use)
             task = f"task{spec.task_id}"
             arrays = {
@@ -180,66 +147,55 @@ def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> 
     return data
 
 
-def _folders(dataset: DatasetName, data_dir: str | Path | None) -> list[Path]:
-    """Where to look, in order; of shards, a folder of the set's name inside each place as well."""
-    places = [Path(data_dir).expanduser()] if data_dir is not None else []
-    if dataset.is_generated:
-        return [*places, generated_dir(dataset.name)]
-    places.append(Path("~/.ogbench/data").expanduser())
-    return [folder for place in places for folder in (place / dataset.name, place)] if dataset.is_sharded else places
+def _folders(dataset: Dataset, data_dir: str | Path | None) -> list[Path]:
+    """Where to look, in order."""
+    asked = [Path(data_dir).expanduser()] if data_dir is not None and dataset.domain else []
+    if dataset.recipe is not None:
+        return [*asked, generated_dir(dataset.name)]
+    return [*asked, *(Path(folder).expanduser() for folder in dataset.folders)]
 
 
-def _url(dataset: DatasetName) -> str:
-    return f"{URL}/{dataset.name}/" if dataset.is_sharded else f"{URL}/{dataset.file_names[0]}"
-
-
-def _command(dataset: DatasetName) -> str:
+def command(dataset: Dataset) -> str:
     """The command that makes a generated set."""
-    task = f"{dataset.domain}-task{dataset.task_id}" if dataset.kind == "mixed" else dataset.domain
-    numbers = f"--episodes {dataset.episodes} --seed {dataset.seed}"
-    return f"python -m bench data generate --task {task} --kind {dataset.kind} {numbers}"
+    recipe = dataset.recipe
+    assert recipe is not None
+    task = f"{dataset.domain}-task{recipe.task_id}" if recipe.task_id else dataset.domain
+    numbers = f"--episodes {recipe.episodes} --seed {recipe.seed}"
+    return f"python -m bench data generate --task {task} --kind {recipe.kind} {numbers}"
 
 
-def _missing(dataset: DatasetName, data_dir: str | Path | None) -> str:
-    folders = _folders(dataset, data_dir)
-    looked_in = " and ".join(str(folder) for folder in folders)
-    what = f"data set '{dataset.name}' is missing: no {dataset.file_names[0]} in {looked_in}"
-    if dataset.is_generated:
-        return f"{what}; make it: {_command(dataset)}"
-    episodes = PUBLISHED_EPISODES[dataset.domain]
-    substitute = parse_name(f"{dataset.domain}-{dataset.kind}-generated-{episodes}ep-seed0")
-    return (
-        f"{what}; download {_url(dataset)} to {folders[-1]}, "
-        f"or make a substitute ({_command(substitute)}) and run with --dataset {substitute.name}"
-    )
+def _missing(dataset: Dataset, data_dir: str | Path | None) -> str:
+    looked_in = " and ".join(str(folder) for folder in _folders(dataset, data_dir))
+    what = f"data set '{dataset.name}' is missing: no {dataset.files[0].name} in {looked_in}"
+    if dataset.recipe is not None:
+        return f"{what}; make it: {command(dataset)}"
+    if not dataset.domain:
+        return f"{what}; name it again: --data FILE"
+    urls = dataset.files[0].urls
+    where = f" (from {urls[0]})" if urls else ""
+    return f"{what}; get it: python -m bench data get {dataset.name}{where}{_instead(dataset)}"
 
 
-def _source_key(files: list[Path]) -> str:
-    """Short hash by which a changed source is recognised without reading it."""
+def _instead(dataset: Dataset) -> str:
+    """What to do without a published set."""
+    if dataset.substitute is None:
+        return ", or use a file of yours with --data FILE"
+    make = command(parse_name(dataset.substitute))
+    return f", or make a substitute ({make}) and run with --dataset {dataset.substitute}"
+
+
+def _source_key(files: list[Path], domain: str) -> str:
+    """Short hash by which a changed source is recognised without reading it; of a user's file, by domain as well."""
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([FORMAT_VERSION, stats]).encode()).hexdigest()[:12]
+    key = [FORMAT_VERSION, stats, *([domain] if domain else [])]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 
-def _origin(dataset: DatasetName, files: list[Path]) -> Origin:
-    """Generated if the name says so or a file does, whatever it has been renamed to."""
-    if dataset.is_generated:
-        return "generated"
-    for file in files:
-        with _Source(file, dataset) as source:
-            if "origin" in source.keys:
-                origin = str(source.read("origin"))
-                if origin not in get_args(Origin):
-                    raise DataError(f"{file}: key 'origin' is '{origin}', expected one of {get_args(Origin)}")
-                if origin == "generated":
-                    return "generated"
-    return "published"
-
-
-def _convert(dataset: DatasetName, files: list[Path], flat: Path) -> None:
+def _convert(dataset: Dataset, spec: TaskSpec, files: list[Path], flat: Path) -> None:
     """Write the folder `flat`, whole or not at all, and remove what killed and outdated conversions have left."""
     try:
         flat.parent.mkdir(parents=True, exist_ok=True)
-        with _converting(dataset) as is_alone:
+        with exclusive(dataset.name) as is_alone:
             if flat.exists():  # another process was faster
                 return
             if is_alone:
@@ -251,12 +207,11 @@ def _convert(dataset: DatasetName, files: list[Path], flat: Path) -> None:
                 meta = {
                     "format_version": FORMAT_VERSION,
                     "name": dataset.name,
-                    "origin": _origin(dataset, files),
-                    "content_hash": _write_arrays(dataset, files, new),
+                    "origin": reader_of(dataset).origin(dataset, files),
+                    "content_hash": _write_arrays(dataset, spec, files, new),
                     "folder": str(files[0].parent.resolve()),
                     "sources": [
-                        {"file": file.name, "bytes": file.stat().st_size, "sha256": _file_sha256(file)}
-                        for file in files
+                        {"file": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files
                     ],
                 }
                 (new / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
@@ -271,16 +226,7 @@ def _convert(dataset: DatasetName, files: list[Path], flat: Path) -> None:
         raise DataError(f"cannot write {flat}: {one_line(error)}") from error
 
 
-@contextmanager
-def _converting(dataset: DatasetName) -> Iterator[bool]:
-    """Waits until no other process converts this data set. Gives False where the file system has no locks."""
-    folder = cache_root() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{dataset.name}.lock").open("w") as file:
-        yield _lock(file, fcntl.LOCK_EX)
-
-
-def _remove_outdated(dataset: DatasetName, flat: Path, folder: str) -> None:
+def _remove_outdated(dataset: Dataset, flat: Path, folder: str) -> None:
     """Remove conversions of the same source folder's earlier content, except those that a process is using."""
     for old in flat.parent.glob(f"{dataset.name}-*"):
         if old == flat or not re.fullmatch("[0-9a-f]{12}", old.name.removeprefix(f"{dataset.name}-")):
@@ -294,68 +240,40 @@ def _remove_outdated(dataset: DatasetName, flat: Path, folder: str) -> None:
                 is_outdated = json.load(meta_file).get("folder") == folder
             except ValueError:
                 continue  # damaged: `load_task` says so where somebody needs it
-            if is_outdated and _lock(meta_file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if is_outdated and lock(meta_file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 shutil.rmtree(old)
 
 
-def _lock(file: IO[str], operation: int) -> bool:
-    """Lock a file until it is closed; False where another process holds it or the file system has no locks."""
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return False
-    return True
-
-
-def _write_arrays(dataset: DatasetName, files: list[Path], folder: Path) -> dict[str, str]:
-    """Write the flat arrays, holding one source file in memory at a time; return the content hash of each task."""
-    from datasets.ogbench_env import goal_positions
-
-    finals = []
-    for file in files:
-        with _Source(file, dataset) as source:
-            finals.append(source.flags("terminals"))
-    num_rows = sum(map(len, finals))
+def _write_arrays(dataset: Dataset, spec: TaskSpec, files: list[Path], folder: Path) -> dict[str, str]:
+    """Write the flat arrays, block by block; return the content hash of each task of the domain."""
+    of_domain = [task for task in TASKS.values() if task.domain == spec.domain] or [spec]
+    tasks = list({task.task_id: task for task in of_domain}.values())  # of those with one reward, one
+    rows = reader_of(dataset).read(dataset, files, tasks)
     layout = {
-        "obs": (np.float32, (obs_dim(dataset.domain),)),
-        "action": (np.float32, (ACTION_DIM,)),
+        "obs": (np.float32, (spec.obs_dim,)),
+        "action": (np.float32, (spec.action_dim,)),
         "final": (np.bool_, ()),
     }
-    for task_id in TASK_IDS:
-        layout |= {f"task{task_id}-reward": (np.float32, ()), f"task{task_id}-terminated": (np.bool_, ())}
-    goals = goal_positions(dataset.domain)
+    for task in tasks:
+        layout |= {f"task{task.task_id}-reward": (np.float32, ()), f"task{task.task_id}-terminated": (np.bool_, ())}
     with ExitStack() as stack:
         writers = {
-            key: stack.enter_context(_ArrayWriter(folder / f"{key}.npy", dtype, (num_rows, *columns)))
+            key: stack.enter_context(_ArrayWriter(folder / f"{key}.npy", dtype, (rows.num_rows, *columns)))
             for key, (dtype, columns) in layout.items()
         }
-        for file, final in zip(files, finals, strict=True):
-            with _Source(file, dataset) as source:
-                writers["obs"].append(source.numbers("observations", (len(final), obs_dim(dataset.domain))))
-                action = source.numbers("actions", (len(final), ACTION_DIM))
-                writers["action"].append(action.clip(-ACTION_LIMIT, ACTION_LIMIT))
-                writers["final"].append(final)
-                qpos = source.numbers("qpos", (len(final), qpos_dim(dataset.domain)))
-            for start in range(0, len(qpos), _RELABELLED_ROWS):
-                for task_id in TASK_IDS:
-                    reward, terminated = relabel(qpos[start : start + _RELABELLED_ROWS], goals[task_id])
-                    writers[f"task{task_id}-reward"].append(reward)
-                    writers[f"task{task_id}-terminated"].append(terminated)
+        for block in rows.blocks:
+            writers["obs"].append(block.obs)
+            writers["action"].append(block.action)
+            writers["final"].append(block.final)
+            for task in tasks:
+                writers[f"task{task.task_id}-reward"].append(block.reward[task.name])
+                writers[f"task{task.task_id}-terminated"].append(block.terminated[task.name])
     hashes = {key: writer.digest.hexdigest() for key, writer in writers.items()}
     shared = hashes["obs"] + hashes["action"] + hashes["final"]
     return {
         task: hashlib.sha256((shared + hashes[f"{task}-reward"] + hashes[f"{task}-terminated"]).encode()).hexdigest()
-        for task in (f"task{task_id}" for task_id in TASK_IDS)
+        for task in (f"task{task.task_id}" for task in tasks)
     }
-
-
-def _file_sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 class _ArrayWriter:
@@ -363,12 +281,15 @@ class _ArrayWriter:
 
     def __init__(self, file: Path, dtype: type, shape: tuple[int, ...]) -> None:
         self.dtype = np.dtype(dtype)
+        self.rows_left, self.columns = shape[0], shape[1:]
         self.handle = file.open("wb")
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self.handle, header)
         self.digest = hashlib.sha256(f"{self.dtype.str} {shape}".encode())
 
     def append(self, rows: np.ndarray) -> None:
+        self.rows_left -= len(rows)
+        assert rows.shape[1:] == self.columns and self.rows_left >= 0, f"{rows.shape} do not fit {self.columns}"
         data = np.ascontiguousarray(rows, self.dtype).data
         self.handle.write(data)
         self.digest.update(data)
@@ -376,58 +297,6 @@ class _ArrayWriter:
     def __enter__(self) -> "_ArrayWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type | None, *_: object) -> None:
         self.handle.close()
-
-
-class _Source:
-    """An open source file; whatever is wrong in it becomes a DataError that names file and key."""
-
-    def __init__(self, file: Path, dataset: DatasetName) -> None:
-        self.file = file
-        again = _command(dataset) if dataset.is_generated else _url(dataset)
-        self.advice = f"delete the file and get it again: {again}"
-
-    def __enter__(self) -> "_Source":
-        try:
-            self.arrays = np.load(self.file)
-            self.keys = set(self.arrays.keys())
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self.file} is not a whole npz file ({one_line(error)}); {self.advice}") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.arrays.close()
-
-    def read(self, key: str) -> np.ndarray:
-        if key not in self.keys:
-            raise DataError(f"{self.file}: key '{key}' is missing, it has {', '.join(sorted(self.keys))}")
-        try:
-            return self.arrays[key]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{self.file}: key '{key}' is damaged ({one_line(error)}); {self.advice}") from error
-
-    def flags(self, key: str) -> np.ndarray:
-        """(R,) bool, the rows that end an episode."""
-        array = self.read(key)
-        if array.ndim != 1 or array.dtype.kind not in "bfiu" or not np.isin(array, (0, 1)).all():
-            raise DataError(f"{self.file}: key '{key}' is {array.dtype} {array.shape}, expected a flag 0 or 1 per row")
-        final = array.astype(bool)
-        episode_ends(final, where=f"{self.file}: key '{key}'")
-        return final
-
-    def numbers(self, key: str, shape: tuple[int, int]) -> np.ndarray:
-        """Finite float32 numbers of the given shape."""
-        array = self.read(key)
-        if array.shape != shape or array.dtype.kind != "f":
-            raise DataError(f"{self.file}: key '{key}' is {array.dtype} {array.shape}, expected floats {shape}")
-        array = array.astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
-            raise DataError(f"{self.file}: key '{key}' is not finite in row {row}")
-        return array
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())
+        assert error or not self.rows_left, f"{self.rows_left} rows fewer than announced"

@@ -2,27 +2,26 @@
 
 import mmap
 from dataclasses import dataclass, field
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
-from datasets.spec import DataError
-
-Origin = Literal["published", "generated"]
+from datasets.spec import DataError, Origin
 
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
     """E episodes with N transitions in R = N + E rows; the last row of an episode holds only its final observation.
 
-    Rewards and terminations describe the state of their own row, not the one its action leads to, as in the published
-    single-task data. Raises DataError where the arrays do not fit together.
+    Rewards and terminations are those of the transition from a row to the next, in whatever way the source tells them:
+    OGBench's describe the state of their own row, Robomimic's the one its action leads to. Raises DataError where the
+    arrays do not fit together.
     """
 
     obs: np.ndarray  # (R, O) float32; the next observation of row r is obs[r + 1]
     action: np.ndarray  # (R, A) float32 in [-1, 1]; meaningless in a final row
     reward: np.ndarray  # (R,) float32; meaningless in a final row
-    terminated: np.ndarray  # (R,) bool, the state of the row solves the task: nothing is bootstrapped from beyond it
+    terminated: np.ndarray  # (R,) bool, the task ends here: nothing is bootstrapped from beyond this transition
     final: np.ndarray  # (R,) bool, last row of its episode
     name: str
     origin: Origin

@@ -60,7 +60,7 @@ def fails(capsys, *arguments: str) -> str:
         ("run --suite quick --task cube-single", "--suite and --task/--agent exclude each other"),
         ("run", "name a suite"),
         ("rnu", "invalid choice: 'rnu'"),
-        ("data generate --task cube-double --kind plya", "unknown kind 'plya' (did you mean 'play'?)"),
+        ("data generate --task cube-double --kind plya", "unknown kind 'plya' of cube-double (did you mean 'play'?)"),
         ("data generate --task cube-double --episodes 0", "--episodes and --workers must be at least 1"),
     ],
 )

@@ -78,7 +78,7 @@ def test_bare_domain_is_task_two():
         ({"offline_updates": -1}, "offline_updates is -1"),
         ({"online_steps": 1.5}, "online_steps is 1.5"),
         ({"discount": 1.5}, "discount is 1.5"),
-        ({"success_timing": "later"}, "'later' is not 'post' or 'pre'"),
+        ({"success_timing": "later"}, "unknown success timing 'later' of cube-single-task1; it is 'post' or 'pre'"),
         ({"offline_updates": 0, "online_steps": 0}, "nothing to run"),
         ({"suite": "a/b"}, "cannot be a folder's name"),
         ({"agent_config": AGENTS["fql"][1]}, "takes a SACFlowConfig"),

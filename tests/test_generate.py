@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from datasets import DataError, ensure, generate, load
-from datasets.store import generated_dir, parse_name
+from datasets.sources import parse_name
+from datasets.store import generated_dir
 
 NAME = "cube-single-task1-mixed-generated-2ep-seed5"
 
@@ -160,9 +161,9 @@ def test_set_of_another_recipe_is_made_again_in_the_cache_only(mixed: Path, tmp_
 
 
 def test_published_set_is_never_made() -> None:
-    ensure("cube-double-play-v0")
     with pytest.raises(DataError, match="is missing"):
-        load("cube-double")
+        ensure("cube-double-play-v0")
+    assert not generated_dir("cube-double-play-v0").parent.exists()
 
 
 @pytest.mark.parametrize(("domain", "kind"), [("cube-single", "play"), ("cube-double", "noisy")])
@@ -238,10 +239,13 @@ def test_miss_ends_away_from_the_goal() -> None:
     ("arguments", "message"),
     [
         (("cube-dingle", "play", 1), "unknown domain 'cube-dingle' .did you mean 'cube-single'"),
-        (("cube-single", "plya", 1), r"unknown kind 'plya' \(did you mean 'play'\?\); kinds are play, noisy, mixed"),
+        (
+            ("cube-single", "plya", 1),
+            r"unknown kind 'plya' of cube-single \(did you mean 'play'\?\); kinds are play, noisy, mixed",
+        ),
         (("cube-single", "play", 0), "unknown data set"),
-        (("cube-single", "mixed", 1), "a mixed set needs a task"),
-        (("cube-single", "play", 1, 0, 1, 3), "others take none"),
+        (("cube-single", "mixed", 1), "kind 'mixed' is made for one task, like cube-single-task1"),
+        (("cube-single", "play", 1, 0, 1, 3), "is made for all tasks of cube-single, not for one"),
         (("cube-single", "play", 1, 0, 0), "workers must be at least 1"),
     ],
 )

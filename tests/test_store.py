@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from datasets import DataError, describe, load
-from datasets.store import NUM_SHARDS, cache_root, parse_name
+from datasets.cache import cache_root
+from datasets.ogbench_cube import NUM_SHARDS
+from datasets.sources import parse_name
+from datasets.spec import Recipe
 
 NAME = "cube-single-play-v0"
 SHARDED = "cube-quadruple-play-100m-v0"
@@ -199,9 +202,13 @@ def test_generated_file_under_a_published_name_stays_generated(tmp_path: Path) -
     [
         (
             "cube-double-play-v0",
-            ["no cube-double-play-v0.npz in", "datasets/ogbench/cube-double-play-v0.npz to", "-generated-1000ep-seed0"],
+            [
+                "no cube-double-play-v0.npz in",
+                "python -m bench data get cube-double-play-v0",
+                "-generated-1000ep-seed0",
+            ],
         ),
-        ("cube-double-play-100m-v0", ["cube-double-play-v0-000.npz", "datasets/ogbench/cube-double-play-100m-v0/"]),
+        ("cube-double-play-100m-v0", ["cube-double-play-v0-000.npz", "data get cube-double-play-100m-v0"]),
         (
             "cube-single-task3-mixed-generated-7ep-seed0",
             ["--task cube-single-task3 --kind mixed --episodes 7 --seed 0"],
@@ -332,9 +339,10 @@ def test_describe_reads_no_data(tmp_path: Path) -> None:
 
 def test_names_are_taken_apart() -> None:
     mixed = parse_name("cube-single-task3-mixed-generated-60ep-seed7")
-    assert (mixed.domain, mixed.kind, mixed.task_id, mixed.episodes, mixed.seed) == ("cube-single", "mixed", 3, 60, 7)
+    assert (mixed.domain, mixed.recipe) == ("cube-single", Recipe("mixed", episodes=60, seed=7, task_id=3))
     noisy = parse_name("cube-quadruple-noisy-100m-v0")
-    assert (noisy.domain, noisy.kind, noisy.is_generated, noisy.is_sharded) == ("cube-quadruple", "noisy", False, True)
+    assert (noisy.domain, noisy.recipe, len(noisy.files)) == ("cube-quadruple", None, NUM_SHARDS)
+    assert noisy.files[41].name == "cube-quadruple-noisy-100m-v0/cube-quadruple-noisy-v0-041.npz"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,194 @@
+"""Makes data on the spot with the scripted experts of a source, episode by episode, in worker processes.
+
+An episode depends on its data set's recipe, seed and index alone, so neither the number of workers nor an interruption
+changes the result.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import platform
+import shutil
+import signal
+from collections.abc import Callable
+from importlib.metadata import version
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.cache import replacing
+from datasets.sources import generator_of, kinds, parse_name, require_extra
+from datasets.spec import DataError, Dataset, Recipe, generated_name, nearest, one_line
+from datasets.store import find, generated_dir, get
+
+_MOST_FILES = 4  # that are downloaded without being asked for: the sets of 100 files have tens of gigabytes
+Progress = Callable[[int, int], None]  # episodes finished, episodes in all
+
+
+def ensure(
+    name: str,
+    workers: int = 1,
+    progress: Progress | None = None,
+    data_dir: str | Path | None = None,
+    bytes_progress: Callable[[int, int | None], None] | None = None,
+) -> None:
+    """Make or download the data set `name` where neither `data_dir` nor the usual places hold it.
+
+    A generated one in the cache that follows another recipe is made again; a published one of many files is left to
+    an explicit `get`. Raises DataError as `generate` and `get` do.
+    """
+    dataset = parse_name(name)
+    if dataset.recipe is None:
+        if len(dataset.files) <= _MOST_FILES:
+            get(name, data_dir, progress=bytes_progress)
+        return
+    files = find(dataset, data_dir)
+    if not files or files[0].parent == generated_dir(name):
+        _generate(dataset, generated_dir(name), workers, progress)
+
+
+def generate(
+    domain: str,
+    kind: str,
+    episodes: int,
+    seed: int = 0,
+    workers: int = 1,
+    task_id: int | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Make a data set with `workers` processes, and return its file in the folder `out`, or in the cache.
+
+    The file has the published format of its source; a manifest lies beside it. Continues where a killed call stopped
+    and returns at once where the set is complete. Raises DataError for arguments that name no data set.
+    """
+    known = kinds(domain)
+    if not known:
+        raise DataError(f"no expert is known for {domain}: use its published data, or a file of yours with --data FILE")
+    if kind not in known:
+        raise DataError(f"unknown kind '{kind}' of {domain}{nearest(kind, known)}; kinds are {', '.join(known)}")
+    if known[kind] and task_id is None:
+        raise DataError(f"a set of kind '{kind}' is made for one task, like {domain}-task1")
+    if not known[kind] and task_id is not None:
+        raise DataError(f"a set of kind '{kind}' is made for all tasks of {domain}, not for one")
+    dataset = parse_name(generated_name(domain, Recipe(kind, episodes, seed, task_id or 0)))
+    return _generate(dataset, generated_dir(dataset.name) if out is None else Path(out), workers, progress)
+
+
+def _generate(dataset: Dataset, folder: Path, workers: int, progress: Progress | None) -> Path:
+    if workers < 1:
+        raise DataError(f"workers must be at least 1, got {workers}")
+    source = generator_of(dataset)
+    recipe = source.recipe(dataset)
+    file = folder / dataset.files[0].name
+    parts = folder / f"{dataset.name}.parts-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
+
+    def is_complete() -> bool:
+        return file.exists() and source.recipe_of(file) == recipe
+
+    if is_complete():
+        return file
+    require_extra(source)
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+        _make_parts(dataset, parts, workers, progress)
+        _merge(dataset, parts, file, recipe)
+        for finished in folder.glob(f"{dataset.name}.parts-*"):  # those of abandoned recipes as well
+            shutil.rmtree(finished, ignore_errors=True)
+    except OSError as error:
+        # A process that makes the same set at the same time removes the parts once it has merged them.
+        if not is_complete():
+            raise DataError(f"cannot make '{dataset.name}' in {folder}: {one_line(error)}") from error
+    return file
+
+
+# Part files: one per episode, so that a killed call loses only the episodes it was in. Their folder's name tells the
+# recipe, so that parts of different recipes never mix.
+
+
+def _part(parts: Path, index: int) -> Path:
+    return parts / f"episode-{index:06}.npz"
+
+
+def _make_parts(dataset: Dataset, parts: Path, workers: int, progress: Progress | None) -> None:
+    total = _episodes(dataset)
+    missing = [index for index in range(total) if not _part(parts, index).exists()]
+    report = progress or (lambda finished, total: None)
+    report(total - len(missing), total)
+    if workers == 1:
+        for finished, index in enumerate(missing, start=total - len(missing) + 1):
+            _make_part(dataset, parts, index)
+            report(finished, total)
+        return
+
+    # A forked simulator is not safe, so workers start afresh. Each has its share of the episodes from the beginning:
+    # a pool's workers would wait for ever once their parent is killed.
+    context = multiprocessing.get_context("spawn")
+    shares = [missing[worker::workers] for worker in range(min(workers, len(missing)))]
+    processes = [context.Process(target=_work, args=(dataset, parts, share), daemon=True) for share in shares]
+    try:
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            wait([process.sentinel for process in processes if process.is_alive()], timeout=0.5)
+            report(sum(1 for _ in parts.glob("episode-*.npz")), total)
+            if any(process.exitcode for process in processes):
+                break
+        failed = [process.exitcode for process in processes if process.exitcode]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+    if failed:
+        raise DataError(
+            f"a worker generating '{dataset.name}' died (exit code {failed[0]}); "
+            "finished episodes are kept, run again to go on"
+        )
+
+
+def _work(dataset: Dataset, parts: Path, indices: list[int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which then ends the workers
+    parent = multiprocessing.parent_process()
+    for index in indices:
+        if parent is not None and not parent.is_alive():
+            return
+        try:
+            _make_part(dataset, parts, index)
+        except FileNotFoundError:
+            if parts.exists():
+                raise
+            return  # another process has finished the set
+
+
+def _make_part(dataset: Dataset, parts: Path, index: int) -> None:
+    if _part(parts, index).exists():
+        return  # by another process, meanwhile
+    arrays: dict[str, Any] = generator_of(dataset).make_episode(dataset, index)
+    with replacing(_part(parts, index)) as partial, partial.open("wb") as handle:
+        np.savez(handle, **arrays)
+
+
+def _merge(dataset: Dataset, parts: Path, file: Path, recipe: dict[str, Any]) -> None:
+    """Write the manifest, then all parts as one file; once that exists, the set is complete."""
+    episodes = [_part(parts, index) for index in range(_episodes(dataset))]
+    with replacing(file) as partial:
+        facts = generator_of(dataset).write_set(dataset, episodes, partial, recipe)
+        description = {
+            "name": dataset.name,
+            "origin": "generated",
+            "recipe": recipe,
+            "episodes": len(episodes),
+            **facts,
+            "versions": {"python": platform.python_version()}
+            | {package: version(package) for package in generator_of(dataset).PACKAGES},
+        }
+        with replacing(file.with_suffix(".manifest.json")) as manifest:
+            manifest.write_text(json.dumps(description, indent=1) + "\n")
+
+
+def _episodes(dataset: Dataset) -> int:
+    assert dataset.recipe is not None
+    return dataset.recipe.episodes

@@ -1,0 +1,95 @@
+"""The registry of sources: who knows a task, who reads a data set, and what an environment needs to be installed."""
+
+import importlib.util
+from collections.abc import Mapping
+
+from datasets import ogbench_cube, user_files
+from datasets.spec import DataError, Dataset, Generator, Reader, Source, TaskSpec, nearest
+
+GENERATORS: tuple[Generator, ...] = (ogbench_cube,)
+SOURCES: tuple[Source, ...] = GENERATORS
+READERS: tuple[Reader, ...] = (*SOURCES, user_files)
+TASKS = {name: spec for source in SOURCES for name, spec in source.TASKS.items()}
+EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
+    "robomimic": "robosuite",
+    "minari": "minari",
+    "bullet": "pybullet_envs_gymnasium",
+}
+
+
+def task(name: str) -> TaskSpec:
+    """The task of a name; a bare domain is its default task. Raises DataError for an unknown one."""
+    for source in SOURCES:
+        if spec := source.task(name):
+            return spec
+    raise DataError(
+        f"unknown task '{name}'{nearest(name, [*TASKS, *domains()])}; domains are {', '.join(domains())}, "
+        "and python -m bench data list shows every task"
+    )
+
+
+def parse_name(name: str) -> Dataset:
+    """The parts of a data set's name. Raises DataError for a name that no source knows."""
+    for reader in READERS:
+        if dataset := reader.parse(name):
+            return dataset
+    raise DataError(
+        f"unknown data set '{name}'{nearest(name, published())}; names are like {published()[0]}, "
+        f"cube-double-play-generated-1000ep-seed0 or cube-single-task1-mixed-generated-60ep-seed0"
+    )
+
+
+def domains() -> tuple[str, ...]:
+    """The domains of all tasks that are known without looking at files."""
+    return tuple(dict.fromkeys(spec.domain for spec in TASKS.values()))
+
+
+def published() -> tuple[str, ...]:
+    """Names of all published data sets."""
+    return tuple(name for source in SOURCES for name in source.PUBLISHED)
+
+
+def kinds(domain: str) -> Mapping[str, bool]:
+    """Kinds of data that can be generated for a domain, and whether a set of the kind is made for one task."""
+    spec = next((spec for spec in TASKS.values() if spec.domain == domain), None)
+    if spec is None:
+        raise DataError(f"unknown domain '{domain}'{nearest(domain, domains())}; domains are {', '.join(domains())}")
+    return source_of(spec).kinds(domain)
+
+
+def source_of(spec: TaskSpec) -> Source:
+    """The source that a task belongs to."""
+    return next(source for source in SOURCES if spec.suite == source.SUITE)
+
+
+def reader_of(dataset: Dataset) -> Reader:
+    """Who reads a data set."""
+    return next(reader for reader in READERS if dataset.suite == reader.SUITE)
+
+
+def generator_of(dataset: Dataset) -> Generator:
+    """Who makes a generated data set."""
+    return next(source for source in GENERATORS if dataset.suite == source.SUITE)
+
+
+def missing_extra(source: Source) -> str | None:
+    """The extra that the source's environments need and that is not installed."""
+    return source.EXTRA if source.EXTRA and importlib.util.find_spec(EXTRAS[source.EXTRA]) is None else None
+
+
+def require_extra(source: Source) -> None:
+    """Raises DataError, with the command that helps, where the source's environments cannot be made."""
+    if extra := missing_extra(source):
+        raise DataError(
+            f"{source.SUITE} tasks need {EXTRAS[extra]}, which is not installed; install it: "
+            f"make setup EXTRAS={extra} (or pip install -r requirements-{extra}.lock)"
+        )
+
+
+def unavailable(task_name: str) -> str | None:
+    """Why a task's environment cannot be made here, with the command that helps; None where it can."""
+    try:
+        require_extra(source_of(task(task_name)))
+    except DataError as error:
+        return str(error)
+    return None
