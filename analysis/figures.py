@@ -1,4 +1,4 @@
-"""Figures of one suite: aggregated success curves, and one small panel per task. The same input gives the same bytes.
+"""Figures of one suite: aggregated curves, and one small panel per task. The same input gives the same bytes.
 
 Offline part in gradient updates and online part in environment steps stand on one axis, each on its own linear scale,
 with the hand-over between them.
@@ -16,9 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.load import Cell, Suite
+from analysis.load import NORMALISED_RETURN, SUCCESS, Cell, Measure, Suite
 from analysis.metrics import Array, stratified_t
 from analysis.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
 from analysis.wording import agent_label, count_label, provenance_facts, wrapped
@@ -27,15 +28,21 @@ from analysis.wording import agent_label, count_label, provenance_facts, wrapped
 METADATA = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
 OFFLINE_SHARE = 0.4  # of the width of an axis that has both phases
 PANEL_COLUMNS = 5
+LABELLED_PANEL_COLUMNS = 3  # where each panel has a scale of its own
 PANEL_STYLE = {"lines.linewidth": 1.0, "lines.markersize": 3.0, "xtick.labelsize": 6.0, "ytick.labelsize": 6.0}
 MARKERS_PER_LINE = 7
 CHARACTERS_PER_INCH = 20  # of the words above a figure
 
 
 def draw_suite(suite: Suite, out: Path) -> list[Path]:
-    """Writes `<suite>_success.*` and `<suite>_tasks.*` as PDF, SVG and PNG into `out`; returns their paths."""
-    with house_style():
-        paths = save(success_figure(suite), out / f"{suite.name}_success")
+    """Writes `<suite>_success.*` and `<suite>_tasks.*` as PDF, SVG and PNG into `out`; returns their paths.
+
+    The first is named after what the suite is scored by, and left out where its tasks have no common scale.
+    """
+    paths = []
+    if suite.measure is not None:
+        with house_style():
+            paths = save(suite_figure(suite), out / f"{suite.name}_{suite.measure.file_name}")
     with house_style(PANEL_STYLE):
         return paths + save(tasks_figure(suite), out / f"{suite.name}_tasks")
 
@@ -59,26 +66,29 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def success_figure(suite: Suite) -> Figure:
+def suite_figure(suite: Suite) -> Figure:
     """One panel, one line per agent: mean over tasks and seeds, 95 % band, and every run as a thin line."""
+    assert suite.measure is not None, f"the tasks of {suite.name} have no mean"
     styles = styles_of(suite.agents)
     figure = new_figure(COLUMN_WIDTH, 2.5 + legend_height(suite, COLUMN_WIDTH))
     axes = figure.add_subplot()
     for order, (agent, style) in enumerate(styles.items()):
         draw_curve(axes, suite, suite.cells_of(agent), style, order)
     dress(axes, suite)
-    axes.set_ylabel("success rate")
+    dress_score(axes, suite.measure, list(suite.cells.values()))
+    axes.set_ylabel(suite.measure.name)
     title(figure, suite, suite.tasks[0] if len(suite.tasks) == 1 else f"mean over {len(suite.tasks)} tasks")
     legend(figure, suite)
     return figure
 
 
 def tasks_figure(suite: Suite) -> Figure:
-    """One small panel per task with the curves of all agents."""
+    """One small panel per task with the curves of all agents; all on one scale where they have one in common."""
     styles = styles_of(suite.agents)
-    columns = min(len(suite.tasks), PANEL_COLUMNS)
+    most = PANEL_COLUMNS if suite.measure else LABELLED_PANEL_COLUMNS
+    columns = min(len(suite.tasks), most)
     rows = -(-len(suite.tasks) // columns)
-    width = max(COLUMN_WIDTH, PAGE_WIDTH * columns / PANEL_COLUMNS)
+    width = max(COLUMN_WIDTH, PAGE_WIDTH * columns / most)
     figure = new_figure(width, 0.85 + (1.2 if columns > 1 else 1.6) * rows + legend_height(suite, width))
     grid = figure.subplots(rows, columns, squeeze=False)
     for index, axes in enumerate(grid.flat):
@@ -90,9 +100,11 @@ def tasks_figure(suite: Suite) -> Figure:
             if (task, agent) in suite.cells:
                 draw_curve(axes, suite, [suite.cells[task, agent]], style, order)
         dress(axes, suite, narrow=columns > 1)
+        shown = suite.tasks if suite.measure else (task,)
+        dress_score(axes, suite.measures[task], [cell for cell in suite.cells.values() if cell.task in shown])
         axes.set_title(task, pad=3)
-        if index % columns == 0:
-            axes.set_ylabel("success rate")
+        if index % columns == 0 or suite.measure is None:
+            axes.set_ylabel(suite.measures[task].name)
         else:
             axes.tick_params(labelleft=False)
         # The last panel of a column carries the axis, also where the last row is not full.
@@ -115,9 +127,9 @@ def draw_curve(axes: Axes, suite: Suite, cells: Sequence[Cell], style: AgentStyl
     num_agents = len(suite.agents)
     cell = cells[0]  # the tasks of an agent share one grid of evaluations
     x = axis_position(suite, cell.offline_updates, cell.online_steps)
-    runs = [np.concatenate([cell.offline_success, cell.online_success[:, 1:]], axis=1) for cell in cells]
+    runs = [all_scores(cell) for cell in cells]
     draw_runs(axes, x, np.concatenate(runs), style, num_agents)
-    curve = stratified_t(runs, bounds=(0.0, 1.0))
+    curve = stratified_t(runs, bounds=suite.measures[cell.task].bounds)
     axes.fill_between(x, curve.low, curve.high, color=style.color, alpha=max(0.1, 0.2 - 0.02 * num_agents), linewidth=0)
     step = max(1, len(x) // MARKERS_PER_LINE)
     axes.plot(
@@ -134,9 +146,14 @@ def draw_curve(axes: Axes, suite: Suite, cells: Sequence[Cell], style: AgentStyl
     )
 
 
-def draw_runs(axes: Axes, x: Array, success: Array, style: AgentStyle, num_agents: int) -> None:
-    """Every run as a thin line; fainter the more there are in the panel. success (n, len(x))."""
-    lines = [np.column_stack([x, run])[~np.isnan(run)] for run in success]
+def all_scores(cell: Cell) -> Array:
+    """(n, P + Q - 1): offline and online, the hand-over once."""
+    return np.concatenate([cell.offline_score, cell.online_score[:, 1:]], axis=1)
+
+
+def draw_runs(axes: Axes, x: Array, scores: Array, style: AgentStyle, num_agents: int) -> None:
+    """Every run as a thin line; fainter the more there are in the panel. scores (n, len(x))."""
+    lines = [np.column_stack([x, run])[~np.isnan(run)] for run in scores]
     alpha = float(np.clip(12.0 / (len(lines) * num_agents), 0.03, 0.5))
     axes.add_collection(LineCollection(lines, colors=style.color, linewidths=0.4, alpha=alpha))
 
@@ -161,12 +178,32 @@ def phase_widths(suite: Suite) -> tuple[float, float]:
     return OFFLINE_SHARE, 1.0 - OFFLINE_SHARE
 
 
+def dress_score(axes: Axes, measure: Measure, cells: Sequence[Cell]) -> None:
+    """The vertical scale: [0, 1] for success, else wide enough for all runs of `cells`.
+
+    A normalised return always shows 0 and 1, as dotted lines. A band may reach beyond the scale: with two seeds it is
+    many times as wide as the runs are apart, and the scale is theirs.
+    """
+    if measure is SUCCESS:
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+        return
+    references = [0.0, 1.0] if measure is NORMALISED_RETURN else []
+    for reference in references:
+        axes.axhline(reference, color="0.25", linestyle=(0, (1, 2)), linewidth=0.8, zorder=1.5)
+    scores = np.concatenate([references, *(all_scores(cell).ravel() for cell in cells)])
+    scores = scores[~np.isnan(scores)]
+    low, high = (scores.min(), scores.max()) if len(scores) else (0.0, 1.0)
+    margin = 0.05 * (high - low) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.ticklabel_format(axis="y", useOffset=False)
+
+
 def dress(axes: Axes, suite: Suite, narrow: bool = False) -> None:
-    """Scales, ticks in each phase's own unit, and the hand-over; a narrow panel has no room to name the units."""
+    """Scale of both phases, ticks in each one's own unit, the hand-over; a narrow panel has no room to name units."""
     left, right = phase_widths(suite)
     axes.set_xlim(-left - 0.015, right + 0.015)
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     marks = {-left: "0"} if left else {}
     if left and right:
         axes.axvline(0.0, color="0.25", linestyle=(0, (3, 2)), linewidth=0.8, zorder=2.5)
@@ -205,6 +242,8 @@ def title(figure: Figure, suite: Suite, what: str) -> None:
     facts = [*provenance_facts(suite), "95 % t band, pointwise", "thin lines: single runs"]
     if all(len(cell.seeds) < 2 for cell in suite.cells.values()):
         facts[-2] = "no band: one seed"
+    if NORMALISED_RETURN in suite.measures.values():
+        facts.append("dotted: reference returns")
     lines = [f"{suite.name}, {what}", *wrapped(facts, int(figure.get_figwidth() * CHARACTERS_PER_INCH))]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.3)
 

@@ -6,6 +6,7 @@ The schema is `results/README.md`. Nothing here draws or estimates; the other fi
 import difflib
 import io
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
-ORIGINS = ("published", "generated")
+ORIGINS = ("published", "generated", "user")
 STATES = ("running", "preempted", "failed", "complete")
 EPISODE_COLUMNS = {
     "phase": "str",
@@ -40,13 +41,29 @@ class ResultsError(Exception):
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What an episode is scored by; the score of an evaluation is the mean over its episodes."""
+
+    name: str  # on axes and in tables
+    file_name: str  # in the names of files
+    bounds: tuple[float, float]
+    comparable: bool  # between tasks: else a mean over tasks has no meaning
+
+
+SUCCESS = Measure("success rate", "success", (0.0, 1.0), comparable=True)
+# (return - random) / (expert - random) with the reference returns of the task; not clipped.
+NORMALISED_RETURN = Measure("normalised return", "normalised_return", (-math.inf, math.inf), comparable=True)
+RETURN = Measure("return", "return", (-math.inf, math.inf), comparable=False)
+
+
+@dataclass(frozen=True)
 class Evaluations:
-    """The evaluations of one run in order, each reduced to its success rate; all arrays (P,)."""
+    """The evaluations of one run in order, each reduced to its score; all arrays (P,)."""
 
     online: NDArray[np.bool_]
     updates: NDArray[np.int64]  # gradient updates so far, offline and online
     env_steps: NDArray[np.int64]  # online environment steps so far
-    success_rate: NDArray[np.float64]  # in [0, 1]
+    score: NDArray[np.float64]  # of the run's measure
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,7 @@ class Run:
     config: dict[str, Any]
     provenance: dict[str, Any]
     state: str
+    measure: Measure | None  # None before the first episode
     evaluations: Evaluations
     notes: tuple[str, ...]
 
@@ -79,9 +97,9 @@ class Cell:
     seeds: NDArray[np.int64]  # (n,) ascending
     complete: NDArray[np.bool_]  # (n,)
     offline_updates: NDArray[np.int64]  # (P,) gradient updates; last = budget of the offline phase
-    offline_success: NDArray[np.float64]  # (n, P)
+    offline_score: NDArray[np.float64]  # (n, P)
     online_steps: NDArray[np.int64]  # (Q,) environment steps; first = 0, last = budget of the online phase
-    online_success: NDArray[np.float64]  # (n, Q)
+    online_score: NDArray[np.float64]  # (n, Q)
 
 
 @dataclass(frozen=True)
@@ -89,15 +107,23 @@ class Suite:
     """The runs of one suite, checked against each other; `notes` are for the reader, one line each."""
 
     name: str
-    origin: str  # of the offline data: "published" or "generated"
+    origin: str  # of the offline data: "published", "generated" or "user"
     success_timing: str
     eval_episodes: int  # per evaluation and run
     offline_updates: int
     online_steps: int
     tasks: tuple[str, ...]
+    measures: dict[str, Measure]  # task -> what it is scored by
     agents: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]  # (task, agent); absent where an agent has no run on a task
     notes: tuple[str, ...]
+
+    @property
+    def measure(self) -> Measure | None:
+        """Of means over all tasks; None where there are none: the tasks' scores have no common scale."""
+        kinds = set(self.measures.values())
+        first = self.measures[self.tasks[0]]
+        return first if len(self.tasks) == 1 or (len(kinds) == 1 and first.comparable) else None
 
     def cells_of(self, agent: str) -> list[Cell]:
         """The cells of one agent in the order of the tasks."""
@@ -196,11 +222,18 @@ def read_run(root: Path, name: str) -> Run:
         raise ResultsError(f"{folder}/provenance.json: dataset origin {origin!r}, expected {' or '.join(ORIGINS)}")
     complete = state == "complete"
     episodes, notes = read_episodes(folder / "episodes.csv", complete)
-    evaluations, dropped = evaluate_rows(episodes, folder / "episodes.csv", config["eval_episodes"], complete)
+    references = read_references(provenance, folder / "provenance.json")
+    measure = measure_of(episodes, references)
+    if measure is SUCCESS:
+        scores = episodes["success"].to_numpy(dtype=np.float64)
+    else:
+        zero, one = references or (0.0, 1.0)
+        scores = (episodes["return"].to_numpy(dtype=np.float64) - zero) / (one - zero)
+    evaluations, dropped = evaluate_rows(episodes, scores, folder / "episodes.csv", config["eval_episodes"], complete)
     if complete:
         check_budget(evaluations, config, folder)
     notes = tuple(f"{name}: {note}" for note in (*notes, *dropped))
-    return Run(name, config, provenance, state, evaluations, notes)
+    return Run(name, config, provenance, state, measure, evaluations, notes)
 
 
 def read_json(path: Path, keys: Iterable[str]) -> dict[str, Any]:
@@ -222,11 +255,32 @@ def read_json(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     return content
 
 
+def read_references(provenance: dict[str, Any], path: Path) -> tuple[float, float] | None:
+    """The returns that score 0 and 1, where the provenance in `path` has any (runs of older code have no such key)."""
+    references = provenance.get("reference_returns")
+    if references is None:
+        return None
+    numbers = isinstance(references, list) and all(type(number) in (int, float) for number in references)
+    if not numbers or len(references) != 2 or not -math.inf < references[0] < references[1] < math.inf:
+        raise ResultsError(f"{path}: reference_returns is {references!r}, expected [lower, higher] or null")
+    return float(references[0]), float(references[1])
+
+
+def measure_of(episodes: pd.DataFrame, references: tuple[float, float] | None) -> Measure | None:
+    """Success wherever episodes tell it, else their returns; None without any episode."""
+    success = np.asarray(episodes["success"], dtype=np.float64)
+    if len(success) == 0:
+        return None
+    if not np.isnan(success).any():
+        return SUCCESS
+    return NORMALISED_RETURN if references else RETURN
+
+
 def read_episodes(path: Path, complete: bool) -> tuple[pd.DataFrame, list[str]]:
     """The rows of `episodes.csv`, and what was left out of them.
 
     A last row without its line end was being written when the run stopped: it is left out (and noted) where the run
-    is not complete, and an error where it claims to be.
+    is not complete, and an error where it claims to be. `success` is NaN in every row or in none.
     """
     try:
         content = path.read_bytes()
@@ -249,12 +303,21 @@ def read_episodes(path: Path, complete: bool) -> tuple[pd.DataFrame, list[str]]:
     try:
         # index_col=False: a row with too many fields must not shift the others into an index.
         dtypes: Any = EPISODE_COLUMNS
-        rows = pd.read_csv(io.BytesIO(content), dtype=dtypes, index_col=False, skip_blank_lines=False)
+        empty = {"success": [""]}  # a task without success; no other field, and no other word, stands for nothing
+        rows = pd.read_csv(
+            io.BytesIO(content),
+            dtype=dtypes,
+            na_values=empty,
+            keep_default_na=False,
+            index_col=False,
+            skip_blank_lines=False,
+        )
     except (ValueError, pd.errors.ParserError, UnicodeDecodeError):
         raise ResultsError(first_bad_row(path, content)) from None
+    no_success = body.count(b",,") == len(rows)
     follows_the_schema = (
         np.isin(rows["phase"].to_numpy(dtype=object), ("offline", "online")),
-        np.isin(rows["success"].to_numpy(), (0.0, 1.0)),
+        np.isnan(rows["success"].to_numpy()) if no_success else np.isin(rows["success"].to_numpy(), (0.0, 1.0)),
         np.isfinite(rows["return"].to_numpy()),
         rows[["updates", "env_steps", "length"]].to_numpy() >= 0,
         body.count(b",") == len(rows) * (len(EPISODE_COLUMNS) - 1),
@@ -277,7 +340,10 @@ def first_bad_row(path: Path, content: bytes) -> str:
         "return": (number.fullmatch, "a finite number"),
         "length": (whole.fullmatch, "a whole number"),
     }
-    for index, line in enumerate(content.decode(errors="replace").splitlines()[1:], start=2):
+    lines = content.decode(errors="replace").splitlines()[1:]
+    if lines[0].split(",")[4:5] == [""]:
+        rules["success"] = (lambda text: not text, "an empty field as in line 2")
+    for index, line in enumerate(lines, start=2):
         fields = line.split(",")
         if len(fields) != len(rules):
             return f"{path}, line {index}: {len(fields)} fields, expected {len(rules)}"
@@ -287,8 +353,10 @@ def first_bad_row(path: Path, content: bytes) -> str:
     return f"{path} cannot be read as CSV"
 
 
-def evaluate_rows(rows: pd.DataFrame, path: Path, eval_episodes: int, complete: bool) -> tuple[Evaluations, list[str]]:
-    """The success rate of each evaluation, and what was left out.
+def evaluate_rows(
+    rows: pd.DataFrame, scores: NDArray[np.float64], path: Path, eval_episodes: int, complete: bool
+) -> tuple[Evaluations, list[str]]:
+    """The mean of the rows' `scores` in each evaluation, and what was left out.
 
     An evaluation that lacks episodes is the last one of a run that was stopped: left out and noted; in a complete run
     it is an error, as is an episode that stands there twice.
@@ -305,8 +373,7 @@ def evaluate_rows(rows: pd.DataFrame, path: Path, eval_episodes: int, complete: 
         raise ResultsError(f"{path}: episode_seed {episode_seed[twice[0]]} stands twice in the evaluation at {where}")
     starts = np.flatnonzero(np.concatenate([[True], changed])) if len(keys) else np.zeros(0, dtype=np.int64)
     counts = np.diff(np.append(starts, len(keys)))
-    successes = rows["success"].to_numpy(dtype=np.float64)[order]
-    success_rate = np.add.reduceat(successes, starts) / counts if len(keys) else np.zeros(0)
+    means = np.add.reduceat(scores[order], starts) / counts if len(keys) else np.zeros(0)
     whole = counts == eval_episodes
     points = keys[starts]
     notes = []
@@ -321,7 +388,7 @@ def evaluate_rows(rows: pd.DataFrame, path: Path, eval_episodes: int, complete: 
         where = point_name(points[1:][same_place][0])
         raise ResultsError(f"{path}: two evaluations at {where}, with different numbers of updates")
     points = points[whole]
-    return Evaluations(points[:, 0] == 1, points[:, 1], points[:, 2], success_rate[whole]), notes
+    return Evaluations(points[:, 0] == 1, points[:, 1], points[:, 2], means[whole]), notes
 
 
 def point_name(key: NDArray[np.int64]) -> str:
@@ -361,6 +428,10 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         where = f"suite {name}, task {task}"
         refuse_mix(members, lambda run: run.provenance["dataset"].get("name"), f"{where}: dataset")
         refuse_mix(members, lambda run: run.provenance["dataset"].get("content_hash"), f"{where}: dataset content hash")
+        scored = [run for run in members if run.measure is not None]
+        if any(run.measure is not SUCCESS for run in scored):
+            refuse_mix(scored, lambda run: run.provenance.get("reference_returns"), f"{where}: reference_returns")
+        refuse_mix(scored, lambda run: run.measure and run.measure.name, f"{where}: the score")
     for members in by_cell.values():
         refuse_config_mix(members)
     cells: dict[tuple[str, str], Cell] = {}
@@ -378,10 +449,18 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         offline_updates=first["offline_updates"],
         online_steps=first["online_steps"],
         tasks=tuple(sorted(by_task, key=task_order)),
+        measures=measures_of(by_task),
         agents=tuple(sorted(by_agent)),
         cells=cells,
         notes=(*notes, *(note for run in runs for note in run.notes), *gaps(cells), *commit_notes(name, runs)),
     )
+
+
+def measures_of(by_task: dict[str, list[Run]]) -> dict[str, Measure]:
+    """What each task is scored by; a task without any episode so far is taken to be like the others."""
+    known = {task: run.measure for task, members in by_task.items() for run in members if run.measure is not None}
+    default = next(iter(known.values()), SUCCESS)
+    return {task: known.get(task, default) for task in by_task}
 
 
 def refuse_mix(runs: Sequence[Run], value: Callable[[Run], Any], what: str) -> None:
@@ -437,25 +516,23 @@ def shared_grid(runs: Sequence[Run]) -> tuple[NDArray[np.int64], NDArray[np.int6
 def stack(task: str, agent: str, runs: Sequence[Run], offline: NDArray[np.int64], online: NDArray[np.int64]) -> Cell:
     """The runs of one agent on one task as arrays on the grid, by ascending seed."""
     runs = sorted(runs, key=lambda run: run.config["seed"])
-    offline_success = np.full((len(runs), len(offline)), np.nan)
-    online_success = np.full((len(runs), len(online)), np.nan)
+    offline_score = np.full((len(runs), len(offline)), np.nan)
+    online_score = np.full((len(runs), len(online)), np.nan)
     for row, run in enumerate(runs):
         points = run.evaluations
         before = ~points.online
-        offline_success[row, np.searchsorted(offline, points.updates[before])] = points.success_rate[before]
-        online_success[row, np.searchsorted(online, points.env_steps[points.online])] = points.success_rate[
-            points.online
-        ]
-    online_success[:, 0] = offline_success[:, -1]
+        offline_score[row, np.searchsorted(offline, points.updates[before])] = points.score[before]
+        online_score[row, np.searchsorted(online, points.env_steps[points.online])] = points.score[points.online]
+    online_score[:, 0] = offline_score[:, -1]
     return Cell(
         task=task,
         agent=agent,
         seeds=np.array([run.config["seed"] for run in runs], dtype=np.int64),
         complete=np.array([run.complete for run in runs], dtype=bool),
         offline_updates=offline,
-        offline_success=offline_success,
+        offline_score=offline_score,
         online_steps=online,
-        online_success=online_success,
+        online_score=online_score,
     )
 
 

@@ -1,4 +1,4 @@
-"""Numbers from arrays of success rates: per-run scalars and intervals. Pure functions; no files, no drawing.
+"""Numbers from arrays of scores: per-run scalars and intervals. Pure functions; no files, no drawing.
 
 Each run is reduced to a scalar first, and intervals are over runs: the points of one run are not independent
 (Agarwal et al. 2021, arXiv 2108.13264; Patterson et al., JMLR 25, 2024). Letters: n runs, P offline, Q online points.
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-FINAL_EVALUATIONS = 3  # fixed in advance: the final success is never a maximum over checkpoints
+FINAL_EVALUATIONS = 3  # fixed in advance: the final score is never a maximum over checkpoints
 CONFIDENCE = 0.95
 SMOKE_SEEDS = 3  # up to here an interval says that the code runs, not who is better
 FLOOR_SEEDS = 5
@@ -28,27 +28,27 @@ class Interval:
     high: Array
 
 
-def success_offline_end(offline_success: Array) -> Array:
-    """(n, P) -> (n,): success rate at the hand-over."""
-    return offline_success[:, -1]
+def score_offline_end(offline_score: Array) -> Array:
+    """(n, P) -> (n,): score at the hand-over."""
+    return offline_score[:, -1]
 
 
-def success_final(online_success: Array, last: int = FINAL_EVALUATIONS) -> Array:
-    """(n, Q) -> (n,): mean success rate of the last evaluations after the hand-over (column 0); NaN without any."""
-    final = online_success[:, 1:][:, -last:]
+def score_final(online_score: Array, last: int = FINAL_EVALUATIONS) -> Array:
+    """(n, Q) -> (n,): mean score of the last evaluations after the hand-over (column 0); NaN without any."""
+    final = online_score[:, 1:][:, -last:]
     return final.mean(axis=1) if final.shape[1] else np.full(len(final), np.nan)
 
 
-def improvement(offline_success: Array, online_success: Array) -> Array:
+def improvement(offline_score: Array, online_score: Array) -> Array:
     """(n, P), (n, Q) -> (n,): final minus hand-over of the same run, hence paired."""
-    return success_final(online_success) - success_offline_end(offline_success)
+    return score_final(online_score) - score_offline_end(offline_score)
 
 
-def online_auc(online_steps: NDArray[np.int64], online_success: Array) -> Array:
-    """(Q,), (n, Q) -> (n,): mean success over the online phase (trapezoid over environment steps / their range)."""
+def online_auc(online_steps: NDArray[np.int64], online_score: Array) -> Array:
+    """(Q,), (n, Q) -> (n,): mean score over the online phase (trapezoid over environment steps / their range)."""
     if len(online_steps) < 2:
-        return np.full(len(online_success), np.nan)
-    return np.trapezoid(online_success, online_steps, axis=1) / (online_steps[-1] - online_steps[0])
+        return np.full(len(online_score), np.nan)
+    return np.trapezoid(online_score, online_steps, axis=1) / (online_steps[-1] - online_steps[0])
 
 
 def stratified_t(

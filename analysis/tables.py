@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis import metrics
-from analysis.load import Cell, Suite
+from analysis.load import SUCCESS, Cell, Suite
 from analysis.style import styles_of
-from analysis.wording import provenance_facts
+from analysis.wording import DEFINITIONS, provenance_facts, task_label
 
 ALL_TASKS = "all tasks"
 
@@ -29,7 +29,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One agent on one task, or over all tasks of the suite (task = ALL_TASKS); estimates by column name."""
+    """One agent on one task, or over all tasks of the suite (task = ALL_TASKS); estimates by column."""
 
     task: str
     agent: str
@@ -40,10 +40,10 @@ class Row:
     estimates: dict[str, Estimate]
 
 
-# name in the CSV -> heading for reading
+# key of an estimate -> heading for reading
 COLUMNS = {
-    "success_offline_end": "end of offline",
-    "success_final": "final",
+    "offline_end": "end of offline",
+    "final": "final",
     "improvement": "improvement",
     "online_auc": "online AUC",
 }
@@ -52,17 +52,17 @@ COLUMNS = {
 def run_scalars(cell: Cell) -> dict[str, metrics.Array]:
     """Each column of the table for every run of a cell, (n,); NaN where a run has not come far enough."""
     return {
-        "success_offline_end": metrics.success_offline_end(cell.offline_success),
-        "success_final": metrics.success_final(cell.online_success),
-        "improvement": metrics.improvement(cell.offline_success, cell.online_success),
-        "online_auc": metrics.online_auc(cell.online_steps, cell.online_success),
+        "offline_end": metrics.score_offline_end(cell.offline_score),
+        "final": metrics.score_final(cell.online_score),
+        "improvement": metrics.improvement(cell.offline_score, cell.online_score),
+        "online_auc": metrics.online_auc(cell.online_steps, cell.online_score),
     }
 
 
 def suite_rows(suite: Suite) -> list[Row]:
-    """Rows over all tasks first, then task by task; agents in the order of the figures' legends."""
+    """Rows over all tasks first (none where tasks have no common scale), then task by task; agents as in legends."""
     agents = list(styles_of(suite.agents))
-    rows = [row(suite, ALL_TASKS, agent, suite.cells_of(agent)) for agent in agents]
+    rows = [row(suite, ALL_TASKS, agent, suite.cells_of(agent)) for agent in agents] if suite.measure else []
     for task in suite.tasks:
         rows += [row(suite, task, a, [suite.cells[task, a]]) for a in agents if (task, a) in suite.cells]
     return rows
@@ -71,9 +71,10 @@ def suite_rows(suite: Suite) -> list[Row]:
 def row(suite: Suite, task: str, agent: str, cells: Sequence[Cell]) -> Row:
     """One agent over `cells`, one per task, each task with the same weight."""
     scalars = [run_scalars(cell) for cell in cells]
+    lowest, highest = suite.measures[cells[0].task].bounds
     estimates = {}
     for column in COLUMNS:
-        bounds = (-1.0, 1.0) if column == "improvement" else (0.0, 1.0)
+        bounds = (lowest - highest, highest - lowest) if column == "improvement" else (lowest, highest)
         interval = metrics.stratified_t([values[column] for values in scalars], bounds=bounds)
         estimates[column] = Estimate(float(interval.mean), float(interval.low), float(interval.high))
     seeds = [len(cell.seeds) for cell in cells]
@@ -90,7 +91,10 @@ def row(suite: Suite, task: str, agent: str, cells: Sequence[Cell]) -> Row:
 
 
 def write_tables(suite: Suite, out: Path) -> list[Path]:
-    """Writes `<suite>_table.csv`, `.md`, `.tex` and `<suite>_table_by_task.tex` into `out`; returns their paths."""
+    """Writes `<suite>_table.csv`, `.md`, `.tex` and `<suite>_table_by_task.tex` into `out`; returns their paths.
+
+    There is no `<suite>_table.tex` where there are no rows over all tasks.
+    """
     rows = suite_rows(suite)
     overall = [row for row in rows if row.task == ALL_TASKS]
     by_task = [row for row in rows if row.task != ALL_TASKS]
@@ -100,6 +104,8 @@ def write_tables(suite: Suite, out: Path) -> list[Path]:
         f"{suite.name}_table.tex": to_latex(suite, overall),
         f"{suite.name}_table_by_task.tex": to_latex(suite, by_task),
     }
+    if not overall:
+        del texts[f"{suite.name}_table.tex"]
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
     return [out / name for name in texts]
@@ -110,12 +116,21 @@ def to_csv(suite: Suite, rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     facts = ["suite", "task", "agent", "data_origin", "success_timing", "eval_episodes"]
+    # Without success the columns do not speak of it, and each row says what its numbers are.
+    by_success = suite.measure is SUCCESS
+    names = {"offline_end": "success_offline_end", "final": "success_final"}
+    if not by_success:
+        facts.append("scored_by")
+        names = {"offline_end": "score_offline_end", "final": "score_final"}
     counts = ["num_tasks", "seeds_min", "seeds_max", "runs_missing", "runs_incomplete"]
-    writer.writerow([*facts, *counts, *(f"{column}{limit}" for column in COLUMNS for limit in ("", "_low", "_high"))])
+    writer.writerow(
+        [*facts, *counts, *(f"{names.get(key, key)}{limit}" for key in COLUMNS for limit in ("", "_low", "_high"))]
+    )
     for row in rows:
         numbers = [getattr(row.estimates[column], part) for column in COLUMNS for part in ("mean", "low", "high")]
         writer.writerow(
             [suite.name, row.task, row.agent, suite.origin, suite.success_timing, suite.eval_episodes]
+            + ([] if by_success else [suite.measures[suite.tasks[0] if row.task == ALL_TASKS else row.task].name])
             + [row.num_tasks, *row.seeds, row.missing, row.incomplete]
             + ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
         )
@@ -125,9 +140,9 @@ def to_csv(suite: Suite, rows: Sequence[Row]) -> str:
 def to_markdown(suite: Suite, rows: Sequence[Row]) -> str:
     """One table over all tasks and one per task, below a paragraph that says what they rest on."""
     blocks = [f"## {suite.name}", f"{' · '.join(provenance_facts(suite))}. {' '.join(caption(suite))}"]
-    for task in (ALL_TASKS, *suite.tasks) if len(suite.tasks) > 1 else suite.tasks:
+    for task in (ALL_TASKS, *suite.tasks) if suite.measure and len(suite.tasks) > 1 else suite.tasks:
         lines = [row for row in rows if row.task == task]
-        blocks.append(f"### {f'{ALL_TASKS} ({len(suite.tasks)})' if task == ALL_TASKS else task}")
+        blocks.append(f"### {f'{ALL_TASKS} ({len(suite.tasks)})' if task == ALL_TASKS else task_label(suite, task)}")
         blocks.append(
             aligned(
                 [
@@ -159,7 +174,7 @@ def to_latex(suite: Suite, rows: Sequence[Row]) -> str:
     for index, row in enumerate(rows):
         if row.task != ALL_TASKS and (index == 0 or rows[index - 1].task != row.task):
             lines += [r"\midrule"] * bool(index)
-            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{escape(row.task)}}}}} \\")
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{escape(task_label(suite, row.task))}}}}} \\")
         # In text mode a hyphen would stand for the minus.
         numbers = [re.sub(r"-(?=\d)", "$-$", show(estimate)) for estimate in row.estimates.values()]
         lines.append(" & ".join([escape(row.agent), *numbers, show_seeds(row), show_runs(row)]) + r" \\")
@@ -174,13 +189,18 @@ def to_latex(suite: Suite, rows: Sequence[Row]) -> str:
 def caption(suite: Suite, by_task: bool = False) -> list[str]:
     """What the columns mean, in sentences; by_task where the rows over all tasks are left out."""
     tasks = "" if by_task or len(suite.tasks) == 1 else f" and over {len(suite.tasks)} tasks of equal weight"
-    sentences = [f"Success rate: mean over seeds{tasks}, with 95 % t interval."]
+    if suite.measure is None:
+        tasks = ", task by task (no mean over tasks: their scores have no common scale)"
+    measures = dict.fromkeys(suite.measures.values())
+    name = suite.measure.name if suite.measure else " or ".join(measure.name for measure in measures)
+    sentences = [f"{name.capitalize()}: mean over seeds{tasks}, with 95 % t interval."]
+    sentences += [DEFINITIONS[measure] for measure in measures if measure in DEFINITIONS]
     if suite.online_steps:
         points = {min(metrics.FINAL_EVALUATIONS, len(cell.online_steps) - 1) for cell in suite.cells.values()}
         last = " or ".join(map(str, sorted(points)))
         sentences += [
             f"Final: mean of the last {last} evaluations; improvement: final minus end of offline, paired by run.",
-            "Online AUC: mean success over the online phase.",
+            f"Online AUC: mean {'success' if suite.measure is SUCCESS else 'score'} over the online phase.",
         ]
     if any(len(cell.seeds) < 2 for cell in suite.cells.values()):
         sentences.append("No interval where a task has one seed.")

@@ -2,8 +2,14 @@
 
 from collections.abc import Sequence
 
-from analysis.load import Suite
+from analysis.load import NORMALISED_RETURN, RETURN, Suite
 from analysis.metrics import FLOOR_SEEDS, SMOKE_SEEDS
+
+# What success rates do without.
+DEFINITIONS = {
+    NORMALISED_RETURN: "Normalised return: 0 and 1 are the task's reference returns (random and expert policy).",
+    RETURN: "Return: undiscounted sum of rewards of an episode.",
+}
 
 
 def count_label(count: float) -> str:
@@ -51,6 +57,11 @@ def wrapped(facts: Sequence[str], width: int) -> list[str]:
         else:
             lines.append(fact)
     return lines
+
+
+def task_label(suite: Suite, task: str) -> str:
+    """The name of a task, with what it is scored by where tasks differ in that."""
+    return task if len(set(suite.measures.values())) == 1 else f"{task} ({suite.measures[task].name})"
 
 
 def agent_label(suite: Suite, agent: str) -> str:

@@ -19,7 +19,7 @@ from matplotlib.image import imread
 
 from analysis import figures, tables
 from analysis.__main__ import main
-from analysis.load import ResultsError, Suite, load_results
+from analysis.load import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError, Suite, load_results
 from analysis.style import AGENT_STYLES, styles_of
 from analysis.wording import count_label, seeds_label
 
@@ -37,9 +37,14 @@ def write_run(
     online: tuple[float, ...] = (0.2, 0.6, 0.8, 1.0),
     origin: str = "generated",
     state: str = "complete",
+    by_return: bool = False,
+    reference_returns: list[float] | None = None,
     **config: Any,
 ) -> Path:
-    """One run with these success rates (multiples of 1 / EPISODES) every 100 updates and 10 steps."""
+    """One run with these success rates (multiples of 1 / EPISODES) every 100 updates and 10 steps.
+
+    `by_return`: a task without success, and these are the mean returns of its evaluations.
+    """
     folder = root / suite / task / agent / f"seed_{seed:03d}"
     folder.mkdir(parents=True)
     offline_updates, online_steps = 100 * (len(offline) - 1), 10 * len(online)
@@ -60,12 +65,19 @@ def write_run(
     write_json(folder / "config.json", settings | config)
     dataset = {"name": f"data-{task}", "origin": origin, "content_hash": f"content-{task}"}
     starts = [{"commit": "0123abcd", "dirty_diff_hash": None}]
-    write_json(folder / "provenance.json", {"schema_version": 1, "dataset": dataset, "starts": starts})
+    provenance = {"schema_version": 1, "dataset": dataset, "starts": starts, "reference_returns": reference_returns}
+    write_json(folder / "provenance.json", provenance)
     write_json(folder / "status.json", {"schema_version": 1, "state": state})
     points = [("offline", 100 * k, 0, rate) for k, rate in enumerate(offline)]
     points += [("online", offline_updates + 10 * k, 10 * k, rate) for k, rate in enumerate(online, start=1)]
+
+    def outcome(rate: float, episode: int) -> str:
+        if by_return:
+            return f",{rate + episode - (EPISODES - 1) / 2}"
+        return f"{int(episode < round(rate * EPISODES))},-3.5"
+
     rows = [
-        f"{phase},{updates},{steps},{1000 + episode},{int(episode < round(rate * EPISODES))},-3.5,17"
+        f"{phase},{updates},{steps},{1000 + episode},{outcome(rate, episode)},17"
         for phase, updates, steps, rate in points
         for episode in range(EPISODES)
     ]
@@ -110,9 +122,9 @@ def test_success_rates_of_a_run_are_means_over_its_episodes(tmp_path: Path):
     suite = load_one(tmp_path)
     cell = suite.cells["cube-single-task1", "fql"]
     assert cell.offline_updates.tolist() == [0, 100, 200]
-    assert cell.offline_success == pytest.approx(np.array([[0.0, 0.2, 0.4]]))
+    assert cell.offline_score == pytest.approx(np.array([[0.0, 0.2, 0.4]]))
     assert cell.online_steps.tolist() == [0, 10, 20]
-    assert cell.online_success == pytest.approx(np.array([[0.4, 0.2, 0.6]]))
+    assert cell.online_score == pytest.approx(np.array([[0.4, 0.2, 0.6]]))
     assert (suite.origin, suite.eval_episodes, suite.success_timing) == ("generated", EPISODES, "post")
     assert suite.notes == ()
 
@@ -123,7 +135,7 @@ def test_order_of_rows_does_not_matter(tmp_path: Path):
     header, *rows = (folder / "episodes.csv").read_text().splitlines()
     (folder / "episodes.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
     after = load_one(tmp_path / "a").cells["cube-single-task1", "fql"]
-    assert np.array_equal(before.online_success, after.online_success)
+    assert np.array_equal(before.online_score, after.online_score)
 
 
 def test_runs_are_stacked_by_ascending_seed(tmp_path: Path):
@@ -131,7 +143,7 @@ def test_runs_are_stacked_by_ascending_seed(tmp_path: Path):
         write_run(tmp_path, seed=seed, online=(rate,))
     cell = load_one(tmp_path).cells["cube-single-task1", "fql"]
     assert cell.seeds.tolist() == [2, 11, 1000]
-    assert cell.online_success[:, -1] == pytest.approx([0.4, 0.2, 0.6])
+    assert cell.online_score[:, -1] == pytest.approx([0.4, 0.2, 0.6])
 
 
 def test_tasks_are_in_the_order_of_their_numbers(tmp_path: Path):
@@ -305,7 +317,7 @@ def test_faulty_json_is_one_line(tmp_path: Path, name: str):
 
 def test_unknown_origin_and_state_are_refused(tmp_path: Path):
     folder = write_run(tmp_path, origin="found")
-    with pytest.raises(ResultsError, match=r"dataset origin 'found', expected published or generated"):
+    with pytest.raises(ResultsError, match=r"dataset origin 'found', expected published or generated or user"):
         load_results(tmp_path)
     edit_json(folder / "status.json", lambda content: content.update(state="done"))
     with pytest.raises(ResultsError, match=r"state 'done', expected one of running, preempted, failed, complete"):
@@ -342,7 +354,7 @@ def test_half_written_row_and_evaluation_of_a_stopped_run_are_left_out_and_repor
     suite = load_one(tmp_path, allow_incomplete=True)
     cell = suite.cells["cube-single-task1", "fql"]
     assert cell.complete.tolist() == [True, False]
-    assert np.isnan(cell.online_success[1]).tolist() == [False, False, True, True, True]
+    assert np.isnan(cell.online_score[1]).tolist() == [False, False, True, True, True]
     name = "quick/cube-single-task1/fql/seed_001"
     assert f"{name}: left out the half-written last row of episodes.csv" in suite.notes
     assert f"{name}: left out the last evaluation: 2 of 5 episodes in the evaluation at online step 20" in suite.notes
@@ -354,7 +366,7 @@ def test_run_that_was_stopped_before_its_first_evaluation_can_be_drawn(tmp_path:
     (write_run(tmp_path, seed=2, state="running") / "config.json").unlink()
     assert main(["--results", str(tmp_path), "--allow-incomplete"]) == 0
     suite = load_one(tmp_path, allow_incomplete=True)
-    assert np.isnan(suite.cells["cube-single-task1", "fql"].offline_success).all()
+    assert np.isnan(suite.cells["cube-single-task1", "fql"].offline_score).all()
     assert "quick/cube-single-task1/fql/seed_002: left out, it has no config.json yet" in suite.notes
 
 
@@ -384,10 +396,10 @@ def test_incomplete_runs_count_only_where_they_have_come_far_enough(tmp_path: Pa
     path = write_run(tmp_path, seed=1, offline=(0.0, 0.6), online=(1.0, 1.0, 1.0), state="running") / "episodes.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + 3 * EPISODES]))
     row = tables.suite_rows(load_one(tmp_path, allow_incomplete=True))[0]
-    assert row.estimates["success_offline_end"].mean == pytest.approx(0.4)
-    assert row.estimates["success_final"].mean == pytest.approx(0.4)
+    assert row.estimates["offline_end"].mean == pytest.approx(0.4)
+    assert row.estimates["final"].mean == pytest.approx(0.4)
     assert row.estimates["improvement"].mean == pytest.approx(0.2)
-    assert np.isnan(row.estimates["success_final"].low)
+    assert np.isnan(row.estimates["final"].low)
 
 
 def test_missing_seeds_and_tasks_are_reported_by_name(tmp_path: Path):
@@ -551,10 +563,10 @@ def test_hand_over_lies_at_zero_between_the_phases(tmp_path: Path):
 def test_curve_is_the_mean_over_tasks_and_seeds_with_a_band_inside_the_unit_range(tmp_path: Path):
     suite = load_one(write_grid(tmp_path, agents=("fql",)))
     with figures.house_style():
-        (axes,) = figures.success_figure(suite).axes
+        (axes,) = figures.suite_figure(suite).axes
     curve = axes.lines[0]
     cells = suite.cells_of("fql")
-    expected = np.mean([cell.online_success.mean(axis=0) for cell in cells], axis=0)
+    expected = np.mean([cell.online_score.mean(axis=0) for cell in cells], axis=0)
     assert np.asarray(curve.get_ydata())[2:] == pytest.approx(expected)
     runs, band = axes.collections
     assert len(runs.get_paths()) == 2 * 3
@@ -565,8 +577,8 @@ def test_curve_is_the_mean_over_tasks_and_seeds_with_a_band_inside_the_unit_rang
 @pytest.mark.parametrize(
     ("draw", "tasks", "agents"),
     [
-        (figures.success_figure, 1, ("fql",)),
-        (figures.success_figure, 5, (*AGENT_STYLES, "an_agent_with_a_long_name", "dsrl")),
+        (figures.suite_figure, 1, ("fql",)),
+        (figures.suite_figure, 5, (*AGENT_STYLES, "an_agent_with_a_long_name", "dsrl")),
         (figures.tasks_figure, 1, ("fql", "qc_fql")),
         (figures.tasks_figure, 3, tuple(AGENT_STYLES)),
         (figures.tasks_figure, 7, (*AGENT_STYLES, "an_agent_with_a_long_name", "dsrl")),
@@ -606,7 +618,7 @@ def test_figure_says_what_it_rests_on(tmp_path: Path):
     edit_json(edit, lambda content: content.update(state="running"))
     shutil.rmtree(tmp_path / "quick/cube-double-task2/sac_flow_g/seed_003")
     suite = load_one(tmp_path, allow_incomplete=True)
-    for draw in (figures.success_figure, figures.tasks_figure):
+    for draw in (figures.suite_figure, figures.tasks_figure):
         with figures.house_style():
             figure = draw(suite)
         words = figure.get_suptitle()
@@ -621,7 +633,7 @@ def test_figure_says_what_it_rests_on(tmp_path: Path):
 def test_axis_names_both_units_and_the_hand_over(tmp_path: Path):
     suite = load_one(write_grid(tmp_path))
     with figures.house_style():
-        (axes,) = figures.success_figure(suite).axes
+        (axes,) = figures.suite_figure(suite).axes
         words = [label.get_text() for minor in (False, True) for label in axes.get_xticklabels(minor=minor)]
     assert words[:5] == ["0", "200 | 0", "50", "100", "25"]
     assert words[5:] == ["offline\n(gradient updates)", "online\n(environment steps)"]
@@ -637,7 +649,7 @@ def test_suite_with_one_phase_is_drawn_over_the_whole_axis(tmp_path: Path, phase
     write_grid(tmp_path, **curves[phase])
     suite = load_one(tmp_path)
     with figures.house_style():
-        axes = figures.success_figure(suite).axes[0]
+        axes = figures.suite_figure(suite).axes[0]
         figures.tasks_figure(suite).draw_without_rendering()
     x = np.asarray(axes.lines[0].get_xdata())
     assert x.max() - x.min() == pytest.approx(1.0)
@@ -650,6 +662,218 @@ def test_figures_do_not_touch_the_settings_of_matplotlib(tmp_path: Path):
     before = dict(mpl.rcParams)
     figures.draw_suite(suite, tmp_path)
     assert dict(mpl.rcParams) == before
+
+
+# ------------------------------------------------------------------------------------- tasks scored by their return
+
+
+def test_returns_are_normalised_where_references_exist_and_not_clipped(tmp_path: Path):
+    curve: dict[str, Any] = {"offline": (-40.0, 10.0), "online": (110.0, 260.0), "by_return": True}
+    write_run(tmp_path / "raw", **curve)
+    write_run(tmp_path / "normalised", **curve, reference_returns=[10, 210.0])
+    raw, normalised = load_one(tmp_path / "raw"), load_one(tmp_path / "normalised")
+    assert (raw.measure, normalised.measure) == (RETURN, NORMALISED_RETURN)
+    task = ("cube-single-task1", "fql")
+    assert raw.cells[task].offline_score == pytest.approx(np.array([[-40.0, 10.0]]))
+    assert raw.cells[task].online_score == pytest.approx(np.array([[10.0, 110.0, 260.0]]))
+    assert normalised.cells[task].offline_score == pytest.approx(np.array([[-0.25, 0.0]]))
+    assert normalised.cells[task].online_score == pytest.approx(np.array([[0.0, 0.5, 1.25]]))
+
+
+def test_success_counts_even_where_reference_returns_exist(tmp_path: Path):
+    write_run(tmp_path, reference_returns=[-10.0, 0.0])
+    suite = load_one(tmp_path)
+    assert suite.measure is SUCCESS
+    assert suite.cells["cube-single-task1", "fql"].offline_score == pytest.approx(np.array([[0.0, 0.2, 0.4]]))
+
+
+def test_runs_from_before_reference_returns_were_written_are_read(tmp_path: Path):
+    folder = write_run(tmp_path, seed=0)
+    write_run(tmp_path, seed=1, reference_returns=[-10.0, 0.0])
+    edit_json(folder / "provenance.json", lambda content: content.pop("reference_returns"))
+    assert load_one(tmp_path).measure is SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("number", "line", "message"),
+    [
+        (4, "offline,0,0,1002,1,0.0,3", "line 4: success is '1', expected an empty field as in line 2"),
+        (2, "offline,0,0,1000,0,0.0,3", "line 3: success is '', expected 0 or 1"),
+        (4, "offline,0,0,1002,nan,0.0,3", "line 4: success is 'nan', expected an empty field as in line 2"),
+        (4, "offline,0,0,1002,,,3", "line 4: return is '', expected a finite number"),
+    ],
+)
+def test_success_column_that_is_partly_empty_is_refused_as_damaged(
+    tmp_path: Path, number: int, line: str, message: str
+):
+    path = write_run(tmp_path, by_return=True) / "episodes.csv"
+    lines = replace_line(number, line)(path.read_text().splitlines())
+    path.write_text("".join(line + "\n" for line in lines))
+    with pytest.raises(ResultsError, match=re.escape(message)):
+        load_results(tmp_path)
+
+
+def test_word_for_nothing_is_not_an_empty_field(tmp_path: Path):
+    path = write_run(tmp_path, by_return=True) / "episodes.csv"
+    path.write_text(path.read_text().replace(",,", ",nan,"))
+    with pytest.raises(ResultsError, match="line 2: success is 'nan', expected 0 or 1"):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize("references", [[1.0, 1.0], [2.0, 1.0], [0.0], ["0", "1"], [float("nan"), 1.0], 3.0])
+def test_references_that_cannot_scale_are_refused(tmp_path: Path, references: Any):
+    write_run(tmp_path, by_return=True, reference_returns=references)
+    with pytest.raises(ResultsError, match=r"provenance.json: reference_returns is .*, expected \[lower, higher\]"):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"reference_returns": [0.0, 2.0]}, r"reference_returns is \[0.0, 1.0\] in .* but \[0.0, 2.0\] in"),
+        ({}, r"reference_returns is \[0.0, 1.0\] in .* but None in"),
+        (
+            {"by_return": False, "reference_returns": [0.0, 1.0]},
+            "the score is normalised return in .* but success rate in",
+        ),
+    ],
+)
+def test_task_scored_in_two_ways_is_refused_by_name(tmp_path: Path, second: dict[str, Any], message: str):
+    write_run(tmp_path, seed=0, by_return=True, reference_returns=[0.0, 1.0])
+    write_run(tmp_path, **({"seed": 1, "by_return": True} | second))
+    with pytest.raises(ResultsError, match=f"task cube-single-task1: {message}"):
+        load_results(tmp_path)
+
+
+def write_locomotion(root: Path, references: bool = True) -> Path:
+    """Two tasks whose returns lie on very different scales, two agents, three seeds."""
+    rng = np.random.default_rng(1)
+    for task, scale in (("hopper-medium", 2000.0), ("ant-medium", 500.0)):
+        for agent in ("fql", "sac_flow_g"):
+            for seed in range(3):
+                returns = scale * np.sort(rng.uniform(-0.2, 1.4, size=6))
+                write_run(
+                    root,
+                    task=task,
+                    agent=agent,
+                    seed=seed,
+                    offline=tuple(returns[:2]),
+                    online=tuple(returns[2:]),
+                    by_return=True,
+                    reference_returns=[0.0, scale] if references else None,
+                )
+    return root
+
+
+def test_intervals_of_normalised_returns_reach_beyond_zero_and_one(tmp_path: Path):
+    for seed, value in ((0, 0.1), (1, 1.9)):
+        write_run(tmp_path, seed=seed, offline=(value,), online=(value,), by_return=True, reference_returns=[0.0, 1.0])
+    row = tables.suite_rows(load_one(tmp_path))[0]
+    # Standard error 0.9, t(0.975, 1) = 12.7062.
+    final = row.estimates["final"]
+    assert (final.mean, final.low, final.high) == pytest.approx((1.0, 1 - 12.7062 * 0.9, 1 + 12.7062 * 0.9), abs=1e-3)
+
+
+def test_suite_of_normalised_returns_says_so_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_locomotion(tmp_path)
+    assert main(["--results", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "### all tasks (2)" in printed
+    assert "Normalised return: mean over seeds and over 2 tasks of equal weight, with 95 % t interval." in printed
+    assert "0 and 1 are the task's reference returns (random and expert policy)." in printed
+    assert "uccess" not in printed
+    out = tmp_path / "figures"
+    assert {path.name for path in out.iterdir()} == {name.replace("success", "normalised_return") for name in WRITTEN}
+    table = pd.read_csv(out / "quick_table.csv")
+    assert set(table["scored_by"]) == {"normalised return"}
+    assert {"score_offline_end", "score_final", "improvement", "online_auc"} <= set(table.columns)
+    suite = load_one(tmp_path)
+    assert table["score_final"].to_numpy()[0] == pytest.approx(
+        np.mean([cell.online_score[:, -3:].mean() for cell in suite.cells_of("sac_flow_g")]), abs=1e-6
+    )
+    with figures.house_style():
+        (axes,) = figures.suite_figure(suite).axes
+        panels = figures.tasks_figure(suite).axes
+    assert axes.get_ylabel() == panels[0].get_ylabel() == "normalised return"
+    low, high = axes.get_ylim()
+    scores = np.concatenate([cell.online_score.ravel() for cell in suite.cells.values()])
+    assert low < min(0.0, scores.min()) and high > max(1.0, scores.max())
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+    assert not any(label.get_visible() for label in panels[1].get_yticklabels())
+
+
+def test_raw_returns_of_several_tasks_are_not_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_locomotion(tmp_path, references=False)
+    suite = load_one(tmp_path)
+    assert suite.measure is None
+    assert main(["--results", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "all tasks" not in printed
+    assert "Return: mean over seeds, task by task (no mean over tasks: their scores have no common scale)" in printed
+    written = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert written == {name for name in WRITTEN if "success" not in name} - {"quick_table.tex"}
+    with figures.house_style():
+        panels = figures.tasks_figure(suite).axes
+    assert [panel.get_ylabel() for panel in panels] == ["return", "return"]
+    assert panels[0].get_ylim()[1] < 800 < 2000 < panels[1].get_ylim()[1]
+    assert all(label.get_visible() for panel in panels for label in panel.get_yticklabels())
+
+
+def test_suite_that_mixes_success_and_returns_is_shown_task_by_task(tmp_path: Path):
+    write_locomotion(tmp_path)
+    write_run(tmp_path, offline=(0.0, 0.2))
+    suite = load_one(tmp_path)
+    assert suite.measure is None
+    text = tables.to_markdown(suite, tables.suite_rows(suite))
+    assert "Normalised return or success rate: mean over seeds, task by task" in text
+    for heading in ("### hopper-medium (normalised return)", "### cube-single-task1 (success rate)"):
+        assert heading in text
+    assert "all tasks" not in text
+    (tmp_path / "out").mkdir()
+    tables.write_tables(suite, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/quick_table.csv").set_index("task")
+    assert table.loc["cube-single-task1", "scored_by"] == "success rate"
+    assert set(table.loc["ant-medium", "scored_by"]) == {"normalised return"}
+    with figures.house_style():
+        figure = figures.tasks_figure(suite)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["normalised return", "success rate", "normalised return"]
+    assert figure.axes[1].get_ylim() == (-0.03, 1.03)
+
+
+def test_single_task_scored_by_its_return_has_its_own_figure(tmp_path: Path):
+    write_run(tmp_path, offline=(3.0, 20.0), online=(40.0,), by_return=True)
+    suite = load_one(tmp_path)
+    names = {path.name for path in figures.draw_suite(suite, tmp_path)}
+    assert {"quick_return.pdf", "quick_tasks.pdf"} <= names
+    assert "Return: undiscounted sum of rewards of an episode." in tables.caption(suite)
+
+
+def test_run_without_an_episode_so_far_is_taken_to_be_scored_like_the_others(tmp_path: Path):
+    write_run(tmp_path, task="a", by_return=True, reference_returns=[0.0, 1.0])
+    folder = write_run(tmp_path, task="b", by_return=True, reference_returns=[0.0, 1.0], state="running")
+    (folder / "episodes.csv").write_text(HEADER + "\n")
+    assert load_one(tmp_path, allow_incomplete=True).measures == {"a": NORMALISED_RETURN, "b": NORMALISED_RETURN}
+
+
+@pytest.mark.parametrize("references", [True, False])
+def test_words_of_a_figure_of_returns_lie_inside_it_and_apart(tmp_path: Path, references: bool):
+    write_locomotion(tmp_path, references)
+    for task in ("walker2d-medium", "halfcheetah-medium"):
+        curve: dict[str, Any] = {"offline": (-3.0, 800.0), "online": (1e3, 2e3, 5e3, 9e3), "by_return": True}
+        write_run(tmp_path, task=task, reference_returns=[0.0, 9e3] if references else None, **curve)
+    suite = load_one(tmp_path)
+    with figures.house_style(figures.PANEL_STYLE):
+        figure = figures.tasks_figure(suite)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        boxes = [legend.get_window_extent(), *(axes.get_tightbbox() for axes in figure.axes if axes.axison)]
+        outer = figure.bbox.padded(1)
+        for index, one in enumerate(boxes):
+            assert one is not None
+            assert outer.x0 <= one.x0 and one.x1 <= outer.x1 and outer.y0 <= one.y0 and one.y1 <= outer.y1
+            for other in boxes[index + 1 :]:
+                assert other is not None
+                assert not one.padded(-1).overlaps(other.padded(-1))
 
 
 # ------------------------------------------------------------------------------------------------- command line

@@ -12,8 +12,8 @@ def test_scalars_of_a_run_by_hand():
     offline = np.array([[0.0, 0.1, 0.4]])
     online = np.array([[0.4, 0.2, 0.6, 0.8, 1.0]])
     steps = np.array([0, 10, 20, 30, 40])
-    assert metrics.success_offline_end(offline) == pytest.approx([0.4])
-    assert metrics.success_final(online) == pytest.approx([0.8])
+    assert metrics.score_offline_end(offline) == pytest.approx([0.4])
+    assert metrics.score_final(online) == pytest.approx([0.8])
     assert metrics.improvement(offline, online) == pytest.approx([0.4])
     assert metrics.online_auc(steps, online) == pytest.approx([(0.3 + 0.4 + 0.7 + 0.9) / 4])
 
@@ -23,18 +23,18 @@ def test_auc_weighs_points_by_the_steps_between_them():
 
 
 def test_final_success_leaves_out_the_hand_over():
-    assert metrics.success_final(np.array([[0.0, 0.5, 0.7]])) == pytest.approx([0.6])
+    assert metrics.score_final(np.array([[0.0, 0.5, 0.7]])) == pytest.approx([0.6])
 
 
 def test_run_without_online_phase_has_no_online_scalars():
     only_hand_over = np.array([[0.5], [0.7]])
-    assert np.isnan(metrics.success_final(only_hand_over)).tolist() == [True, True]
+    assert np.isnan(metrics.score_final(only_hand_over)).tolist() == [True, True]
     assert np.isnan(metrics.online_auc(np.array([0]), only_hand_over)).tolist() == [True, True]
 
 
 def test_unfinished_run_has_no_final_success_and_no_area():
     online = np.array([[0.1, 0.2, 0.3, np.nan], [0.1, 0.2, 0.3, 0.4]])
-    assert np.isnan(metrics.success_final(online)).tolist() == [True, False]
+    assert np.isnan(metrics.score_final(online)).tolist() == [True, False]
     assert np.isnan(metrics.online_auc(np.array([0, 1, 2, 3]), online)).tolist() == [True, False]
 
 

@@ -439,7 +439,7 @@ def test_analysis_reads_what_the_writer_wrote(reference):
     for row in rows:
         rates.setdefault((row["phase"], int(row["updates"])), []).append(int(row["success"]))
     expected = [sum(successes) / len(successes) for successes in rates.values()]
-    assert [*cell.offline_success[0], *cell.online_success[0][1:]] == expected
+    assert [*cell.offline_score[0], *cell.online_score[0][1:]] == expected
     assert (cell.offline_updates.tolist(), cell.online_steps.tolist()) == ([0, 15, 30], [0, 16, 32, 40])
 
 
