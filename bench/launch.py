@@ -92,13 +92,15 @@ def run_state(config: RunConfig, results: Path) -> dict[str, Any]:
 
 
 def estimate_plan(plan: Plan) -> dict[Pack, Cost]:
-    """Measures each distinct configuration once."""
+    """Measures each distinct configuration once; tasks of one domain cost the same."""
     device = pick_device(plan.execution.device)
     measured: dict[tuple, Cost] = {}
     costs = {}
     for pack in plan.packs:
         config = pack.configs[0]
-        kind = (config.replace(seed=0, task=f"{datasets.task(config.task).domain}-task1"), len(pack.configs))
+        task = datasets.task(config.task)
+        first = next((other.name for other in datasets.TASKS.values() if other.domain == task.domain), task.name)
+        kind = (config.replace(seed=0, task=first), len(pack.configs))
         if kind not in measured:
             measured[kind] = estimate(
                 config, len(pack.configs), plan.execution.eval_workers, device, plan.execution.threads

@@ -1,22 +1,30 @@
-"""Scripted episodes in OGBench cube environments. Imports the simulator: import this module inside a function."""
+"""Scripted episodes in OGBench's arm environments. Imports the simulator: import this module inside a function."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
 import gymnasium
 import numpy as np
+from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
 from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+from ogbench.manipspace.oracles.markov.drawer_markov import DrawerMarkovOracle
+from ogbench.manipspace.oracles.markov.window_markov import WindowMarkovOracle
+from ogbench.manipspace.oracles.plan.button_plan import ButtonPlanOracle
 from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
+from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
+from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
-from datasets.ogbench_cube import ACTION_DIM, TASKS, cube_positions
-from datasets.ogbench_env import goal_positions, play_env, task_env
+from datasets.ogbench_env import play_env, seeded_numpy, task_env, task_goals
+from datasets.ogbench_tasks import ARM_ACTION_DIM, TASKS, cube_positions
 from datasets.spec import Dataset, Recipe
 
 Info = dict[str, Any]  # what the simulator says about itself, under its own names
 Policy = Callable[[Info], np.ndarray]
+Oracles = dict[str, Any]  # what an oracle moves -> the oracle
 Episode = dict[str, np.ndarray]  # the arrays of the published format, for the rows of one episode
 
 
@@ -42,7 +50,7 @@ MIXED = (
 
 RECIPE_VERSION = 1  # raise it when a change to this module changes the data
 PLAY_TRANSITIONS = 1000  # per episode of play and noisy data
-P_STACK = {  # range from which an episode draws its probability of stacking one cube on another
+P_STACK = {  # of cubes: range from which an episode draws its probability of stacking one cube on another
     "cube-single": (0.0, 0.0),
     "cube-double": (0.0, 0.25),
     "cube-triple": (0.05, 0.35),
@@ -50,7 +58,8 @@ P_STACK = {  # range from which an episode draws its probability of stacking one
 }
 PLAN_NOISE, NOISE_SMOOTHING = 0.1, 0.5  # play: on the plan's way points; width of its smoothing in control steps
 MAX_ACTION_NOISE, ACTION_NOISE_SCALE = 0.1, (1.0, 1.0, 1.0, 3.0, 10.0)  # noisy: drawn per episode; per action dimension
-P_RANDOM_ACTION, MIN_NORM = 0.1, 0.4  # noisy: a uniform action instead; metres, shortest step the oracle aims for
+P_RANDOM_ACTION, P_RANDOM_PUZZLE_ACTION = 0.1, 0.2  # noisy: probability of a uniform action instead
+MIN_NORM = 0.4  # noisy: metres, shortest step the oracle aims for
 
 # Directed moves. Cubes are 4 cm wide, so 3 cm off a goal is not yet one layer of a stack too low.
 _TABLE = ((0.3, -0.3), (0.55, 0.3))  # the part on which OGBench places targets: lower and upper x, y
@@ -62,12 +71,14 @@ _CLEARANCE = 0.06  # between the centres of cubes on the table that the gripper 
 
 def recipe(dataset: Dataset) -> dict[str, Any]:
     """Every number that shapes a data set, as JSON."""
-    common = {"version": RECIPE_VERSION, "seed": _asked(dataset).seed, "p_stack": list(P_STACK[dataset.domain])}
+    common: dict[str, Any] = {"version": RECIPE_VERSION, "seed": _asked(dataset).seed}
+    if dataset.domain in P_STACK:
+        common["p_stack"] = list(P_STACK[dataset.domain])
     plan = {"noise_smoothing": NOISE_SMOOTHING}
     noisy = {
         "max_action_noise": MAX_ACTION_NOISE,
         "action_noise_scale": list(ACTION_NOISE_SCALE),
-        "p_random_action": P_RANDOM_ACTION,
+        "p_random_action": _p_random_action(dataset.domain),
         "min_norm": MIN_NORM,
     }
     of_kind = {
@@ -80,11 +91,17 @@ def recipe(dataset: Dataset) -> dict[str, Any]:
 
 def make_episode(dataset: Dataset, index: int) -> Episode:
     """Episode `index` of a generated data set: a function of the recipe, the seed and the index alone."""
-    rng = np.random.default_rng((_asked(dataset).seed, index))
-    env_seed, oracle_seed = (int(number) for number in rng.integers(2**32, size=2))
-    env, policy, num_transitions = _scene(dataset, index, rng)
-    with _seeded_numpy(oracle_seed):
-        return _record(env, policy, env_seed, num_transitions)
+    for attempt in itertools.count():
+        rng = np.random.default_rng(
+            (_asked(dataset).seed, index, attempt) if attempt else (_asked(dataset).seed, index)
+        )
+        env_seed, oracle_seed = (int(number) for number in rng.integers(2**32, size=2))
+        env, policy, num_transitions = _scene(dataset, index, rng)
+        with seeded_numpy(oracle_seed):
+            episode = _record(env, policy, env_seed, num_transitions)
+        if dataset.domain != "scene" or _is_healthy(episode):
+            return episode
+    raise AssertionError("unreachable")
 
 
 def behaviour_of(index: int) -> Behaviour:
@@ -99,34 +116,36 @@ def behaviour_of(index: int) -> Behaviour:
 
 
 class Play:
-    """Carries cubes to one random place after the other."""
+    """Pursues one random target after the other: a place for a cube, a button, a drawer or a window."""
 
-    def __init__(self, env: gymnasium.Env, oracle: Any, p_stack: float) -> None:
+    def __init__(self, env: gymnasium.Env, oracles: Oracles, p_stack: float = 0.0) -> None:
         self.env: Any = env.unwrapped
-        self.oracle = oracle
+        self.oracles = oracles
+        self.oracle: Any = None  # the one that pursues the current target
         self.p_stack = p_stack
-        self.started = False
 
     def __call__(self, info: Info) -> np.ndarray:
-        if self.oracle.done:
+        if self.oracle is not None and self.oracle.done:
             _, info = self.env.set_new_target(p_stack=self.p_stack)
-        if self.oracle.done or not self.started:
+            self.oracle = None
+        if self.oracle is None:
+            self.oracle = self.oracles[info["privileged/target_task"]]
             self.oracle.reset(None, info)
-            self.started = True
         return self.oracle.select_action(None, info)
 
 
 class Noisy(Play):
-    """Play by the oracle that looks at the state alone, with noise and random actions on top."""
+    """Play by oracles that look at the state alone, with noise and random actions on top."""
 
-    def __init__(self, env: gymnasium.Env, p_stack: float, rng: np.random.Generator) -> None:
-        super().__init__(env, CubeMarkovOracle(env=env, min_norm=MIN_NORM), p_stack)
+    def __init__(self, env: gymnasium.Env, domain: str, p_stack: float, rng: np.random.Generator) -> None:
+        super().__init__(env, _markov_oracles(env, domain), p_stack)
         self.rng = rng
+        self.p_random_action = _p_random_action(domain)
         self.scale = rng.uniform(0, MAX_ACTION_NOISE) * np.array(ACTION_NOISE_SCALE)
 
     def __call__(self, info: Info) -> np.ndarray:
-        if self.rng.random() < P_RANDOM_ACTION:
-            return self.rng.uniform(-1, 1, ACTION_DIM)
+        if self.rng.random() < self.p_random_action:
+            return self.rng.uniform(-1, 1, ARM_ACTION_DIM)
         return super().__call__(info) + self.rng.normal(0, self.scale)
 
 
@@ -134,7 +153,7 @@ class Directed:
     """Carries one cube after the other to the goals of a task, parking those that are in the way."""
 
     def __init__(self, env: gymnasium.Env, goals: np.ndarray, behaviour: Behaviour, rng: np.random.Generator) -> None:
-        self.oracle = _plan_oracle(env, behaviour.plan_noise)
+        self.oracle = _plan_oracles(env, "cube", behaviour.plan_noise)["cube"]
         self.goals = goals
         self.p_miss = behaviour.p_miss
         self.rng = rng
@@ -142,7 +161,7 @@ class Directed:
 
     def __call__(self, info: Info) -> np.ndarray:
         if self.oracle.done or not self.started:
-            cube, place = self.next_move(cube_positions(info["qpos"]))
+            cube, place = self.next_move(cube_positions(info["qpos"], len(self.goals)))
             target = {"target_block": cube, "target_block_pos": place, "target_block_yaw": np.zeros(1)}
             self.oracle.reset(None, info | {f"privileged/{key}": value for key, value in target.items()})
             self.started = True
@@ -186,8 +205,41 @@ def _asked(dataset: Dataset) -> Recipe:
     return dataset.recipe
 
 
-def _plan_oracle(env: gymnasium.Env, plan_noise: float) -> Any:
-    return CubePlanOracle(env=env, noise=plan_noise, noise_smoothing=NOISE_SMOOTHING)
+def _p_random_action(domain: str) -> float:
+    return P_RANDOM_PUZZLE_ACTION if domain.startswith("puzzle-") else P_RANDOM_ACTION
+
+
+def _plan_oracles(env: gymnasium.Env, domain: str, plan_noise: float) -> Oracles:
+    """Oracles that follow a plan made beforehand, by what they move."""
+    settings: dict[str, Any] = {"env": env, "noise": plan_noise, "noise_smoothing": NOISE_SMOOTHING}
+    if domain.startswith("puzzle-"):
+        return {"button": ButtonPlanOracle(gripper_always_closed=True, **settings)}
+    oracles: Oracles = {"cube": CubePlanOracle(**settings)}
+    if domain == "scene":
+        oracles["button"] = ButtonPlanOracle(**settings)
+        oracles["drawer"] = DrawerPlanOracle(**settings)
+        oracles["window"] = WindowPlanOracle(**settings)
+    return oracles
+
+
+def _markov_oracles(env: gymnasium.Env, domain: str) -> Oracles:
+    """Oracles that look at the state alone, by what they move."""
+    settings: dict[str, Any] = {"env": env, "min_norm": MIN_NORM}
+    if domain.startswith("puzzle-"):
+        return {"button": ButtonMarkovOracle(gripper_always_closed=True, **settings)}
+    oracles: Oracles = {"cube": CubeMarkovOracle(**settings)}
+    if domain == "scene":
+        oracles["button"] = ButtonMarkovOracle(**settings)
+        oracles["drawer"] = DrawerMarkovOracle(**settings)
+        oracles["window"] = WindowMarkovOracle(**settings)
+    return oracles
+
+
+def _is_healthy(episode: Episode) -> bool:
+    """The cube of a scene stays where it can be seen, unless it is in the drawer; others are left out, as published."""
+    _, y, z = episode["qpos"][:, 14:17].T
+    in_drawer = (z >= 0.06) & (z <= 0.08)
+    return not ((y >= 0.29) | ((y <= -0.3) & ~in_drawer)).any()
 
 
 def _rests_on(upper: np.ndarray, lower: np.ndarray) -> bool:
@@ -196,32 +248,35 @@ def _rests_on(upper: np.ndarray, lower: np.ndarray) -> bool:
 
 def _scene(dataset: Dataset, index: int, rng: np.random.Generator) -> tuple[gymnasium.Env, Policy, int]:
     """Environment, policy and greatest number of transitions of an episode."""
-    p_stack = rng.uniform(*P_STACK[dataset.domain])
+    p_stack = rng.uniform(*P_STACK[dataset.domain]) if dataset.domain in P_STACK else 0.0
     asked = _asked(dataset)
     if asked.kind == "play":
         env = _play_env(dataset.domain)
-        return env, Play(env, _plan_oracle(env, PLAN_NOISE), p_stack), PLAY_TRANSITIONS
+        return env, Play(env, _plan_oracles(env, dataset.domain, PLAN_NOISE), p_stack), PLAY_TRANSITIONS
     if asked.kind == "noisy":
         env = _play_env(dataset.domain)
-        return env, Noisy(env, p_stack, rng), PLAY_TRANSITIONS
+        return env, Noisy(env, dataset.domain, p_stack, rng), PLAY_TRANSITIONS
     task_name = f"{dataset.domain}-task{asked.task_id}"
     behaviour = behaviour_of(index)
     if behaviour.directed:
         env = _task_env(task_name)
-        policy = Directed(env, _goals(dataset.domain)[TASKS[task_name].task_id], behaviour, rng)
+        policy = Directed(env, _goals(dataset.domain)[asked.task_id].cubes, behaviour, rng)
     else:
         env = _play_env(dataset.domain)
-        policy = Play(env, _plan_oracle(env, behaviour.plan_noise), p_stack)
+        policy = Play(env, _plan_oracles(env, dataset.domain, behaviour.plan_noise), p_stack)
     return env, policy, TASKS[task_name].max_episode_steps
 
 
 def _record(env: gymnasium.Env, policy: Policy, seed: int, num_transitions: int) -> Episode:
     """The rows of one episode, until it ends or has `num_transitions`; the last row holds only the final state."""
-    rows: dict[str, list[np.ndarray]] = {"observations": [], "actions": [], "qpos": [], "qvel": []}
+    rows: defaultdict[str, list[np.ndarray]] = defaultdict(list)
 
     def add(obs: np.ndarray, action: np.ndarray, info: Info) -> None:
-        for key, value in zip(rows, (obs, action, info["qpos"], info["qvel"]), strict=True):
+        arrays = {"observations": obs, "actions": action, "qpos": info["qpos"], "qvel": info["qvel"]}
+        for key, value in arrays.items():
             rows[key].append(value.astype(np.float32))
+        if "button_states" in info:
+            rows["button_states"].append(info["button_states"].astype(np.int64))
 
     obs, info = env.reset(seed=seed)
     for _ in range(num_transitions):
@@ -231,21 +286,10 @@ def _record(env: gymnasium.Env, policy: Policy, seed: int, num_transitions: int)
         obs, _, terminated, truncated, info = env.step(action)
         if terminated or truncated:
             break
-    add(obs, np.zeros(ACTION_DIM), info)
+    add(obs, np.zeros(ARM_ACTION_DIM), info)
     arrays = {key: np.stack(values) for key, values in rows.items()}
     arrays["terminals"] = np.arange(len(arrays["actions"])) == len(arrays["actions"]) - 1
     return arrays
-
-
-@contextmanager
-def _seeded_numpy(seed: int) -> Iterator[None]:
-    """Seeds NumPy's global generator, from which the oracles draw, and puts its state back afterwards."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 @cache
@@ -255,4 +299,4 @@ def _task_env(task_name: str) -> gymnasium.Env:
 
 
 _play_env = cache(play_env)
-_goals = cache(goal_positions)
+_goals = cache(task_goals)

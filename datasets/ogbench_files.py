@@ -13,7 +13,7 @@ from typing import IO, Any, get_args
 
 import numpy as np
 
-from datasets.ogbench_cube import ACTION_DIM, TASK_IDS, obs_dim, qpos_dim, relabel
+from datasets.ogbench_tasks import DOMAINS, TASK_IDS, relabel
 from datasets.spec import ACTION_LIMIT, Block, DataError, Dataset, Origin, Rows, TaskSpec, one_line
 from datasets.transitions import episode_ends
 
@@ -45,18 +45,20 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
 
 
 def _blocks(files: list[Path], finals: list[np.ndarray], tasks: list[TaskSpec]) -> Iterator[Block]:
-    from datasets.ogbench_env import goal_positions
+    from datasets.ogbench_env import task_goals
 
-    domain = tasks[0].domain
-    goals = goal_positions(domain)
+    domain = DOMAINS[tasks[0].domain]
+    goals = task_goals(tasks[0].domain)
     for file, final in zip(files, finals, strict=True):
         with NpzFile(file) as source:
-            obs = source.numbers("observations", (len(final), obs_dim(domain)))
-            action = source.numbers("actions", (len(final), ACTION_DIM)).clip(-ACTION_LIMIT, ACTION_LIMIT)
-            qpos = source.numbers("qpos", (len(final), qpos_dim(domain)))
+            obs = source.numbers("observations", (len(final), domain.obs_dim))
+            action = source.numbers("actions", (len(final), domain.action_dim)).clip(-ACTION_LIMIT, ACTION_LIMIT)
+            qpos = source.numbers("qpos", (len(final), domain.qpos_dim))
+            buttons = source.states("button_states", (len(final), domain.num_buttons)) if domain.num_buttons else None
         for start in range(0, len(final), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
-            labels = {task.name: relabel(qpos[rows], goals[task.task_id]) for task in tasks}
+            pressed = None if buttons is None else buttons[rows]
+            labels = {task.name: relabel(domain, qpos[rows], pressed, goals[task.task_id]) for task in tasks}
             yield Block(
                 obs=obs[rows],
                 action=action[rows],
@@ -76,17 +78,17 @@ def recipe_of(file: Path) -> object:
 
 def write_set(dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """Writes all parts as one npz file; facts for the manifest."""
-    from datasets.ogbench_env import goal_positions
+    from datasets.ogbench_env import task_goals
 
     lengths = []
     solved = dict.fromkeys(TASK_IDS, 0)
-    goals = goal_positions(dataset.domain)
+    domain, goals = DOMAINS[dataset.domain], task_goals(dataset.domain)
     for part in parts:
         with np.load(part) as episode:
-            qpos = episode["qpos"]
+            qpos, buttons = episode["qpos"], episode.get("button_states")
         lengths.append(len(qpos))
         for task_id in TASK_IDS:
-            solved[task_id] += bool(relabel(qpos, goals[task_id])[1].any())
+            solved[task_id] += bool(relabel(domain, qpos, buttons, goals[task_id])[1].any())
     notes = {"origin": np.array("generated"), "recipe": np.array(json.dumps(recipe))}
     with file.open("wb") as handle:
         _write_npz(handle, parts, sum(lengths), notes)
@@ -156,6 +158,13 @@ class NpzFile:
         final = array.astype(bool)
         episode_ends(final, where=f"{self.file}: key '{key}'")
         return final
+
+    def states(self, key: str, shape: tuple[int, int]) -> np.ndarray:
+        """Whole numbers 0 and 1 of the given shape."""
+        array = self.read(key)
+        if array.shape != shape or array.dtype.kind not in "bfiu" or not np.isin(array, (0, 1)).all():
+            raise DataError(f"{self.file}: key '{key}' is {array.dtype} {array.shape}, expected states 0 or 1 {shape}")
+        return array.astype(np.int64)
 
     def numbers(self, key: str, shape: tuple[int, int]) -> np.ndarray:
         """Finite float32 numbers of the given shape."""

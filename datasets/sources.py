@@ -3,18 +3,14 @@
 import importlib.util
 from collections.abc import Mapping
 
-from datasets import ogbench_cube, user_files
+from datasets import ogbench_tasks, user_files
 from datasets.spec import DataError, Dataset, Generator, Reader, Source, TaskSpec, nearest
 
-GENERATORS: tuple[Generator, ...] = (ogbench_cube,)
+GENERATORS: tuple[Generator, ...] = (ogbench_tasks,)
 SOURCES: tuple[Source, ...] = GENERATORS
 READERS: tuple[Reader, ...] = (*SOURCES, user_files)
 TASKS = {name: spec for source in SOURCES for name, spec in source.TASKS.items()}
-EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
-    "robomimic": "robosuite",
-    "minari": "minari",
-    "bullet": "pybullet_envs_gymnasium",
-}
+EXTRAS: dict[str, str] = {}  # the extras of pyproject.toml, and a module that each brings
 
 
 def task(name: str) -> TaskSpec:

@@ -10,13 +10,12 @@ import pytest
 from ogbench.manipspace.envs.manipspace_env import ManipSpaceEnv
 from ogbench.manipspace.lie import SO3
 
-from datasets import ogbench_fast
-from datasets.ogbench_cube import NUM_CUBES, TASK_IDS, TASKS
-from datasets.ogbench_env import CubeTask, play_env, task_env
-from datasets.ogbench_episodes import MIXED, Directed, Episode, Noisy, Play, Policy, _goals, _plan_oracle, _record
-from datasets.ogbench_episodes import _seeded_numpy as seeded_numpy
+from datasets import ogbench_fast, ogbench_tasks
+from datasets.ogbench_env import SingleTask, play_env, seeded_numpy, task_env
+from datasets.ogbench_episodes import MIXED, Directed, Episode, Noisy, Play, Policy, _goals, _plan_oracles, _record
+from datasets.ogbench_tasks import TASK_IDS, TASKS
 
-DOMAINS = tuple(NUM_CUBES)
+DOMAINS = tuple(name for name in ogbench_tasks.DOMAINS if name.startswith("cube-"))
 TIMINGS = ("post", "pre")
 
 
@@ -121,7 +120,7 @@ def test_arbitrary_actions_and_resets_at_any_time(
 def test_expert_episodes_up_to_their_success(domain: str, timing: str) -> None:
     both = Both(task_pair(f"{domain}-task1", timing))
     with seeded_numpy(0):
-        policy = Directed(both.package, _goals(domain)[1], MIXED[0], np.random.default_rng(0))
+        policy = Directed(both.package, _goals(domain)[1].cubes, MIXED[0], np.random.default_rng(0))
         info = both.reset(0)
         rewards, terminated, truncated = [], False, False
         while not (terminated or truncated):
@@ -134,7 +133,7 @@ def test_expert_episodes_up_to_their_success(domain: str, timing: str) -> None:
 
 def test_truncation_comes_at_the_same_step() -> None:
     spec = TASKS["cube-single-task1"]
-    package, fast = (CubeTask(env, spec) for env in task_pair(spec.name, "post"))
+    package, fast = (SingleTask(env, spec) for env in task_pair(spec.name, "post"))
     names = ("obs", "reward", "terminated", "truncated", "info")
     try:
         for env in (package, fast):
@@ -151,7 +150,9 @@ def test_truncation_comes_at_the_same_step() -> None:
 def test_episodes_of_generated_data(kind: str) -> None:
     def episode(env: gymnasium.Env) -> Episode:
         rng = np.random.default_rng(0)
-        policy: Policy = Play(env, _plan_oracle(env, 0.1), 0.2) if kind == "play" else Noisy(env, 0.2, rng)
+        policy: Policy = (
+            Play(env, _plan_oracles(env, "cube", 0.1), 0.2) if kind == "play" else Noisy(env, "cube", 0.2, rng)
+        )
         with seeded_numpy(3):
             return _record(env, policy, 3, 200)
 
@@ -209,7 +210,7 @@ def test_whole_episodes_of_every_task(domain: str, task_id: int, timing: str) ->
     both = Both((task_env(TASKS[task_name], timing, package_step=True), task_env(TASKS[task_name], timing)))
     for seed in range(2):
         with seeded_numpy(seed):
-            policy = Directed(both.package, _goals(domain)[task_id], MIXED[seed], np.random.default_rng(seed))
+            policy = Directed(both.package, _goals(domain)[task_id].cubes, MIXED[seed], np.random.default_rng(seed))
             info = both.reset(seed)
             terminated = truncated = False
             while not (terminated or truncated):

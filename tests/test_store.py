@@ -15,7 +15,7 @@ import pytest
 
 from datasets import DataError, describe, load
 from datasets.cache import cache_root
-from datasets.ogbench_cube import NUM_SHARDS
+from datasets.ogbench_tasks import NUM_SHARDS
 from datasets.sources import parse_name
 from datasets.spec import Recipe
 

@@ -15,9 +15,10 @@ from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
-from datasets.ogbench_cube import NUM_CUBES, TASKS
+from datasets.ogbench_tasks import DOMAINS, TASKS
 from tests.benchmarks.measure import Timing, interleaved, machine_line, table
 
+CUBES = tuple(name for name in DOMAINS if name.startswith("cube-"))
 KINDS = ("package", "fast")
 PARTS = ("physics", "inverse kinematics", "observation and info")
 
@@ -52,10 +53,10 @@ def serve(connection: Connection, task_name: str, kind: str, num_steps: int) -> 
     import mujoco
     import numpy as np
 
-    from datasets.ogbench_env import CubeTask, task_env
+    from datasets.ogbench_env import SingleTask, task_env
 
     spec = TASKS[task_name]
-    env = CubeTask(task_env(spec, "post", package_step=kind == "package"), spec)
+    env = SingleTask(task_env(spec, "post", package_step=kind == "package"), spec)
     actions = np.random.default_rng(0).uniform(-1, 1, (num_steps, spec.action_dim)).astype(np.float32)
 
     def steps() -> float:
@@ -111,7 +112,7 @@ def measure(task_name: str, num_steps: int, turns: int) -> tuple[dict[str, Timin
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domains", nargs="+", choices=NUM_CUBES, default=list(NUM_CUBES))
+    parser.add_argument("--domains", nargs="+", choices=CUBES, default=list(CUBES))
     parser.add_argument("--steps", type=int, default=150, help="steps per turn")
     parser.add_argument("--turns", type=int, default=15)
     args = parser.parse_args()

@@ -49,10 +49,10 @@ def sequential_episode(env: Any, agent: Agent, episode_seed: int) -> None:
 
 def package_env(task: str) -> Any:
     """The task with the package's own step."""
-    from datasets.ogbench_env import CubeTask, task_env
+    from datasets.ogbench_env import SingleTask, task_env
 
     spec = datasets.task(task)
-    return CubeTask(task_env(spec, "post", package_step=True), spec)
+    return SingleTask(task_env(spec, "post", package_step=True), spec)
 
 
 def evaluate(evaluator: Evaluator, agent: Agent) -> None:
