@@ -3,14 +3,16 @@
 import importlib.util
 from collections.abc import Mapping
 
-from datasets import ogbench_tasks, user_files
+from datasets import bullet, ogbench_tasks, user_files
 from datasets.spec import DataError, Dataset, Generator, Reader, Source, TaskSpec, nearest
 
-GENERATORS: tuple[Generator, ...] = (ogbench_tasks,)
+GENERATORS: tuple[Generator, ...] = (ogbench_tasks, bullet)
 SOURCES: tuple[Source, ...] = GENERATORS
 READERS: tuple[Reader, ...] = (*SOURCES, user_files)
 TASKS = {name: spec for source in SOURCES for name, spec in source.TASKS.items()}
-EXTRAS: dict[str, str] = {}  # the extras of pyproject.toml, and a module that each brings
+EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
+    "bullet": "pybullet_envs_gymnasium",
+}
 
 
 def task(name: str) -> TaskSpec:

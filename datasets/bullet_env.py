@@ -1,0 +1,112 @@
+"""PyBullet locomotion environments and random episodes in them. Imports the simulator: import it inside a function."""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from datasets.bullet import DIMS
+from datasets.flat_files import Step, episode_arrays
+from datasets.spec import ACTION_LIMIT, Dataset
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """PyBullet prints the time of its build when it is imported, from C."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+with _silent_stderr():
+    import pybullet
+import pybullet_envs_gymnasium  # noqa: E402, F401  registers the environments with gymnasium
+from pybullet_utils.bullet_client import BulletClient  # noqa: E402
+
+RECIPE_VERSION = 1  # raise it when a change to this module changes the data
+_ENV_IDS = {
+    "hopper-bullet": "HopperBulletEnv-v0",
+    "halfcheetah-bullet": "HalfCheetahBulletEnv-v0",
+    "ant-bullet": "AntBulletEnv-v0",
+    "walker2d-bullet": "Walker2DBulletEnv-v0",
+}
+
+
+class _Client(BulletClient):
+    """A physics server within this process, for itself alone.
+
+    The environments would first look for another process' server to share; and any options, even none, are printed.
+    """
+
+    def __init__(self) -> None:
+        self._shapes = {}
+        self._pid = os.getpid()
+        self._client = pybullet.connect(pybullet.DIRECT)
+
+
+class BulletTask(gymnasium.Wrapper):
+    """A locomotion environment: float32 observations, actions clipped to [-1, 1], 1000 steps, no info."""
+
+    def __init__(self, domain: str) -> None:
+        super().__init__(gymnasium.make(_ENV_IDS[domain], disable_env_checker=True))
+        env: Any = self.env.unwrapped
+        env._p = _Client()
+        env._p.resetSimulation()
+        env._p.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
+        env.physicsClientId, env.ownsPhysicsClient = env._p._client, True
+        # Its first reset loads the robot and saves the state that every later one begins from, and counts the floor
+        # as a part of the robot only afterwards: first episodes differ. With this one behind, and always the same
+        # state saved, an episode depends on its seed alone.
+        self.env.reset(seed=0)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """First observation (O,) float32; the same one for the same seed."""
+        obs, _ = self.env.reset(seed=seed, options=options)
+        return obs, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """One control step of 16.5 ms. Raises ValueError for an action that is not A finite numbers."""
+        action = np.asarray(action, np.float32)
+        if action.shape != self.action_space.shape or not all(map(math.isfinite, action.tolist())):
+            raise ValueError(f"an action is {self.action_space.shape} finite numbers, got {action}")
+        obs, reward, terminated, truncated, _ = self.env.step(action.clip(-1.0, 1.0))
+        return obs, float(reward), terminated, truncated, {}
+
+
+def recipe(dataset: Dataset) -> dict[str, Any]:
+    """Every number that shapes a data set of random actions, as JSON."""
+    assert dataset.recipe is not None
+    return {
+        "version": RECIPE_VERSION,
+        "seed": dataset.recipe.seed,
+        "environment": _ENV_IDS[dataset.domain],
+        "actions": {"distribution": "uniform", "limit": ACTION_LIMIT},
+    }
+
+
+def make_episode(dataset: Dataset, index: int) -> dict[str, np.ndarray]:
+    """Episode `index` of a generated data set, under D4RL's keys: a function of recipe, seed and index alone."""
+    assert dataset.recipe is not None
+    rng = np.random.default_rng((dataset.recipe.seed, index))
+    env = BulletTask(dataset.domain)
+    obs, _ = env.reset(seed=int(rng.integers(2**31)))
+    steps: list[Step] = []
+    ended = False
+    while not ended:
+        action = rng.uniform(-ACTION_LIMIT, ACTION_LIMIT, DIMS[dataset.domain][1]).astype(np.float32)
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        steps.append(Step(obs, action, reward, terminated, truncated, next_obs))
+        obs, ended = next_obs, terminated or truncated
+    env.close()
+    return episode_arrays(steps)

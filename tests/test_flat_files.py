@@ -1,0 +1,503 @@
+"""Flat D4RL-like files: which transitions they hold, which layout they are in, and what is refused."""
+
+import io
+import json
+import resource
+import tracemalloc
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets import flat_files
+from datasets.spec import ACTION_LIMIT, DataError, Dataset, RemoteFile, TaskSpec
+from datasets.transitions import Transitions
+
+TASK = TaskSpec("walk", "any", "walk", 1, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")
+OTHER = TaskSpec("run", "any", "walk", 2, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")
+
+
+def write(file: Path, arrays: dict[str, Any], **options: Any) -> Path:
+    if file.suffix == ".npz":
+        (np.savez_compressed if options.get("compression") else np.savez)(file, **arrays)
+    else:
+        with h5py.File(file, "w") as out:
+            for key, array in arrays.items():
+                out.create_dataset(key, data=array, **options)
+    return file
+
+
+def read(file: Path, *tasks: TaskSpec) -> Transitions:
+    """The file as the store would convert it."""
+    dataset = Dataset("walk-v0", "any", "walk", (RemoteFile(file.name),))
+    rows = flat_files.read(dataset, [file], list(tasks) or [TASK])
+    blocks = list(rows.blocks)
+    name = (tasks or (TASK,))[-1].name
+    data = Transitions(
+        obs=np.concatenate([block.obs for block in blocks]),
+        action=np.concatenate([block.action for block in blocks]),
+        reward=np.concatenate([block.reward[name] for block in blocks]),
+        terminated=np.concatenate([block.terminated[name] for block in blocks]),
+        final=np.concatenate([block.final for block in blocks]),
+        name="walk-v0",
+        origin="user",
+        content_hash="",
+    )
+    assert rows.num_rows == len(data.obs) == data.num_transitions + data.num_episodes
+    return data
+
+
+def transitions(data: Transitions) -> list[tuple]:
+    """(obs, action, reward, terminated, next obs, ends its episode) of each, as plain numbers."""
+    return [
+        (
+            tuple(data.obs[row].tolist()),
+            tuple(data.action[row].tolist()),
+            float(data.reward[row]),
+            bool(data.terminated[row]),
+            tuple(data.obs[row + 1].tolist()),
+            bool(data.final[row + 1]),
+        )
+        for row in np.flatnonzero(~data.final)
+    ]
+
+
+def good(num_rows: int = 12) -> dict[str, np.ndarray]:
+    """Episodes of four steps in D4RL's arrays."""
+    rng = np.random.default_rng(0)
+    return {
+        "observations": rng.normal(size=(num_rows, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (num_rows, 2)).astype(np.float32),
+        "rewards": rng.normal(size=num_rows).astype(np.float32),
+        "terminals": np.arange(num_rows) % 4 == 3,
+    }
+
+
+@dataclass(frozen=True)
+class Walk:
+    """An episode as it was, and how it ended."""
+
+    obs: np.ndarray  # (T + 1, 3)
+    action: np.ndarray  # (T, 2)
+    reward: np.ndarray  # (T,)
+    end: str  # "terminated", "truncated", or "cut": collection stopped
+
+    def expected(self, knows_next: bool, on_arrival: bool = False) -> list[tuple]:
+        """What may be learnt from, by the plainest loop."""
+        found = []
+        for t in range(len(self.action)):
+            is_last = t == len(self.action) - 1
+            terminated = is_last and self.end == "terminated"
+            if on_arrival and len(self.action) == TASK.max_episode_steps:
+                terminated = False  # told by nothing but the number of steps
+            next_obs = self.obs[t + 1]
+            if is_last and not (knows_next or on_arrival):
+                if not terminated:
+                    continue
+                next_obs = self.obs[t]
+            found.append([self.obs[t], self.action[t], self.reward[t], terminated, next_obs, False])
+        if found:
+            found[-1][-1] = True
+        return [
+            (tuple(o.tolist()), tuple(a.tolist()), float(r), bool(term), tuple(n.tolist()), end)
+            for o, a, r, term, n, end in found
+        ]
+
+
+@st.composite
+def walks(draw: st.DrawFn, tells_limits: bool) -> list[Walk]:
+    limit = TASK.max_episode_steps
+    found = []
+    number = draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    for index in range(number):
+        end: str = draw(st.sampled_from(["terminated", "truncated", *(["cut"] if index == number - 1 else [])]))
+        length = draw(st.integers(1, limit if end == "terminated" or tells_limits else limit - 1))
+        if end == "truncated" and not tells_limits:
+            length = limit
+        found.append(
+            Walk(
+                rng.normal(size=(length + 1, 3)).astype(np.float32),
+                rng.uniform(0.1, 0.9, (length, 2)).astype(np.float32),
+                rng.uniform(1, 2, length).astype(np.float32),
+                end,
+            )
+        )
+    return found
+
+
+def in_layout(episodes: list[Walk], tells_limits: bool, knows_next: bool, as_column: bool) -> dict[str, np.ndarray]:
+    """D4RL's arrays: a row per step."""
+    ends = [[t == len(walk.action) - 1 for t in range(len(walk.action))] for walk in episodes]
+    column = (-1, 1) if as_column else (-1,)
+
+    def flags(kind: str) -> np.ndarray:
+        marked = [np.array(end) & (walk.end == kind) for walk, end in zip(episodes, ends, strict=True)]
+        return np.concatenate(marked).reshape(column)
+
+    arrays = {
+        "observations": np.concatenate([walk.obs[:-1] for walk in episodes]).astype(np.float64),
+        "actions": np.concatenate([walk.action for walk in episodes]),
+        "rewards": np.concatenate([walk.reward for walk in episodes]).reshape(column),
+        "terminals": flags("terminated").astype(np.float32),
+    }
+    if tells_limits:
+        arrays["timeouts"] = flags("truncated")
+    if knows_next:
+        arrays["next_observations"] = np.concatenate([walk.obs[1:] for walk in episodes])
+    return arrays
+
+
+def on_arrival(episodes: list[Walk]) -> dict[str, np.ndarray]:
+    """d4rl-pybullet's arrays: a row per state, with the reward and the end that came with it."""
+    rows = []
+    for walk in episodes:
+        reward = [np.float32(0), *walk.reward]
+        for t, obs in enumerate(walk.obs):
+            is_last = t == len(walk.action)
+            if is_last and walk.end == "cut":
+                rows.append((obs, np.full(2, 0.5), reward[t], False))
+            else:
+                rows.append((obs, np.zeros(2) if is_last else walk.action[t], reward[t], is_last))
+    obs, action, reward, terminal = (np.array(column, np.float32) for column in zip(*rows, strict=True))
+    return {"observations": obs, "actions": action, "rewards": reward[:, None], "terminals": terminal[:, None]}
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([".npz", ".hdf5"]))
+def test_every_transition_whose_successor_is_known_is_kept_and_no_other(
+    tmp_path_factory, data, tells_limits, knows_next, as_column, suffix
+):
+    episodes = data.draw(walks(tells_limits or knows_next))
+    file = tmp_path_factory.mktemp("flat") / f"walks{suffix}"
+    write(file, in_layout(episodes, tells_limits, knows_next, as_column))
+    expected = [transition for walk in episodes for transition in walk.expected(knows_next)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flat_files, "_BLOCK_ROWS", data.draw(st.integers(1, 7)))
+        if expected:
+            assert transitions(read(file)) == expected
+        else:
+            with pytest.raises(DataError, match="holds no transition whose end is known"):
+                read(file)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data(), st.sampled_from([".npz", ".hdf5"]))
+def test_rewards_told_on_arrival_go_to_the_action_that_earned_them(tmp_path_factory, data, suffix):
+    episodes = data.draw(walks(tells_limits=False))
+    file = write(tmp_path_factory.mktemp("flat") / f"walks{suffix}", on_arrival(episodes))
+    if any(walk.end != "cut" for walk in episodes):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flat_files, "_BLOCK_ROWS", data.draw(st.integers(1, 7)))
+            assert flat_files.is_told_on_arrival(file)
+            expected = [transition for walk in episodes for transition in walk.expected(False, on_arrival=True)]
+            assert transitions(read(file)) == expected
+
+
+def test_a_row_left_over_from_a_reset_is_dropped(tmp_path):
+    walk = Walk(np.ones((4, 3), np.float32), np.full((3, 2), 0.5, np.float32), np.ones(3, np.float32), "terminated")
+    arrays = {key: np.concatenate([array, array[:1]]) for key, array in on_arrival([walk]).items()}
+    data = read(write(tmp_path / "cut.hdf5", arrays))
+    assert (data.num_transitions, data.num_episodes) == (3, 1)
+
+
+def test_time_limits_told_beside_arrivals_are_no_terminations(tmp_path):
+    walk = Walk(np.ones((4, 3), np.float32), np.full((3, 2), 0.5, np.float32), np.ones(3, np.float32), "truncated")
+    arrays = on_arrival([walk, walk])
+    arrays["timeouts"] = np.array([0, 0, 0, 1, 0, 0, 0, 0])
+    assert read(write(tmp_path / "x.npz", arrays)).terminated.tolist() == [False] * 6 + [True, False]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_both_kinds_of_files_are_read_alike(tmp_path, suffix, compressed):
+    arrays = good()
+    options = {"compression": "gzip"} if compressed else {}
+    data = read(write(tmp_path / f"x{suffix}", arrays, **options))
+    assert data.num_transitions == 12
+    np.testing.assert_array_equal(data.obs[~data.final], arrays["observations"])
+    np.testing.assert_array_equal(data.reward[~data.final], arrays["rewards"])
+    assert data.obs[~data.final].dtype == np.float32
+
+
+def test_arrays_in_fortran_order_are_read_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(flat_files, "_BLOCK_ROWS", 5)
+    arrays = {**good(), "observations": np.asfortranarray(good()["observations"])}
+    data = read(write(tmp_path / "x.npz", arrays))
+    np.testing.assert_array_equal(data.obs[~data.final], arrays["observations"])
+
+
+@pytest.mark.parametrize("meaning", flat_files.KEYS)
+def test_every_spelling_is_understood(tmp_path, meaning):
+    arrays = {**good(), "timeouts": np.zeros(12, bool), "next_observations": good()["observations"] + 7}
+    expected = transitions(read(write(tmp_path / "expected.npz", arrays)))
+    for number, key in enumerate(flat_files.KEYS[meaning]):
+        renamed = {(key if name == flat_files.KEYS[meaning][0] else name): array for name, array in arrays.items()}
+        file = write(tmp_path / f"{number}.npz", renamed)
+        assert flat_files.layout(file) == "flat"
+        assert transitions(read(file)) == expected
+
+
+def test_dones_beside_time_limits_are_not_all_terminations(tmp_path):
+    arrays = good()
+    arrays["dones"] = arrays.pop("terminals")
+    arrays["truncations"] = np.arange(12) == 7
+    data = read(write(tmp_path / "x.npz", arrays))
+    assert data.episode_ends.tolist() == [4, 7, 11], "the step that ran out of time leads to an unknown state"
+    assert np.flatnonzero(data.terminated[~data.final]).tolist() == [3, 10]
+
+
+def test_next_observations_rounded_differently_do_not_cut_an_episode(tmp_path):
+    arrays = good(40)
+    arrays["terminals"] = np.arange(40) == 39
+    following = np.concatenate([arrays["observations"][1:], arrays["observations"][:1] + 1])
+    arrays["next_observations"] = following * (1 + np.float32(3e-7))
+    assert read(write(tmp_path / "x.npz", arrays)).num_episodes == 1
+
+
+def test_all_tasks_of_the_domain_share_the_reward(tmp_path):
+    file = write(tmp_path / "x.npz", good())
+    assert transitions(read(file, TASK, OTHER)) == transitions(read(file, TASK))
+
+
+def test_actions_are_kept_inside_the_open_interval(tmp_path):
+    arrays = good()
+    arrays["actions"][3] = (1.0005, -1)
+    data = read(write(tmp_path / "x.npz", arrays))
+    np.testing.assert_array_equal(data.action[3], np.array([ACTION_LIMIT, -ACTION_LIMIT], np.float32))
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path):
+    num_rows = 300_000
+    with h5py.File(tmp_path / "large.hdf5", "w") as out:
+        for key in ("observations", "next_observations"):
+            out.create_dataset(key, (num_rows, 100), np.float32)
+        out.create_dataset("actions", (num_rows, 2), np.float32)
+        out["rewards"], out["terminals"] = np.zeros(num_rows), np.arange(num_rows) % 1000 == 999
+    task = TaskSpec("wide", "any", "wide", 1, obs_dim=100, action_dim=2, max_episode_steps=5, dataset="wide-v0")
+    dataset = Dataset("wide-v0", "any", "wide", ())
+    tracemalloc.start()
+    try:
+        rows = flat_files.read(dataset, [tmp_path / "large.hdf5"], [task])
+        assert sum(len(block.obs) for block in rows.blocks) == rows.num_rows == num_rows + 300
+        assert tracemalloc.get_traced_memory()[1] < num_rows * 2 * 100 * 4 / 4
+    finally:
+        tracemalloc.stop()
+
+
+# Layouts.
+
+
+def hdf5(file: Path, *keys: str) -> Path:
+    with h5py.File(file, "w") as out:
+        for key in keys:
+            out[key] = np.zeros(3)
+    return file
+
+
+def test_layouts_are_told_from_their_keys(tmp_path):
+    zeros = np.zeros((3, 2))
+    ogbench: dict[str, Any] = dict.fromkeys(("observations", "actions", "terminals", "qpos", "qvel"), zeros)
+    assert flat_files.layout(write(tmp_path / "a.npz", ogbench)) == "ogbench"
+    assert flat_files.layout(write(tmp_path / "b.npz", ogbench | {"rewards": zeros})) == "flat"
+    assert flat_files.layout(hdf5(tmp_path / "c.hdf5", "data/demo_0/actions", "mask/train")) == "robomimic"
+    assert flat_files.layout(hdf5(tmp_path / "d.hdf5", "episode_0/actions", "episode_1/actions")) == "minari"
+    assert flat_files.layout(write(tmp_path / "e.hdf5", good())) == "flat"
+
+
+def test_other_keys_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"no known layout has its keys frames, meta; known are observations, actions"):
+        flat_files.layout(hdf5(tmp_path / "a.hdf5", "frames", "meta/date"))
+    partly = {key: array for key, array in good().items() if key not in ("rewards", "terminals")}
+    with pytest.raises(DataError, match="no key for rewards and terminals among its keys actions, observations"):
+        flat_files.layout(write(tmp_path / "b.npz", partly))
+    with pytest.raises(DataError, match="its keys none;"):
+        flat_files.layout(write(tmp_path / "c.npz", {}))
+
+
+# What is refused, in one line that names file and key.
+
+
+def changed(key: str, value: Any) -> dict[str, np.ndarray]:
+    return {**good(), key: value}
+
+
+def with_entry(key: str, index: Any, value: float) -> dict[str, np.ndarray]:
+    arrays = {name: array.astype(np.float32) for name, array in good().items()}
+    arrays[key][index] = value
+    return arrays
+
+
+BAD = {
+    "another task": (
+        changed("observations", np.zeros((12, 4))),
+        r"'observations' is float64 \(12, 4\), task walk needs",
+    ),
+    "action width": (
+        changed("actions", np.zeros((12, 3))),
+        r"'actions' is float64 \(12, 3\), task walk needs rows",
+    ),
+    "images": (
+        changed("observations", np.zeros((12, 3, 3))),
+        r"'observations' is float64 \(12, 3, 3\), task walk needs",
+    ),
+    "lengths": (changed("rewards", np.zeros(11)), r"'rewards' is float64 \(11,\), but 'observations' has 12 rows"),
+    "reward columns": (changed("rewards", np.zeros((12, 2))), r"'rewards' is float64 \(12, 2\), expected one number"),
+    "scalar": (changed("rewards", np.float64(3)), r"'rewards' is float64 \(\), expected at least one row"),
+    "text": (changed("rewards", np.array([b"x"] * 12)), r"'rewards' is \|S1 \(12,\), expected numbers"),
+    "bool obs": (
+        changed("observations", np.ones((12, 3), bool)),
+        r"'observations' is bool \(12, 3\), expected numbers",
+    ),
+    "nan obs": (with_entry("observations", (7, 1), np.nan), "'observations' is not finite in row 7"),
+    "inf action": (with_entry("actions", (8, 0), np.inf), "'actions' is not finite in row 8"),
+    "nan reward": (with_entry("rewards", 9, np.nan), "'rewards' is not finite in row 9"),
+    "flags": (with_entry("terminals", 4, 2), "'terminals' is 2 in row 4, expected a flag 0 or 1"),
+    "half flags": (with_entry("terminals", 4, 0.5), "'terminals' is 0.5 in row 4, expected a flag 0 or 1"),
+    "actions in degrees": (with_entry("actions", (6, 1), -1.01), r"'actions' is 1.01 in row 6; .* scaled to \[-1, 1\]"),
+    "limits": (changed("timeouts", np.zeros(13)), r"'timeouts' is float64 \(13,\), but 'observations' has 12 rows"),
+    "next": (changed("next_observations", np.zeros((12, 2))), r"'next_observations' is .* needs rows of 3 numbers"),
+    "empty": (
+        {key: array[:0] for key, array in good().items()},
+        r"'observations' is float32 \(0, 3\), expected at least",
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+@pytest.mark.parametrize("arrays, message", BAD.values(), ids=BAD)
+def test_bad_arrays_are_refused(tmp_path, monkeypatch, arrays, message, suffix):
+    monkeypatch.setattr(flat_files, "_BLOCK_ROWS", 5)
+    file = write(tmp_path / f"bad{suffix}", arrays)
+    with pytest.raises(DataError, match=rf"^{file}: key {message}") as error:
+        read(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named(tmp_path):
+    arrays = good()
+    del arrays["rewards"]
+    with pytest.raises(DataError, match=r"key 'rewards' is missing, it has actions, observations, terminals$"):
+        read(write(tmp_path / "x.npz", arrays))
+
+
+def test_objects_are_never_unpickled(tmp_path):
+    file = write(tmp_path / "x.npz", changed("rewards", np.array([{"a": 1}] * 12, dtype=object)))
+    with pytest.raises(DataError, match=r"'rewards' is object \(12,\), expected numbers"):
+        read(file)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path, suffix):
+    whole = write(tmp_path / f"whole{suffix}", good(3000)).read_bytes()
+    for share in (0.0, 0.001, 0.3, 0.7, 0.999):
+        cut = tmp_path / f"cut{suffix}"
+        cut.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(DataError, match=rf"^{cut}") as error:
+            flat_files.layout(cut)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_flipped_bytes_of_an_npz_are_noticed(tmp_path, compression):
+    file = tmp_path / "x.npz"
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for key, array in good(3000).items():
+            data = io.BytesIO()
+            np.save(data, array)
+            archive.writestr(f"{key}.npy", data.getvalue())
+    data = bytearray(file.read_bytes())
+    data[9000] ^= 0x10
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=rf"^{file}: key 'observations' cannot be read") as error:
+        read(file)
+    assert "\n" not in str(error.value)
+
+
+def test_an_array_shorter_than_its_header_says_is_noticed(tmp_path):
+    file = tmp_path / "x.npz"
+    with zipfile.ZipFile(file, "w") as archive:
+        for key, array in good().items():
+            data = io.BytesIO()
+            np.save(data, array)
+            archive.writestr(f"{key}.npy", data.getvalue()[: -4 if key == "rewards" else None])
+    with pytest.raises(DataError, match=r"'rewards' cannot be read \(it ends after 11 of 12 rows\)"):
+        read(file)
+
+
+def test_other_files_are_refused(tmp_path):
+    text = tmp_path / "data.csv"
+    text.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"data\.csv is neither an npz nor an HDF5 file"):
+        flat_files.layout(text)
+    with pytest.raises(DataError, match=r"no data file .*absent"):
+        flat_files.layout(tmp_path / "absent.npz")
+    with pytest.raises(DataError, match="cannot be read"):
+        flat_files.layout(tmp_path)
+
+
+# Files written here.
+
+
+def test_merged_parts_come_back_and_tell_their_recipe(tmp_path):
+    rng = np.random.default_rng(1)
+    parts, lengths = [], (3, 1, 5)
+    for number, length in enumerate(lengths):
+        obs = rng.normal(size=(length + 1, 3))
+        steps = [
+            flat_files.Step(
+                obs[t], np.full(2, 0.25 * number), float(t), t == length - 1 and number < 2, False, obs[t + 1]
+            )
+            for t in range(length)
+        ]
+        parts.append(tmp_path / f"{number}.npz")
+        arrays: dict[str, Any] = flat_files.episode_arrays(steps)
+        np.savez(parts[-1], **arrays)
+    file, again = tmp_path / "merged.hdf5", tmp_path / "again.hdf5"
+    assert flat_files.write(parts, file, {"seed": 3}) == sum(lengths)
+    flat_files.write(parts, again, {"seed": 3})
+    assert file.read_bytes() == again.read_bytes()
+    assert flat_files.layout(file) == "flat"
+    assert flat_files.recipe_of(file) == {"seed": 3}
+    data = read(file)
+    assert (data.num_transitions, data.episode_ends.tolist()) == (9, [3, 4, 9])
+    assert data.terminated.tolist() == [False, False, True, False, True, *[False] * 7]
+    with h5py.File(file) as written:
+        assert all(len(array) == sum(lengths) for array in written.values()), "readers of D4RL load every array"
+
+
+def test_a_disk_that_fills_up_is_an_oserror(tmp_path):
+    part = tmp_path / "part.npz"
+    np.savez(part, observations=np.zeros((100_000, 2), np.float32), rewards=np.zeros(100_000, np.float32))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            flat_files.write([part], tmp_path / "merged.hdf5", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
+def test_origin_is_what_the_file_says_or_whose_it_is(tmp_path, suffix):
+    plain = write(tmp_path / f"plain{suffix}", good())
+    published, user = Dataset("walk-v0", "any", "walk", ()), Dataset("user-plain-0", "user", "", ())
+    assert flat_files.origin(published, [plain]) == "published"
+    assert flat_files.origin(user, [plain]) == "user"
+    assert flat_files.recipe_of(plain) is None
+    notes = {"origin": np.array("generated"), "recipe": np.array(json.dumps([1]))}
+    if suffix == ".npz":
+        noted = write(tmp_path / "noted.npz", good() | notes)
+    else:
+        noted = write(tmp_path / "noted.hdf5", good())
+        with h5py.File(noted, "a") as file:
+            file.attrs["origin"], file.attrs["recipe"] = "generated", json.dumps([1])
+    assert flat_files.origin(published, [noted]) == flat_files.origin(user, [noted]) == "generated"
+    assert flat_files.recipe_of(noted) == [1]
+    assert read(noted).num_transitions == 12
