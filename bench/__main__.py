@@ -159,6 +159,8 @@ def selected_configs(options: argparse.Namespace, overrides: dict[str, str]) -> 
         if "dataset" in settings:
             raise ConfigError("--data and --dataset exclude each other: a file of yours, or a set by its name")
         settings["dataset"] = datasets.register(options.data)
+    elif "dataset" in settings:
+        settings["dataset"] = datasets.parse_name(settings["dataset"]).name  # in the form that fits a folder's name
     if not options.suite:
         if not (options.task and options.agent):
             raise ConfigError(f"name a suite (--suite {'|'.join(SUITES)}) or a run (--task T --agent A --seed N)")

@@ -103,7 +103,7 @@ def byte_progress() -> Callable[[int, int | None], None]:
 class _Progress:
     """Called with how much is done of how much; prints now and then, and once at the end."""
 
-    def __init__(self, shown: Callable[[int, int], str], rate_text: Callable[[float], str]):
+    def __init__(self, shown: Callable[[int, int | None], str], rate_text: Callable[[float], str]):
         self._shown, self._rate_text = shown, rate_text
         self._started = self._last = time.monotonic()
         self._first: int | None = None
@@ -151,7 +151,7 @@ def list_command(options: argparse.Namespace, _: dict[str, str]) -> int:
 
 
 def get_command(options: argparse.Namespace, _: dict[str, str]) -> int:
-    names = [*options.names, *(datasets.task(task).dataset for task in options.task)]
+    names = [*options.names, *map(datasets.default_dataset, options.task)]
     if not names:
         raise ConfigError("name a data set (cube-double-play-v0) or tasks (--task cube-double lift-mh)")
     if options.workers < 1:

@@ -5,7 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.generate import ensure, generate
-from datasets.sources import TASKS, domains, kinds, published, require_extra, source_of, task, unavailable
+from datasets.sources import (
+    TASKS,
+    default_dataset,
+    domains,
+    kinds,
+    parse_name,
+    published,
+    require_extra,
+    source_of,
+    task,
+    unavailable,
+)
 from datasets.spec import DataError, TaskSpec, nearest
 from datasets.store import describe, get, load_task, made_here, verify
 from datasets.transitions import Transitions
@@ -23,6 +34,7 @@ __all__ = [
     "TaskSpec",
     "Transitions",
     "check_timing",
+    "default_dataset",
     "describe",
     "domains",
     "ensure",
@@ -33,6 +45,7 @@ __all__ = [
     "made_here",
     "make_env",
     "nearest",
+    "parse_name",
     "published",
     "register",
     "task",

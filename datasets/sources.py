@@ -3,14 +3,16 @@
 import importlib.util
 from collections.abc import Mapping
 
-from datasets import bullet, ogbench_tasks, user_files
+from datasets import bullet, minari_io, ogbench_tasks, user_files
 from datasets.spec import DataError, Dataset, Generator, Reader, Source, TaskSpec, nearest
 
 GENERATORS: tuple[Generator, ...] = (ogbench_tasks, bullet)
-SOURCES: tuple[Source, ...] = GENERATORS
+SOURCES: tuple[Source, ...] = (*GENERATORS, minari_io)
 READERS: tuple[Reader, ...] = (*SOURCES, user_files)
+DOWNLOADERS = {minari_io.SUITE: minari_io.get}  # of sources whose package fetches its data itself
 TASKS = {name: spec for source in SOURCES for name, spec in source.TASKS.items()}
 EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
+    "minari": "minari",
     "bullet": "pybullet_envs_gymnasium",
 }
 
@@ -35,6 +37,12 @@ def parse_name(name: str) -> Dataset:
         f"unknown data set '{name}'{nearest(name, published())}; names are like {published()[0]}, "
         f"cube-double-play-generated-1000ep-seed0 or cube-single-task1-mixed-generated-60ep-seed0"
     )
+
+
+def default_dataset(task_name: str) -> str:
+    """Name of the data set that a task is trained on, also where its task is known by its data alone (Minari)."""
+    dataset = minari_io.parse(task_name)
+    return dataset.name if dataset else task(task_name).dataset
 
 
 def domains() -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from datasets.cache import cache_root, exclusive, file_sha256, lock
-from datasets.sources import TASKS, parse_name, reader_of
+from datasets.sources import DOWNLOADERS, TASKS, parse_name, reader_of
 from datasets.spec import DataError, Dataset, TaskSpec, one_line
 from datasets.transitions import Transitions
 
@@ -66,10 +66,14 @@ def get(
     with suppress(DataError):  # some of the files are missing: that is what follows
         if files := find(dataset, data_dir):
             return files
-    if not any(file.urls for file in dataset.files):
+    own_downloader = DOWNLOADERS.get(dataset.suite)
+    if not own_downloader and not any(file.urls for file in dataset.files):
         raise DataError(_missing(dataset, data_dir))
     if os.environ.get(OFFLINE):
         raise DataError(f"{_missing(dataset, data_dir)} ({OFFLINE} is set, so nothing is downloaded)")
+    if own_downloader:
+        own_downloader(name)
+        return find(parse_name(name))
     from datasets.download import fetch
 
     try:
@@ -120,7 +124,7 @@ def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> 
     files = find(dataset, data_dir)
     if not files:
         raise DataError(_missing(dataset, data_dir))
-    flat = cache_root() / "flat" / f"{name}-{_source_key(files, '' if dataset.domain else spec.domain)}"
+    flat = cache_root() / "flat" / f"{name}-{_source_key(files, '' if dataset.domain else spec.name)}"
     if not flat.exists():
         _convert(dataset, spec, files, flat)
     with ExitStack() as on_error:
@@ -184,10 +188,10 @@ def _instead(dataset: Dataset) -> str:
     return f", or make a substitute ({make}) and run with --dataset {dataset.substitute}"
 
 
-def _source_key(files: list[Path], domain: str) -> str:
-    """Short hash by which a changed source is recognised without reading it; of a user's file, by domain as well."""
+def _source_key(files: list[Path], task: str) -> str:
+    """Short hash by which a changed source is recognised without reading it; of a user's file, by task as well."""
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = [FORMAT_VERSION, stats, *([domain] if domain else [])]
+    key = [FORMAT_VERSION, stats, *([task] if task else [])]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 
@@ -245,8 +249,8 @@ def _remove_outdated(dataset: Dataset, flat: Path, folder: str) -> None:
 
 
 def _write_arrays(dataset: Dataset, spec: TaskSpec, files: list[Path], folder: Path) -> dict[str, str]:
-    """Write the flat arrays, block by block; return the content hash of each task of the domain."""
-    of_domain = [task for task in TASKS.values() if task.domain == spec.domain] or [spec]
+    """Write the flat arrays, block by block; return the content hash of each task that the data set is for."""
+    of_domain = [task for task in TASKS.values() if task.domain == dataset.domain] or [spec]
     tasks = list({task.task_id: task for task in of_domain}.values())  # of those with one reward, one
     rows = reader_of(dataset).read(dataset, files, tasks)
     layout = {

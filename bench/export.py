@@ -1,0 +1,164 @@
+"""Transitions of data sets and of what runs have collected online, written as Minari data sets or flat HDF5 files."""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import datasets
+from bench.checkpoint import Checkpoints
+from bench.config import ConfigError, RunConfig
+from bench.writer import read_json
+from datasets.cache import replacing
+from datasets.minari_files import row_form
+from datasets.ring import ONLINE_FIELDS
+from datasets.spec import DataError, one_line
+from datasets.transitions import Transitions
+
+if TYPE_CHECKING:
+    from datasets.minari_export import Exported
+
+_ROWS = 65_536  # at a time, of memory-mapped data
+
+
+def export(options: argparse.Namespace) -> str:
+    """`python -m bench data export`: either `task` (with `dataset`, `data_dir`) or `run`, to either `minari` or `out`,
+    with `replace`. Returns what has been done, in lines for the user."""
+    if options.minari is not None:
+        if options.run is not None:
+            exported = export_run(options.run, options.minari, replace=options.replace)
+        else:
+            from datasets.minari_export import export_data
+
+            transitions = datasets.load(options.task, options.dataset, options.data_dir)
+            exported = export_data(options.task, transitions, options.minari, replace=options.replace)
+        environment = f"its environment is {exported.environment}"
+        if exported.environment is None:
+            environment = "gymnasium has no environment for it, so Minari's recover_environment will not work"
+        return (
+            f"wrote {exported.num_transitions:,} transitions to {exported.folder}; {environment}\n"
+            f'use it: minari.load_dataset("{options.minari}"), or python -m bench run … --task minari:{options.minari}'
+        )
+    if options.run is not None:
+        _, transitions = collected(options.run)
+    else:
+        transitions = datasets.load(options.task, options.dataset, options.data_dir)
+    write_flat(transitions, options.out, replace=options.replace)
+    return (
+        f"wrote {transitions.num_transitions:,} transitions to {options.out}\n"
+        f"use it: python -m bench run … --data {options.out}"
+    )
+
+
+def write_flat(transitions: Transitions, out: Path, *, replace: bool = False) -> None:
+    """Writes an HDF5 file in D4RL's layout, a row per transition; `timeouts` end the episodes that do not terminate.
+
+    Readers of this layout take each of `terminals` for the end of an episode, which those of OGBench's data are not.
+    """
+    import h5py
+
+    if out.suffix not in (".hdf5", ".h5"):
+        raise ConfigError(f"{out} must be named as an HDF5 file: {out.stem or 'data'}.hdf5")
+    if out.exists() and not replace:
+        raise ConfigError(f"{out} is there already; name another file or say --replace")
+    count = transitions.num_transitions
+    obs_shape, action_shape = (count, transitions.obs.shape[1]), (count, transitions.action.shape[1])
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as partial, h5py.File(partial, "w") as file:
+            file.attrs["origin"] = transitions.origin
+            file.attrs["recipe"] = json.dumps({"dataset": transitions.name, "content_hash": transitions.content_hash})
+            arrays = {
+                "observations": file.create_dataset("observations", obs_shape, np.float32),
+                "next_observations": file.create_dataset("next_observations", obs_shape, np.float32),
+                "actions": file.create_dataset("actions", action_shape, np.float32),
+                "rewards": file.create_dataset("rewards", (count,), np.float32),
+                "terminals": file.create_dataset("terminals", (count,), bool),
+                "timeouts": file.create_dataset("timeouts", (count,), bool),
+            }
+            start = 0
+            for first in range(0, len(transitions.final) - 1, _ROWS):
+                rows = np.arange(first, min(first + _ROWS, len(transitions.final) - 1))
+                rows = rows[~transitions.final[rows]]
+                stop = start + len(rows)
+                terminated = transitions.terminated[rows]
+                for key, values in {
+                    "observations": transitions.obs[rows],
+                    "next_observations": transitions.obs[rows + 1],
+                    "actions": transitions.action[rows],
+                    "rewards": transitions.reward[rows],
+                    "terminals": terminated,
+                    "timeouts": transitions.final[rows + 1] & ~terminated,
+                }.items():
+                    arrays[key][start:stop] = values
+                start = stop
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {one_line(error)}") from error
+
+
+def export_run(directory: Path, dataset_id: str, *, replace: bool = False, **about: Any) -> "Exported":
+    """Writes the transitions that a run has collected online as a Minari data set.
+
+    `about`: author, description, code_permalink of `export_data`. Raises ConfigError where `directory` holds no run
+    with online transitions.
+    """
+    from datasets.minari_export import export_data
+
+    config, transitions = collected(directory)
+    return export_data(
+        config.task,
+        transitions,
+        dataset_id,
+        replace=replace,
+        success_timing=config.success_timing,
+        algorithm=config.agent,
+        facts={
+            "run": {
+                "suite": config.suite,
+                "agent": config.agent,
+                "seed": config.seed,
+                "config_hash": config.to_json()["config_hash"],
+            }
+        },
+        **about,
+    )
+
+
+def collected(directory: Path) -> tuple[RunConfig, Transitions]:
+    """A run's config and all transitions that its newest checkpoint has from online training, oldest first.
+
+    The episode under way when the checkpoint was made ends there, as if truncated. Raises ConfigError as `export_run`.
+    """
+    written = read_json(directory / "config.json")
+    if written is None:
+        raise ConfigError(f"{directory} is no run: it has no config.json; name a folder like results/…/seed_000")
+    config = RunConfig.from_json(written)
+    task = datasets.task(config.task)
+    checkpoints = Checkpoints(directory)
+    states = checkpoints.load()
+    widths = {"obs": task.obs_dim, "action": task.action_dim, "next_obs": task.obs_dim}
+    columns = [widths.get(field, 1) for field in ONLINE_FIELDS]
+    newest = states[max(states)] if states else None
+    if newest is None or not newest["replay_rows"]:
+        raise ConfigError(f"{directory} has collected no transitions online: there is nothing to export")
+    packed = checkpoints.restore_replay(newest, sum(columns)).numpy()
+    parts = np.split(packed, np.cumsum(columns)[:-1], axis=1)
+    fields = dict(zip(ONLINE_FIELDS, parts, strict=True))  # each (N, …)
+    ends = fields["episode_end"][:, 0] > 0
+    ends[-1] = True
+
+    rows = row_form(
+        fields["obs"],
+        fields["action"],
+        fields["reward"][:, 0],
+        fields["terminated"][:, 0] > 0,
+        next_obs=fields["next_obs"],
+        ends=ends,
+    )
+    obs, action, final, reward, terminated = rows
+    name = "-".join([config.suite, config.task, config.agent, f"seed{config.seed}", "online"])
+    digest = hashlib.sha256(packed.tobytes()).hexdigest()
+    return config, Transitions(obs, action, reward, terminated, final, name, "generated", digest)
