@@ -3,15 +3,16 @@
 import importlib.util
 from collections.abc import Mapping
 
-from datasets import bullet, minari_io, ogbench_tasks, user_files
+from datasets import bullet, minari_io, ogbench_tasks, robomimic_lowdim, user_files
 from datasets.spec import DataError, Dataset, Generator, Reader, Source, TaskSpec, nearest
 
-GENERATORS: tuple[Generator, ...] = (ogbench_tasks, bullet)
+GENERATORS: tuple[Generator, ...] = (ogbench_tasks, robomimic_lowdim, bullet)
 SOURCES: tuple[Source, ...] = (*GENERATORS, minari_io)
 READERS: tuple[Reader, ...] = (*SOURCES, user_files)
 DOWNLOADERS = {minari_io.SUITE: minari_io.get}  # of sources whose package fetches its data itself
 TASKS = {name: spec for source in SOURCES for name, spec in source.TASKS.items()}
 EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
+    "robomimic": "robosuite",
     "minari": "minari",
     "bullet": "pybullet_envs_gymnasium",
 }
