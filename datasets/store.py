@@ -66,16 +66,16 @@ def get(
     with suppress(DataError):  # some of the files are missing: that is what follows
         if files := find(dataset, data_dir):
             return files
+    from datasets.download import MIRROR, fetch
+
     own_downloader = DOWNLOADERS.get(dataset.suite)
-    if not own_downloader and not any(file.urls for file in dataset.files):
+    if not own_downloader and not any(file.urls for file in dataset.files) and not os.environ.get(MIRROR):
         raise DataError(_missing(dataset, data_dir))
     if os.environ.get(OFFLINE):
         raise DataError(f"{_missing(dataset, data_dir)} ({OFFLINE} is set, so nothing is downloaded)")
     if own_downloader:
         own_downloader(name)
         return find(parse_name(name))
-    from datasets.download import fetch
-
     try:
         return fetch(dataset.name, dataset.files, folders[0], workers=workers, progress=progress)
     except DataError as error:
@@ -84,7 +84,7 @@ def get(
 
 def verify(name: str, data_dir: str | Path | None = None, record: bool = False) -> list[tuple[str, bool]]:
     """For each file of a data set a line on how it compares with its recorded checksum, and whether it differs."""
-    from datasets.download import verify
+    from datasets.checksums import verify
 
     dataset = parse_name(name)
     files = find(dataset, data_dir)

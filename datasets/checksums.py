@@ -1,0 +1,133 @@
+"""The lock file of checksums: what each downloaded file was at its first download, since no upstream publishes any.
+
+It is JSON with one entry per `data set/file`, sorted, to be committed: whoever shares it gets the same bytes or a line
+that says so.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypedDict
+
+from datasets.cache import exclusive, file_sha256, replacing
+from datasets.spec import DataError, one_line
+
+LOCK = "O2O_BENCH_LOCK"  # an environment variable: another lock file than the checkout's
+_threads = threading.Lock()  # `exclusive` is for processes, and not every file system has it
+
+
+class Entry(TypedDict):
+    """One file as it was recorded."""
+
+    bytes: int
+    sha256: str  # hexadecimal
+    url: str | None  # None: the user had put the file there
+    date: str  # ISO 8601, UTC
+
+
+def lock_file() -> Path:
+    """`$O2O_BENCH_LOCK` or `datasets/lock.json` in the checkout."""
+    return Path(os.environ.get(LOCK) or Path(__file__).with_name("lock.json")).expanduser()
+
+
+def entries(lock: Path) -> dict[str, Entry]:
+    """All that is recorded. Raises DataError where the file cannot be read or is no lock file."""
+    try:
+        found = json.loads(lock.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{lock} cannot be read as JSON ({one_line(error)}); mend it, or take the committed one"
+        ) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+        for entry in found.values()
+    ):
+        raise DataError(f"{lock} has an entry without 'bytes' or 'sha256'; mend it, or take the committed one")
+    return found
+
+
+def require_writable(lock: Path) -> None:
+    """Raises DataError where nothing could be recorded: better before a download than after it."""
+    folder = lock.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(lock if lock.exists() else folder, os.W_OK) or not os.access(folder, os.W_OK):
+        raise DataError(_cannot_record(lock, "no permission to write there"))
+
+
+def _cannot_record(lock: Path, reason: str | None) -> str:
+    return f"cannot record checksums in {lock}: {reason}; name a file that can be written: {LOCK}=FILE"
+
+
+def key(dataset_name: str, file_name: str) -> str:
+    """Of a file's entry."""
+    return f"{dataset_name}/{file_name}"
+
+
+def record(lock: Path, dataset_name: str, file_name: str, num_bytes: int, sha256: str, url: str | None) -> Entry:
+    """The entry of a file, a new one where there is none. Raises DataError where the lock file cannot be written."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        path_hash = hashlib.sha256(str(lock.resolve()).encode()).hexdigest()[:12]
+        with _threads, exclusive(f"checksums-{path_hash}"):
+            known = entries(lock)
+            name = key(dataset_name, file_name)
+            if name not in known:
+                date = datetime.now(UTC).date().isoformat()
+                known[name] = {"bytes": num_bytes, "sha256": sha256, "url": url, "date": date}
+                with replacing(lock) as partial:
+                    partial.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        raise DataError(_cannot_record(lock, error.strerror)) from error
+    return known[name]
+
+
+def verify(
+    dataset_name: str,
+    file_names: list[str],
+    paths: list[Path],
+    record_new: bool = False,
+    lock: Path | None = None,
+) -> list[tuple[str, bool]]:
+    """For each file a line on how it compares with what is recorded, and whether it differs.
+
+    `file_names` are the names in the data set, `paths` where the files lie. With `record_new`, files that have no entry
+    get one. Raises DataError for a file that cannot be read.
+    """
+    lock = lock or lock_file()
+    known = entries(lock)
+    lines = []
+    for name, path in zip(file_names, paths, strict=True):
+        entry = known.get(key(dataset_name, name))
+        try:
+            num_bytes = path.stat().st_size
+            sha256 = None if entry and entry["bytes"] != num_bytes else file_sha256(path)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        if entry and entry["sha256"] == sha256:
+            lines.append((f"{path}: as recorded, sha256 {sha256}", False))
+        elif entry:
+            lines.append((f"{path} {_difference(dataset_name, num_bytes, sha256, entry, lock)}", True))
+        elif record_new and sha256:
+            record(lock, dataset_name, name, num_bytes, sha256, None)
+            lines.append((f"{path}: recorded now, {num_bytes:,} bytes, sha256 {sha256}", False))
+        else:
+            again = f"python -m bench data verify {dataset_name} --record"
+            lines.append((f"{path}: not recorded yet, sha256 {sha256}; record it: {again}", False))
+    return lines
+
+
+def _difference(dataset_name: str, num_bytes: int, sha256: str | None, entry: Entry, lock: Path) -> str:
+    has, expected = f"{num_bytes:,} bytes", f"{entry['bytes']:,} bytes"
+    if sha256:  # of equal size
+        has, expected = f"sha256 {sha256}", f"sha256 {entry['sha256']}"
+    whence = entry.get("url") or "a file that was here"
+    return (
+        f"differs: it has {has}, {lock} has {expected} (from {whence}, {entry.get('date')}); move it away and get it "
+        f"again: python -m bench data get {dataset_name}"
+    )

@@ -1,0 +1,319 @@
+"""Downloads files of data sets: in parallel, resumed where they were cut, checked, never half under their final name.
+
+A finished file must be as the lock file recorded it at its first download. Before that it must be whole as far as its
+format shows, and is recorded.
+"""
+
+import os
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+from datasets.checksums import Entry, entries, key, lock_file, record, require_writable
+from datasets.partial import DISK_FULL, Partial, claim, damage, partial_path
+from datasets.servers import Answer, Changed, Cut, Patience, Refused, ask, shown
+from datasets.spec import DataError, RemoteFile
+
+if TYPE_CHECKING:
+    import requests
+
+MIRROR = "O2O_BENCH_MIRROR"  # an environment variable: an address or a folder that is tried before all others
+Progress = Callable[[int, int | None], None]  # bytes that are here, bytes in all (None: not known yet)
+
+_MOST_NAMED = 3  # files, in an error's line
+
+
+def fetch(
+    dataset_name: str,
+    files: Sequence[RemoteFile],
+    folder: str | Path,
+    *,
+    workers: int = 4,
+    progress: Progress | None = None,
+    lock: Path | None = None,
+    patience: Patience | None = None,
+) -> list[Path]:
+    """Downloads the files that `folder` lacks, `workers` at once, and returns the paths of all.
+
+    Tries `$O2O_BENCH_MIRROR`, then each file's addresses in order. Continues partial downloads, and waits for those of
+    other processes. Sizes and hashes are compared with `lock`, default `checksums.lock_file()`, or recorded there.
+    `progress` is called in this thread, about ten times a second. Raises DataError, one line, where files cannot be had
+    (with each address and its reason), differ from what is recorded, or cannot be written. What has arrived is kept.
+    """
+    folder = Path(folder).expanduser()
+    missing = [file for file in files if not (folder / file.name).is_file()]
+    if missing:
+        _Download(dataset_name, missing, folder, lock or lock_file(), patience or Patience()).run(workers, progress)
+    return [folder / file.name for file in files]
+
+
+def addresses(dataset_name: str, file: RemoteFile) -> list[str]:
+    """Where a file is looked for, in order. A mirror has it under its name, or under that in a folder of the set."""
+    mirror = os.environ.get(MIRROR, "").strip()
+    if not mirror:
+        return list(file.urls)
+    names = (file.name, f"{dataset_name}/{file.name}")
+    if "://" in mirror:
+        return [*(f"{mirror.rstrip('/')}/{quote(name)}" for name in names), *file.urls]
+    return [*(str(Path(mirror).expanduser().absolute() / name) for name in names), *file.urls]
+
+
+@dataclass
+class _Tally:
+    """How far each file is, by its path."""
+
+    sizes: dict[Path, int | None]  # bytes; None: not known yet
+    done: dict[Path, int]  # bytes
+    waiting_for: dict[Path, Path] = field(default_factory=dict)  # partial files that another process is writing
+
+    def totals(self) -> tuple[int, int | None]:
+        """Bytes here and in all. Files of unknown size count like the average one as soon as two are known."""
+        for target, partial in list(self.waiting_for.items()):
+            with suppress(FileNotFoundError):
+                self.done[target] = partial.stat().st_size
+        known = [size for size in self.sizes.values() if size is not None]
+        if len(known) < min(2, len(self.sizes)):
+            return sum(self.done.values()), None
+        return sum(self.done.values()), sum(known) * len(self.sizes) // len(known)
+
+    def known_left(self) -> int:
+        """Bytes that are still to come, at least."""
+        _, total = self.totals()
+        return (total or sum(size or 0 for size in self.sizes.values())) - sum(self.done.values())
+
+
+@dataclass
+class _Failure:
+    file: RemoteFile
+    reasons: list[tuple[str, str]]  # address, why it did not give the file
+    has_part: bool
+
+
+class _Stopped(Exception):
+    """Another file's failure, or the user, has ended the whole download."""
+
+
+class _Download:
+    """One call of `fetch`: its threads, and what they have learnt about servers."""
+
+    def __init__(self, dataset_name: str, files: list[RemoteFile], folder: Path, lock: Path, patience: Patience):
+        self.dataset_name, self.files, self.folder = dataset_name, files, folder
+        self.lock, self.patience = lock, patience
+        recorded = [self._entry(file) for file in files]
+        if not all(recorded):
+            require_writable(lock)
+        targets = [folder / file.name for file in files]
+        self.tally = _Tally(
+            sizes={
+                target: entry["bytes"] if entry else file.num_bytes
+                for target, entry, file in zip(targets, recorded, files, strict=True)
+            },
+            done={target: _size(partial_path(target)) for target in targets},
+        )
+        self.queue: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
+        for file in files:
+            self.queue.put(file)
+        self.stop = threading.Event()
+        self.fatal: BaseException | None = None
+        self.failures: list[_Failure] = []
+        self.answered: set[str] = set()  # servers that have answered anything
+        self.delivered: set[str] = set()  # servers that have sent a file's data
+        self.dead: dict[str, str] = {}  # servers that are not asked again, and why
+
+    def run(self, workers: int, progress: Progress | None) -> None:
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(self.files)))]
+        try:
+            for thread in threads:
+                thread.start()
+            while alive := [thread for thread in threads if thread.is_alive()]:
+                alive[0].join(0.1)
+                if progress:
+                    progress(*self.tally.totals())
+        finally:  # a thread that waits for a stalled server is left behind: it writes nothing any more
+            self.stop.set()
+            deadline = time.monotonic() + 1
+            for thread in threads:
+                thread.join(max(0, deadline - time.monotonic()))
+        if self.fatal:
+            raise self.fatal
+        if self.failures:
+            raise DataError(self._report())
+
+    def _work(self) -> None:
+        import requests
+
+        try:
+            with requests.Session() as session:
+                while not self.stop.is_set():
+                    self._fetch_file(session, self.queue.get_nowait())
+        except (queue.Empty, _Stopped):
+            pass
+        except BaseException as error:  # goes on in `run`
+            self.fatal = self.fatal or error
+            self.stop.set()
+
+    def _fetch_file(self, session: "requests.Session", file: RemoteFile) -> None:
+        """Asks one address after the other until the file is in its place."""
+        target = self.folder / file.name
+        left = addresses(self.dataset_name, file)
+        reasons = []
+        try:
+            while left and not target.is_file():
+                with claim(target, self.tally.waiting_for) as partial:
+                    if partial is None:  # another process was faster
+                        break
+                    if self.stop.is_set():  # it may have taken long to come so far
+                        raise _Stopped
+                    begun = partial.version.url if partial.version else ""
+                    address = next((one for one in left if shown(one) == begun), left[0])
+                    left.remove(address)
+                    try:
+                        if not partial.is_complete:
+                            self._get_rest(session, file, address, partial)
+                        self._place(file, partial)
+                    except Refused as refused:
+                        reasons.append((shown(address), str(refused)))
+            if target.is_file():
+                self.tally.sizes[target] = self.tally.done[target] = _size(target)
+            else:
+                self.tally.done[target] = _size(partial_path(target))
+                self.failures.append(_Failure(file, reasons, has_part=self.tally.done[target] > 0))
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise DataError(
+                    f"no room for {target} ({error.strerror}) after {_size(partial_path(target)):,} bytes, which are "
+                    "kept; free some space and repeat the command"
+                ) from error
+            raise DataError(f"cannot write {target}: {error.strerror or error}") from error
+
+    def _get_rest(self, session: "requests.Session", file: RemoteFile, address: str, partial: Partial) -> None:
+        """Asks one server again and again, as long as that brings something new."""
+        server = urlsplit(address).netloc
+        most, attempt = partial.offset, 0
+        while server not in self.dead:
+            asked = time.monotonic()
+            try:
+                with ask(session, address, partial.version, partial.offset, self.patience) as answer:
+                    self.answered.add(server)
+                    self._receive(file, answer, partial)
+                self.delivered.add(server)
+                return
+            except Cut as cut:
+                if cut.has_answered:
+                    self.answered.add(server)
+                if isinstance(cut, Changed):
+                    partial.clear()
+                if partial.offset > most:
+                    most, attempt = partial.offset, 0
+                    self.delivered.add(server)
+                if server in self.answered:
+                    pauses, gives_up = self.patience.pauses, cut.pause > self.patience.longest_pause
+                else:
+                    pauses = self.patience.pauses_unanswered
+                    gives_up = time.monotonic() - asked > self.patience.slow_failure
+                if gives_up or attempt == len(pauses):
+                    if server in self.delivered:
+                        raise Refused(str(cut)) from cut
+                    self.dead[server] = str(cut)  # other files need not find out again
+                elif self.stop.wait(max(pauses[attempt], cut.pause)):
+                    raise _Stopped from cut
+                attempt += 1
+        raise Refused(self.dead[server])
+
+    def _receive(self, file: RemoteFile, answer: Answer, partial: Partial) -> None:
+        target = self.folder / file.name
+        entry = self._entry(file)
+        size = answer.version.num_bytes
+        if size is not None and entry and size != entry["bytes"]:
+            raise Refused(f"has {size:,} bytes, {self.lock} has {entry['bytes']:,}{self._if_right(file)}")
+        if size is not None and file.num_bytes is not None and size != file.num_bytes:
+            raise Refused(f"has {size:,} bytes, expected {file.num_bytes:,}")
+        if not answer.shows_end and entry is None and file.num_bytes is None:
+            raise Refused("does not tell the size, without which a cut file would look whole")
+        if answer.begin == 0:
+            partial.start(answer.version)
+        self.tally.sizes[target] = size or self.tally.sizes[target]
+        self.tally.done[target] = partial.offset
+        self._check_room()
+        for chunk in answer.chunks:
+            if self.stop.is_set():
+                raise _Stopped
+            partial.append(chunk)
+            self.tally.done[target] = partial.offset
+        if size is not None and partial.offset != size:
+            raise Cut(f"connection cut after {partial.offset:,} of {size:,} bytes")
+        partial.finish()
+
+    def _check_room(self) -> None:
+        left, free = self.tally.known_left(), shutil.disk_usage(self.folder).free
+        if left > free:
+            raise DataError(
+                f"{self.dataset_name}: {left / 1e9:,.3f} GB are still to come and {free / 1e9:,.3f} GB are free in "
+                f"{self.folder}; free some space, or choose another folder with --data-dir"
+            )
+
+    def _place(self, file: RemoteFile, partial: Partial) -> None:
+        """Checks a complete file and gives it its name."""
+        target = self.folder / file.name
+        aside = target.with_name(f".{target.name}.mismatch")
+        version, sha256 = partial.version, partial.sha256()
+        assert version is not None
+        entry = self._entry(file)
+        bad = None
+        if version.sha256 not in (None, sha256):
+            bad = f"was damaged on the way: it has sha256 {sha256}, the server told {version.sha256}"
+        elif file.num_bytes not in (None, partial.offset):
+            bad = f"has {partial.offset:,} bytes, expected {file.num_bytes:,}"
+        elif entry is None:
+            bad = damage(partial.path, target.suffix)
+        if bad:
+            partial.clear()
+            raise Refused(bad)
+        if entry is None:
+            entry = record(self.lock, self.dataset_name, file.name, partial.offset, sha256, version.url)
+        if entry["sha256"] != sha256:
+            partial.move(aside)
+            raise Refused(
+                f"has sha256 {sha256}, {self.lock} has {entry['sha256']} of {entry.get('date')}; kept as {aside}"
+                f"{self._if_right(file)}"
+            )
+        partial.move(target)
+        aside.unlink(missing_ok=True)
+
+    def _entry(self, file: RemoteFile) -> Entry | None:
+        return entries(self.lock).get(key(self.dataset_name, file.name))
+
+    def _if_right(self, file: RemoteFile) -> str:
+        name = key(self.dataset_name, file.name)
+        return f" (if the new file is the right one, delete '{name}' from the lock file and repeat the command)"
+
+    def _report(self) -> str:
+        """One line: each address with its reason."""
+        failures = sorted(self.failures, key=lambda failure: self.files.index(failure.file))
+        named = failures
+        if len(named) > _MOST_NAMED:  # one for each kind of failure
+            kinds: dict[tuple[str, ...], _Failure] = {}
+            for failure in failures:
+                kinds.setdefault(tuple(reason for _, reason in failure.reasons), failure)
+            named = list(kinds.values())[:_MOST_NAMED]
+        files = []
+        for failure in named:
+            reasons = "; ".join(f"{url}: {reason}" for url, reason in failure.reasons)
+            files.append(f"{failure.file.name} ({reasons or 'no address is known'})")
+        more = f" and {len(failures) - len(named)} more files" if len(failures) > len(named) else ""
+        kept = "; what has arrived is kept" if any(failure.has_part for failure in failures) else ""
+        return f"{self.dataset_name}: cannot download {', '.join(files)}{more}{kept}; try again later"
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
