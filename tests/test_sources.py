@@ -1,0 +1,217 @@
+"""What holds for the tasks and data of every source: the registry, files of users, and runs that stop and go on."""
+
+import re
+import shutil
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+import datasets
+from bench.evaluate import Preempted
+from bench.train import Execution, run
+from datasets.sources import EXTRAS, SOURCES, missing_extra, source_of
+from datasets.spec import DataError
+from tests.tiny_runs import ROOT, provenance_of, python, status_of, tiny_config
+
+HUMAN_LIFT = ROOT / "tests" / "fixtures" / "lift_human3_low_dim.hdf5"
+FIRST_TASKS = [next(name for name, spec in datasets.TASKS.items() if spec.domain == own) for own in datasets.domains()]
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def random_file(task: str, file: Path, lengths: tuple[int, ...] = (12, 9)) -> Path:
+    """A flat file of random numbers with the shapes of a task."""
+    spec = datasets.task(task)
+    rng = np.random.default_rng(0)
+    num_rows = sum(lengths)
+    ends = np.isin(np.arange(num_rows), np.cumsum(lengths) - 1)
+    np.savez(
+        file,
+        observations=rng.normal(size=(num_rows, spec.obs_dim)).astype(np.float32),
+        next_observations=rng.normal(size=(num_rows, spec.obs_dim)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (num_rows, spec.action_dim)).astype(np.float32),
+        rewards=-np.ones(num_rows, np.float32),
+        terminals=np.zeros(num_rows, bool),
+        timeouts=ends,
+    )
+    return file
+
+
+def needs_simulator(task: str) -> None:
+    if problem := datasets.unavailable(task):
+        pytest.skip(problem)
+
+
+def test_every_task_belongs_to_one_source_and_has_data_it_can_name() -> None:
+    for name, spec in datasets.TASKS.items():
+        owners = [source.SUITE for source in SOURCES if source.task(name) is not None]
+        assert owners == [spec.suite], name
+        dataset = datasets.parse_name(spec.dataset)
+        assert dataset.domain == spec.domain and dataset.recipe is None
+        assert all(file.urls for file in dataset.files), f"nobody can get {spec.dataset}"
+        if dataset.substitute is not None:
+            substitute = datasets.parse_name(dataset.substitute)
+            assert substitute.domain == spec.domain and substitute.recipe is not None
+        assert datasets.default_dataset(name) == spec.dataset
+
+
+def test_every_extra_is_installed_from_a_lock_of_its_name() -> None:
+    assert {source.EXTRA for source in SOURCES} - {None} == set(EXTRAS)
+    for extra in EXTRAS:
+        assert (ROOT / f"requirements-{extra}.lock").exists()
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EXTRAS, "robomimic", "no_such_simulator")
+    assert missing_extra(source_of(datasets.task("lift"))) == "robomimic"
+    with pytest.raises(DataError, match="no_such_simulator, which is not installed; install it: make setup EX"):
+        datasets.make_env("lift")
+    assert "make setup EXTRAS=robomimic" in (datasets.unavailable("can-ph") or "")
+    assert datasets.unavailable("cube-single") is None
+
+
+@pytest.mark.parametrize("task", FIRST_TASKS)
+def test_an_environment_keeps_the_contract_of_all(task: str) -> None:
+    needs_simulator(task)
+    spec = datasets.task(task)
+    env = datasets.make_env(task)
+    obs, info = env.reset(seed=1)
+    assert (obs.shape, obs.dtype, info) == ((spec.obs_dim,), np.float32, {})
+    assert env.action_space == gymnasium.spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
+    action = np.full(spec.action_dim, 3.0)  # beyond the bounds: clipped
+    first, reward, terminated, truncated, info = env.step(action)
+    assert first.dtype == np.float32 and isinstance(reward, float)
+    assert isinstance(terminated, bool) and isinstance(truncated, bool)
+    assert set(info) <= {"success"}
+    np.testing.assert_array_equal(env.reset(seed=1)[0], obs)
+    np.testing.assert_array_equal(env.step(action.clip(-1, 1))[0], first)
+    with pytest.raises(ValueError, match="finite numbers"):
+        env.step(np.full(spec.action_dim, np.nan))
+    env.close()
+
+
+RUNS = {  # task: what a user would name as its data
+    "lift-mh": HUMAN_LIFT,
+    "scene-task2": None,
+    "antmaze-large-task1": None,
+    "ant-bullet-mixed": None,
+}
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_a_run_on_a_file_of_the_users_stops_and_goes_on_to_the_same_bytes(task: str, own_cache: Path) -> None:
+    needs_simulator(task)
+    file = RUNS[task] or random_file(task, own_cache / "mine.npz")
+    config = tiny_config(
+        "qc_fql",
+        task=task,
+        dataset=datasets.register(file),
+        offline_updates=6,
+        online_steps=24,
+        eval_interval_steps=24,
+        eval_interval_updates=6,
+        eval_episodes=1,
+    )
+    spec = datasets.task(task)
+    execution = Execution(device="cpu", env_workers=0)
+    whole, stopped = own_cache / "whole", own_cache / "stopped"
+    run([config], whole, execution, lambda: False)
+    table = config.directory(stopped) / "train.csv"
+    with pytest.raises(Preempted):
+        run([config], stopped, execution, lambda: table.exists() and "\nonline," in table.read_text())
+    run([config], stopped, execution, lambda: False)
+    for name in ("episodes.csv", "train.csv"):
+        assert (config.directory(stopped) / name).read_bytes() == (config.directory(whole) / name).read_bytes()
+    provenance = provenance_of(config.directory(stopped))
+    assert len(provenance["starts"]) == 2 and provenance["dataset"]["origin"] == "user"
+    status = status_of(config.directory(stopped))
+    assert status["state"] == "complete" and (status["success_rate"] is None) == (spec.suite == "bullet")
+
+
+# Files of users.
+
+
+def test_a_file_is_known_by_its_content_wherever_it_lies(own_cache: Path) -> None:
+    file = random_file("can", own_cache / "my data (2).npz")
+    name = datasets.register(file)
+    assert name.startswith("user-my-data-2-")
+    moved = own_cache / "elsewhere" / "other.npz"
+    moved.parent.mkdir()
+    shutil.copy(file, moved)
+    assert datasets.register(moved)[-10:] == name[-10:]
+    assert datasets.describe(name)["origin"] == "user"
+    assert datasets.load("can", name).num_transitions == 21
+    assert name in datasets.made_here()
+
+
+def test_a_copy_outlives_the_file(own_cache: Path) -> None:
+    file = random_file("can", own_cache / "mine.npz")
+    name = datasets.register(file, copy=True)
+    file.unlink()
+    assert datasets.load("can", name).num_transitions == 21
+
+
+def test_a_file_that_has_changed_is_not_taken_for_the_old_one(own_cache: Path) -> None:
+    file = random_file("can", own_cache / "mine.npz")
+    name = datasets.register(file)
+    random_file("can", file, lengths=(5, 5))
+    with pytest.raises(DataError, match=f"mine.npz has changed since it was named '{name}'"):
+        datasets.load("can", name)
+
+
+def test_a_file_that_is_gone_or_unknown_here_says_how_to_name_it_again(own_cache: Path) -> None:
+    file = random_file("can", own_cache / "mine.npz")
+    name = datasets.register(file)
+    file.unlink()
+    with pytest.raises(DataError, match=r"is missing: no mine\.npz in .*; name it again: --data FILE"):
+        datasets.load("can", name)
+    with pytest.raises(DataError, match="not known here; name it again: --data FILE"):
+        datasets.load("can", "user-mine-0123456789")
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "message"),
+    [
+        ("can", HUMAN_LIFT, "holds data of Lift, the task is PickPlaceCan"),
+        ("cube-single", HUMAN_LIFT, "holds data of robomimic, task cube-single-task2 is of ogbench"),
+        ("lift", "flat", r"'observations' is .*23.*19"),
+        ("lift", "text", "is neither"),
+        ("lift", "absent", "no data file"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_reason(task: str, file: Path | str, message: str, own_cache: Path) -> None:
+    if file == "flat":
+        file = random_file("can", own_cache / "flat.npz")
+    elif file == "text":
+        file = own_cache / "notes.npz"
+        file.write_text("observations")
+    arguments = ["--task", task, "--agent", "fql", "--results", str(own_cache / "results"), "--data", str(file)]
+    arguments += ["--offline-updates", "1", "--online-steps", "0"]
+    done = python("-m", "bench", "run", *arguments)
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.count("\n") == 1
+    assert re.search(message, done.stderr), done.stderr
+    assert not (own_cache / "results").exists()
+
+
+def test_data_and_dataset_exclude_each_other() -> None:
+    arguments = ["--task", "lift", "--agent", "fql", "--data", str(HUMAN_LIFT), "--dataset", "lift-mh-v15"]
+    done = python("-m", "bench", "plan", *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--data and --dataset exclude each other" in done.stderr
+
+
+def test_the_list_shows_every_task_and_what_was_made_here(own_cache: Path) -> None:
+    name = datasets.register(random_file("can", own_cache / "mine.npz"))
+    done = python("-m", "bench", "data", "list")
+    assert done.returncode == 0, done.stderr
+    for spec in datasets.TASKS.values():
+        assert spec.dataset in done.stdout
+    assert name in done.stdout
