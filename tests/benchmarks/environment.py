@@ -1,4 +1,4 @@
-"""CPU time of a step of OGBench's cube environments: the package's own step against `datasets.ogbench_fast`.
+"""CPU time of steps and resets: the packages' own against `datasets.ogbench_fast` and `datasets.robomimic_fast`.
 
 Run as `python -m tests.benchmarks.environment`. Each environment takes the same random actions in a process of its
 own, as the faster one changes a setting of MuJoCo that holds for its process.
@@ -15,10 +15,14 @@ from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
-from datasets.ogbench_tasks import DOMAINS, TASKS
+from datasets.ogbench_tasks import DOMAINS
+from datasets.robomimic_lowdim import ENV_NAMES
+from datasets.sources import task
 from tests.benchmarks.measure import Timing, interleaved, machine_line, table
 
 CUBES = tuple(name for name in DOMAINS if name.startswith("cube-"))
+ROBOMIMIC = tuple(ENV_NAMES)
+RESETS = 4  # per turn
 KINDS = ("package", "fast")
 PARTS = ("physics", "inverse kinematics", "observation and info")
 
@@ -49,14 +53,22 @@ class Stopwatch:
 
 
 def serve(connection: Connection, task_name: str, kind: str, num_steps: int) -> None:
-    """Answers "steps" with the CPU seconds of `num_steps` steps; from the first "parts" on with those of each part."""
+    """Answers "steps" with the CPU seconds of `num_steps` steps and of a reset; "parts" with those of each part.
+
+    Once it has measured parts, which takes time itself, it measures nothing else.
+    """
     import mujoco
     import numpy as np
 
-    from datasets.ogbench_env import SingleTask, task_env
+    spec = task(task_name)
+    if spec.domain in ROBOMIMIC:
+        from datasets.robomimic_env import RobomimicTask
 
-    spec = TASKS[task_name]
-    env = SingleTask(task_env(spec, "post", package_step=kind == "package"), spec)
+        env: Any = RobomimicTask(spec, package=kind == "package")
+    else:
+        from datasets.ogbench_env import SingleTask, task_env
+
+        env = SingleTask(task_env(spec, "post", package_step=kind == "package"), spec)
     actions = np.random.default_rng(0).uniform(-1, 1, (num_steps, spec.action_dim)).astype(np.float32)
 
     def steps() -> float:
@@ -66,8 +78,11 @@ def serve(connection: Connection, task_name: str, kind: str, num_steps: int) -> 
         return time.process_time() - started
 
     while connection.recv() == "steps":
-        env.reset(seed=0)
-        connection.send(steps())
+        started = time.process_time()
+        for seed in range(RESETS):
+            env.reset(seed=seed)
+        reset = (time.process_time() - started) / RESETS
+        connection.send((steps(), reset))
     watch, simulator = Stopwatch(), env.unwrapped
     watch.around(mujoco, "mj_step", "physics")
     watch.around(mujoco, "mj_rnePostConstraint", "physics")
@@ -82,11 +97,15 @@ def serve(connection: Connection, task_name: str, kind: str, num_steps: int) -> 
         connection.recv()
 
 
-def measure(task_name: str, num_steps: int, turns: int) -> tuple[dict[str, Timing], dict[str, list[float]]]:
-    """Seconds per step of both kinds, and the medians of the seconds per step of each part and of the rest."""
+def measure(
+    task_name: str, num_steps: int, turns: int
+) -> tuple[dict[str, Timing], dict[str, float], dict[str, list[float]]]:
+    """Seconds per step of both kinds, and medians: of the seconds of a reset, and of those of each part of a step and
+    of the rest, which are told for cubes alone."""
     context = multiprocessing.get_context("spawn")
     spent = 0.0
     connections: dict[str, Connection] = {}
+    resets: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with ExitStack() as stack:
         for kind in KINDS:
             connections[kind], theirs = context.Pipe()
@@ -98,46 +117,54 @@ def measure(task_name: str, num_steps: int, turns: int) -> tuple[dict[str, Timin
         def ask(kind: str) -> None:
             nonlocal spent
             connections[kind].send("steps")
-            spent += connections[kind].recv() / num_steps
+            seconds, reset = connections[kind].recv()
+            spent += seconds / num_steps
+            resets[kind].append(reset)
 
         timings = interleaved({kind: lambda kind=kind: ask(kind) for kind in KINDS}, turns=turns, clock=lambda: spent)
         parts: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
-        for _ in range(turns):
+        for _ in range(turns if task(task_name).domain in CUBES else 0):
             for kind, connection in connections.items():
                 connection.send("parts")
                 parts[kind].append(connection.recv())
     medians = {kind: [median(turn) / num_steps for turn in zip(*turns, strict=True)] for kind, turns in parts.items()}
-    return timings, medians
+    return timings, {kind: median(seconds) for kind, seconds in resets.items()}, medians
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domains", nargs="+", choices=CUBES, default=list(CUBES))
+    parser.add_argument("--domains", nargs="+", choices=(*CUBES, *ROBOMIMIC), default=list(CUBES))
     parser.add_argument("--steps", type=int, default=150, help="steps per turn")
     parser.add_argument("--turns", type=int, default=15)
     args = parser.parse_args()
     os.environ.setdefault("MUJOCO_GL", "disable")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-    print(f"{machine_line()}, ogbench {version('ogbench')}, mujoco {version('mujoco')}")
+    packages = ("mujoco", *(["robosuite"] if set(args.domains) & set(ROBOMIMIC) else []), "ogbench")
+    print(f"{machine_line()}, {', '.join(f'{package} {version(package)}' for package in packages)}")
     steps, shares = [], []
     for domain in args.domains:
-        timings, parts = measure(f"{domain}-task2", args.steps, args.turns)
+        timings, resets, parts = measure(task(domain).name, args.steps, args.turns)
         package, fast = (timings[kind] for kind in KINDS)
         for kind in KINDS:
             timing = timings[kind]
             quartiles = f"{timing.low * 1e6:.0f} to {timing.high * 1e6:.0f}"
             ratio = f"{package.median / fast.median:.2f}x" if kind == "fast" else ""
-            steps.append((domain, kind, f"{timing.median * 1e6:.0f}", quartiles, f"{1 / timing.median:.0f}", ratio))
-            total = sum(parts[kind])
-            shares.append((domain, kind, *(f"{s * 1e6:.0f} ({s / total:.0%})" for s in parts[kind])))
+            reset = f"{resets[kind] * 1e3:.1f}"
+            rate = f"{1 / timing.median:.0f}"
+            steps.append((domain, kind, f"{timing.median * 1e6:.0f}", quartiles, rate, ratio, reset))
+            if parts[kind]:
+                total = sum(parts[kind])
+                shares.append((domain, kind, *(f"{s * 1e6:.0f} ({s / total:.0%})" for s in parts[kind])))
     print(
         table(
             f"CPU time per step, random actions: median of {args.turns} turns of {args.steps} steps each",
-            ("environment", "step", "us", "quartiles", "steps per CPU-second", "ratio"),
+            ("environment", "step", "us", "quartiles", "steps per CPU-second", "ratio", "reset, ms"),
             steps,
         )
     )
+    if not shares:
+        return
     print(
         table(
             f"Where the time goes, measured in {args.turns} more turns: us (share)",
