@@ -61,6 +61,7 @@ def quick() -> list[RunConfig]:
         online_steps=7_000,
         eval_interval_updates=1_000,
         eval_interval_steps=1_400,
+        eval_episodes=25,
     )
 
 
@@ -81,10 +82,11 @@ def robomimic_quick() -> list[RunConfig]:
         settings,
         task="lift-mh",
         dataset="lift-mixed-generated-60ep-seed0",
-        offline_updates=4_000,
-        online_steps=6_000,
-        eval_interval_updates=2_000,
-        eval_interval_steps=1_200,
+        offline_updates=3_000,
+        online_steps=4_000,
+        eval_interval_updates=1_500,
+        eval_interval_steps=1_000,
+        eval_episodes=20,
     )
 
 
@@ -97,7 +99,7 @@ _SMALL: dict[str, Any] = {
 
 
 def _quick(suite: str, settings: dict[str, dict[str, Any]], **run: Any) -> list[RunConfig]:
-    """Three seeds of each agent with its settings, small batches and evaluations."""
+    """Three seeds of each agent with its settings, small batches."""
     return [
         RunConfig(
             suite=suite,
@@ -106,7 +108,6 @@ def _quick(suite: str, settings: dict[str, dict[str, Any]], **run: Any) -> list[
             agent_config=replace(AGENTS[agent][1], **own),
             warmup_steps=500,
             batch_size=128,
-            eval_episodes=25,
             log_interval=500,
             **run,
         )
