@@ -9,6 +9,9 @@ import datasets
 from bench.config import ConfigError, RunConfig
 from bench.engine import available_cores
 from bench.progress import duration, is_terminal, size
+from datasets.generate import will_fetch
+from datasets.minari_io import local_ids
+from datasets.sources import source_of
 
 
 def add_data_commands(commands: argparse._SubParsersAction) -> None:
@@ -64,8 +67,14 @@ def describe_data(configs: Sequence[RunConfig], data_dir: Path | None) -> None:
     for name in dict.fromkeys(config.dataset for config in configs):
         facts = datasets.describe(name, data_dir)
         generated = facts["origin"] == "generated"
-        absent = "will be generated here first" if generated else "absent, will be downloaded first"
-        state = f"in {facts['path']}" if facts["present"] else absent
+        if facts["present"]:
+            state = f"in {facts['path']}"
+        elif generated:
+            state = "will be generated here first"
+        elif will_fetch(name):
+            state = "absent, will be downloaded first"
+        else:
+            state = f"absent: python -m bench data get {name} first"
         note = (
             ""
             if facts["origin"] == "published"
@@ -137,17 +146,27 @@ def list_command(options: argparse.Namespace, _: dict[str, str]) -> int:
             suite = own_suite
             problem = datasets.unavailable(tasks[0])
             print(f"{suite}" + (f" - environments unavailable: {problem}" if problem else ""))
-        facts = datasets.describe(name, options.data_dir)
-        state = f"{facts['origin']}, {size(facts['bytes'])}," if facts["present"] else "absent, looked for as"
         these = tasks[0] if len(tasks) == 1 else f"{tasks[0]} … {tasks[-1].removeprefix(tasks[0].rsplit('-', 1)[0])}"
-        print(f"  {these}: {name}: {state} {facts['path']}")
-    own = datasets.made_here()
-    if own:
-        print("made or named here (use them with --dataset NAME)")
-    for name in own:
-        facts = datasets.describe(name)
-        print(f"  {name}: {facts['origin']}, {size(facts['bytes'])}, {facts['path']}")
+        print(f"  {these}: {_described(name, options.data_dir)}")
+    for title, names in {
+        "in Minari's folder (use them with --task NAME)": [f"minari:{own}" for own in local_ids()],
+        "made or named here (use them with --dataset NAME)": datasets.made_here(),
+    }.items():
+        if names:
+            print(title)
+        for name in names:
+            print(f"  {_described(name)}")
     return 0
+
+
+def _described(name: str, data_dir: Path | None = None) -> str:
+    """A data set and its state; one that is damaged keeps no other from being shown."""
+    try:
+        facts = datasets.describe(name, data_dir)
+    except datasets.DataError as error:
+        return f"{name}: {error}"
+    state = f"{facts['origin']}, {size(facts['bytes'])}," if facts["present"] else "absent, looked for as"
+    return f"{name}: {state} {facts['path']}"
 
 
 def get_command(options: argparse.Namespace, _: dict[str, str]) -> int:
@@ -165,12 +184,17 @@ def get_command(options: argparse.Namespace, _: dict[str, str]) -> int:
 
 def verify_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     """Exit code 1 where a file differs from what was recorded."""
-    names = options.names or [
-        name for name in datasets.published() if datasets.describe(name, options.data_dir)["present"]
-    ]
+    names, differing = options.names, 0
     if not names:
+        for name in datasets.published():
+            try:
+                if datasets.describe(name, options.data_dir)["present"]:
+                    names.append(name)
+            except datasets.DataError as error:
+                print(f"{name}: {error}", flush=True)
+                differing += 1
+    if not names and not differing:
         print("no published data are here; python -m bench data list shows where they are looked for")
-    differing = 0
     for name in names:
         for line, differs in datasets.verify(name, options.data_dir, options.record):
             print(line, flush=True)
@@ -187,7 +211,11 @@ def generate_command(options: argparse.Namespace, _: dict[str, str]) -> int:
         return _record_run(options)
     spec = None if options.task in datasets.domains() else datasets.task(options.task)
     domain = spec.domain if spec else options.task
-    kinds = datasets.kinds(domain)
+    kinds = source_of(spec).kinds(domain) if spec else datasets.kinds(domain)
+    if not kinds:
+        raise ConfigError(
+            f"no expert is known for {options.task}: use its published data, or your own with --data FILE"
+        )
     kind = options.kind or next(iter(kinds), "")
     path = datasets.generate(
         domain,
@@ -199,7 +227,8 @@ def generate_command(options: argparse.Namespace, _: dict[str, str]) -> int:
         out=options.out,
         progress=episode_progress(),
     )
-    print(f"wrote {path}\nuse it: python -m bench run … --dataset {path.stem}", flush=True)
+    where = f" --data-dir {options.out}" if options.out else ""
+    print(f"wrote {path}\nuse it: python -m bench run … --dataset {path.stem}{where}", flush=True)
     return 0
 
 

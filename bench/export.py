@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,11 +12,10 @@ import datasets
 from bench.checkpoint import Checkpoints
 from bench.config import ConfigError, RunConfig
 from bench.writer import read_json
-from datasets.cache import replacing
-from datasets.minari_files import row_form
+from datasets.cache import hdf5_file, replacing
 from datasets.ring import ONLINE_FIELDS
 from datasets.spec import DataError, one_line
-from datasets.transitions import Transitions
+from datasets.transitions import Transitions, row_form
 
 if TYPE_CHECKING:
     from datasets.minari_export import Exported
@@ -58,8 +57,6 @@ def write_flat(transitions: Transitions, out: Path, *, replace: bool = False) ->
 
     Readers of this layout take each of `terminals` for the end of an episode, which those of OGBench's data are not.
     """
-    import h5py
-
     if out.suffix not in (".hdf5", ".h5"):
         raise ConfigError(f"{out} must be named as an HDF5 file: {out.stem or 'data'}.hdf5")
     if out.exists() and not replace:
@@ -68,7 +65,7 @@ def write_flat(transitions: Transitions, out: Path, *, replace: bool = False) ->
     obs_shape, action_shape = (count, transitions.obs.shape[1]), (count, transitions.action.shape[1])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as partial, h5py.File(partial, "w") as file:
+        with replacing(out) as partial, hdf5_file(partial) as file:
             file.attrs["origin"] = transitions.origin
             file.attrs["recipe"] = json.dumps({"dataset": transitions.name, "content_hash": transitions.content_hash})
             arrays = {
@@ -99,11 +96,10 @@ def write_flat(transitions: Transitions, out: Path, *, replace: bool = False) ->
         raise DataError(f"cannot write {out}: {one_line(error)}") from error
 
 
-def export_run(directory: Path, dataset_id: str, *, replace: bool = False, **about: Any) -> "Exported":
+def export_run(directory: Path, dataset_id: str, *, replace: bool = False) -> "Exported":
     """Writes the transitions that a run has collected online as a Minari data set.
 
-    `about`: author, description, code_permalink of `export_data`. Raises ConfigError where `directory` holds no run
-    with online transitions.
+    Raises ConfigError where `directory` holds no run with online transitions.
     """
     from datasets.minari_export import export_data
 
@@ -123,7 +119,6 @@ def export_run(directory: Path, dataset_id: str, *, replace: bool = False, **abo
                 "config_hash": config.to_json()["config_hash"],
             }
         },
-        **about,
     )
 
 

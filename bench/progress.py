@@ -70,7 +70,7 @@ class Display:
         started, _ = self._running.pop(pack)
         states = {status.get("state", "not begun") for status in self._statuses(pack)}
         line = f"{pack.name}: {', '.join(sorted(states))} after {duration(time.monotonic() - started)}"
-        self._say(f"{line}, success {self._score(pack)}{measured_rates(pack.configs[0].directory(self._results))}")
+        self._say(f"{line}, {self._score(pack)}{measured_rates(pack.configs[0].directory(self._results))}")
 
     def refresh(self) -> None:
         now = time.monotonic()
@@ -120,12 +120,14 @@ class Display:
         return (running + sum(self._costs[pack].seconds() for pack in self._left)) / self._jobs
 
     def _score(self, pack: "Pack") -> str:
-        """Success rates, or mean returns where the task has no notion of success."""
-        shown = []
-        for status in self._statuses(pack):
-            rate, mean_return = status.get("success_rate"), status.get("mean_return")
-            shown.append(f"{rate:.2f}" if rate is not None else "-" if mean_return is None else f"({mean_return:.4g})")
-        return " ".join(shown)
+        """`success 0.50 0.75`, or `return 312.5 290` where the task has no notion of success."""
+        statuses = self._statuses(pack)
+        scored_by_return = any(
+            status.get("success_rate") is None and status.get("mean_return") is not None for status in statuses
+        )
+        name, key, form = ("return", "mean_return", ".4g") if scored_by_return else ("success", "success_rate", ".2f")
+        values = [status.get(key) for status in statuses]
+        return " ".join([name, *("-" if value is None else format(value, form) for value in values)])
 
     def _cells(self, pack: "Pack") -> list[str]:
         config, status = pack.configs[0], self._status(pack)
@@ -137,13 +139,13 @@ class Display:
             pack.name,
             f"{offline} {online}",
             *rates,
-            f"success {self._score(pack)}",
+            self._score(pack),
             f"{duration(self._pack_left(pack))} left",
         ]
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for title in ("run", "offline updates", "online steps", "updates/s", "env steps/s", "success", "left"):
+        for title in ("run", "offline updates", "online steps", "updates/s", "env steps/s", "score", "left"):
             table.add_column(title, justify="left" if title == "run" else "right", no_wrap=True)
         for pack in self._running:
             config, status = pack.configs[0], self._status(pack)

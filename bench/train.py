@@ -109,7 +109,7 @@ class Training:
         states = [member.state for member in members if member.state is not None]
         self.updates, self.env_steps, evaluated = states[0]["progress"] if states else (0, 0, 0)
         self.evaluated = bool(evaluated)  # at this very point
-        self.scores = [state["score"] for state in states] or [UNKNOWN] * len(members)
+        self.scores = [state.get("score", UNKNOWN) for state in states] or [UNKNOWN] * len(members)
 
         self.writers = [RunWriter(m.directory, m.state["offsets"] if m.state else None) for m in members]
         for member in members:

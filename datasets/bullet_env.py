@@ -85,7 +85,7 @@ class BulletTask(gymnasium.Wrapper):
 
 
 def recipe(dataset: Dataset) -> dict[str, Any]:
-    """Every number that shapes a data set of random actions, as JSON."""
+    """The numbers one would vary of a data set of random actions, as JSON; `version` stands for the rest."""
     assert dataset.recipe is not None
     return {
         "version": RECIPE_VERSION,

@@ -3,12 +3,18 @@
 import errno
 import fcntl
 import hashlib
+import io
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import h5py
+
+ELSEWHERE = "O2O_BENCH_DATA=FOLDER puts the cache elsewhere"  # ends the line on a cache that cannot be written
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems that have none, like some of clusters
 
 
@@ -31,23 +37,36 @@ def lock(file: IO, operation: int) -> bool:
 
 
 @contextmanager
-def exclusive(name: str) -> Iterator[bool]:
-    """Waits until no other process holds the lock of this name. Gives False where the file system has no locks."""
-    folder = cache_root() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as file:
+def exclusive(path: Path) -> Iterator[bool]:
+    """Waits until no other process holds the lock of this path, a file of its own that stays.
+
+    Gives False where the file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
         yield lock(file, fcntl.LOCK_EX)
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to; it replaces `file` at the end, or vanishes where an exception passes."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def hdf5_file(path: Path) -> "Iterator[h5py.File]":
+    """A new HDF5 file, made in memory and then written: HDF5 itself crashes the process where a disk runs full."""
+    import h5py
+
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        yield file
+    path.write_bytes(content.getbuffer())
 
 
 def file_sha256(file: Path) -> str:

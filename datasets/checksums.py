@@ -4,7 +4,6 @@ It is JSON with one entry per `data set/file`, sorted, to be committed: whoever 
 that says so.
 """
 
-import hashlib
 import json
 import os
 import threading
@@ -73,8 +72,7 @@ def record(lock: Path, dataset_name: str, file_name: str, num_bytes: int, sha256
     """The entry of a file, a new one where there is none. Raises DataError where the lock file cannot be written."""
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        path_hash = hashlib.sha256(str(lock.resolve()).encode()).hexdigest()[:12]
-        with _threads, exclusive(f"checksums-{path_hash}"):
+        with _threads, exclusive(lock.with_name(f".{lock.name}.lock")):
             known = entries(lock)
             name = key(dataset_name, file_name)
             if name not in known:

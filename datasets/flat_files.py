@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
+from datasets.cache import hdf5_file
 from datasets.spec import ACTION_LIMIT, Block, DataError, Dataset, Origin, Rows, TaskSpec, one_line
 
 Layout = Literal["ogbench", "robomimic", "minari", "flat"]
@@ -34,7 +35,7 @@ _BLOCK_ROWS = 16_384
 _ACTION_SLACK = 1e-3  # of rounding beyond [-1, 1]
 _SAME_OBS = 1e-5  # relative to max(1, |x|): next_obs[t] and obs[t + 1] are the same state, rounded differently
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK"
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def layout(file: Path) -> Layout:
@@ -133,28 +134,23 @@ def write(parts: list[Path], file: Path, recipe: dict[str, Any]) -> int:
 
     Equal parts give equal bytes. Whoever calls puts the file in place (`datasets.cache.replacing`). Raises OSError.
     """
-    import h5py
-
     with np.load(parts[0]) as episode:
         headers = {key: (array.dtype, array.shape[1:]) for key, array in episode.items()}
     lengths = []
     for part in parts:
         with np.load(part) as episode:
             lengths.append(len(episode["rewards"]))
-    try:
-        with h5py.File(file, "w") as out:
-            shapes = {key: (sum(lengths), *columns) for key, (_, columns) in headers.items()}
-            arrays = {key: out.create_dataset(key, shapes[key], dtype) for key, (dtype, _) in headers.items()}
-            # As attributes: readers of D4RL files load every data set in them as an array of rows.
-            out.attrs["origin"], out.attrs["recipe"] = "generated", json.dumps(recipe)
-            start = 0
-            for part, length in zip(parts, lengths, strict=True):
-                with np.load(part) as episode:
-                    for key, array in arrays.items():
-                        array[start : start + length] = episode[key]
-                start += length
-    except RuntimeError as error:  # HDF5's word for a disk that is full
-        raise OSError(one_line(error)) from error
+    with hdf5_file(file) as out:
+        shapes = {key: (sum(lengths), *columns) for key, (_, columns) in headers.items()}
+        arrays = {key: out.create_dataset(key, shapes[key], dtype) for key, (dtype, _) in headers.items()}
+        # As attributes: readers of D4RL files load every data set in them as an array of rows.
+        out.attrs["origin"], out.attrs["recipe"] = "generated", json.dumps(recipe)
+        start = 0
+        for part, length in zip(parts, lengths, strict=True):
+            with np.load(part) as episode:
+                for key, array in arrays.items():
+                    array[start : start + length] = episode[key]
+            start += length
     return start
 
 
@@ -208,7 +204,8 @@ def _plan_on_arrival(
 
 
 def _tells_on_arrival(columns: "dict[str, _Column]", ends: np.ndarray, reward: np.ndarray) -> bool:
-    if not ends.any() or reward[_starts(ends)].any():
+    # Where episodes are padded with a row of zeros, as some files in D4RL's own layout are, its reward is 0 as well.
+    if not ends.any() or reward[_starts(ends)].any() or not reward[ends].any():
         return False
     start = 0
     for action in columns["action"].blocks():
@@ -298,7 +295,8 @@ class _Column:
                 array = next(stream, None)
             if array is None:
                 return
-            array = array.astype(np.float32, copy=False)
+            with np.errstate(over="ignore"):  # what is too large for single precision counts as infinite
+                array = array.astype(np.float32, copy=False)
             finite = np.isfinite(array).reshape(len(array), -1).all(1)
             if not finite.all():
                 raise DataError(f"{self.file}: key '{self.key}' is not finite in row {start + int(finite.argmin())}")
@@ -405,12 +403,17 @@ def _reading(file: Path, key: str | None = None) -> Iterator[None]:
 
 
 def _hdf5_content(file: Path, root: Any) -> _Content:
+    import h5py
+
     columns, groups = {}, []
-    for key, item in root.items():
-        if hasattr(item, "dtype"):  # not a group
+    for key in map(str, root):  # h5py has bytes for a name that is damaged
+        item = root.get(key)
+        if isinstance(item, h5py.Dataset):
             columns[key] = _Column(file, key, item.shape or (), item.dtype, lambda item=item: _hdf5_blocks(item))
-        else:
+        elif isinstance(item, h5py.Group):
             groups += [key, *(f"{key}/{name}" for name in item)]
+        else:
+            raise ValueError(f"'{key}' cannot be opened")
     notes = {key: str(root.attrs[key]) for key in ("origin", "recipe") if key in root.attrs}
     return _Content(file, True, columns, groups, notes)
 

@@ -21,7 +21,7 @@ import numpy as np
 from datasets.cache import replacing
 from datasets.sources import generator_of, kinds, parse_name, require_extra
 from datasets.spec import DataError, Dataset, Recipe, generated_name, nearest, one_line
-from datasets.store import find, generated_dir, get
+from datasets.store import can_download, find, generated_dir, get
 
 _MOST_FILES = 4  # that are downloaded without being asked for: the sets of 100 files have tens of gigabytes
 Progress = Callable[[int, int], None]  # episodes finished, episodes in all
@@ -41,12 +41,18 @@ def ensure(
     """
     dataset = parse_name(name)
     if dataset.recipe is None:
-        if len(dataset.files) <= _MOST_FILES:
+        if will_fetch(name):
             get(name, data_dir, progress=bytes_progress)
         return
     files = find(dataset, data_dir)
     if not files or files[0].parent == generated_dir(name):
         _generate(dataset, generated_dir(name), workers, progress)
+
+
+def will_fetch(name: str) -> bool:
+    """`ensure` downloads this set where it is absent."""
+    dataset = parse_name(name)
+    return can_download(dataset) and len(dataset.files) <= _MOST_FILES
 
 
 def generate(

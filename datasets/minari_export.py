@@ -41,9 +41,6 @@ def export_data(
     replace: bool = False,
     success_timing: str | None = None,
     algorithm: str | None = None,
-    description: str | None = None,
-    author: str = "o2o-bench",
-    code_permalink: str | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Writes `transitions` of a task to Minari's folder as the data set `dataset_id`, whole or not at all.
@@ -67,11 +64,14 @@ def export_data(
             raise DataError(f"'{dataset_id}' lies inside the Minari data set {inside}; choose another id")
     data_timing = success_timing or ("pre" if "pre" in spec.success_timings else spec.success_timings[0])
     env_spec = environment_spec(spec, data_timing)
+    played = minari_io.played_task(spec)
+    if env_spec is None and played.name == canonical_name(dataset_id):
+        raise DataError(f"'{dataset_id}' itself tells the environment of these data; choose another id")
     note = {
         "origin": transitions.origin,
-        "task": spec.name,
-        "domain": spec.domain,
-        "task_id": spec.task_id,
+        "task": played.name,
+        "domain": played.domain,
+        "task_id": played.task_id,
         "dataset": transitions.name,
         "content_hash": transitions.content_hash,
         "success_timing": data_timing,
@@ -81,12 +81,10 @@ def export_data(
     metadata: dict[str, Any] = {
         "dataset_id": dataset_id,
         "algorithm_name": algorithm or transitions.name,
-        "author": {author},
-        "description": description or _description(spec, transitions, env_spec),
+        "author": {"o2o-bench"},
+        "description": _description(spec, transitions, env_spec),
         NOTE: note,
     }
-    if code_permalink:
-        metadata["code_permalink"] = code_permalink
     if env_spec is not None and data_timing != spec.success_timings[0]:
         evaluated = environment_spec(spec, spec.success_timings[0])
         assert evaluated is not None
@@ -164,7 +162,12 @@ def _write(target: Path, transitions: Transitions, env_spec: EnvSpec | None, met
             file.attrs[NOTE] = json.dumps(metadata[NOTE])  # goes where the file goes
         if target.exists():
             target.rename(old)
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
     finally:
         for left_over in (partial, old):
             shutil.rmtree(left_over, ignore_errors=True)

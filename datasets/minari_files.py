@@ -15,6 +15,7 @@ import numpy as np
 
 from datasets.minari_metadata import FILE, MAIN_FILE, NOTE, ActionBox, Metadata, Space, checked_note, flat_dim, flatten
 from datasets.spec import ACTION_LIMIT, Block, DataError, Rows, TaskSpec, one_line
+from datasets.transitions import row_form
 
 _BLOCK_ROWS = 65_536
 _EPISODE = re.compile(r"episode_(\d+)")
@@ -147,7 +148,8 @@ def _rows(
         if array.shape != (length,) or array.dtype.kind not in "biuf":
             raise DataError(f"{file}: {name}/{key} is {array.dtype} {array.shape}, expected ({length},) numbers")
     try:
-        obs = flatten(space, episode.obs, length + 1)
+        with np.errstate(over="ignore"):  # what is too large for single precision counts as infinite
+            obs, reward = flatten(space, episode.obs, length + 1), episode.reward.astype(np.float32)
     except ValueError as error:
         raise DataError(f"{file}: {name}/observations: {error}") from error
     action_dim = tasks[0].action_dim
@@ -155,7 +157,7 @@ def _rows(
         shape = episode.action.shape
         raise DataError(f"{file}: {name}/actions has shape {shape}, expected {length} x {action_dim} numbers")
     action = episode.action.reshape(length, action_dim)
-    for key, array in (("observations", obs), ("actions", action), ("rewards", episode.reward[:, None])):
+    for key, array in (("observations", obs), ("actions", action), ("rewards", reward[:, None])):
         if not np.isfinite(array).all():
             row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
             raise DataError(f"{file}: {name}/{key} is not finite in row {row}")
@@ -170,39 +172,11 @@ def _rows(
     return row_form(
         obs[:-1],
         action.clip(-ACTION_LIMIT, ACTION_LIMIT),
-        episode.reward,
+        reward,
         episode.terminated,
         next_obs=obs[1:],
         ends=_ends(episode.truncated),
     )
-
-
-def row_form(
-    obs: np.ndarray,
-    action: np.ndarray,
-    reward: np.ndarray,
-    terminated: np.ndarray,
-    *,
-    next_obs: np.ndarray,
-    ends: np.ndarray,
-) -> tuple[np.ndarray, ...]:
-    """obs, action, final, reward and terminated of rows (see `datasets.transitions`), given n transitions.
-
-    After each that `ends` (n,) bool an episode follows a final row with its next observation.
-    """
-    final = np.zeros(len(obs) + int(ends.sum()), bool)
-    final[np.flatnonzero(ends) + np.arange(1, ends.sum() + 1)] = True
-    rows = {
-        "obs": np.empty((len(final), obs.shape[1]), np.float32),
-        "action": np.zeros((len(final), action.shape[1]), np.float32),
-        "reward": np.zeros(len(final), np.float32),
-        "terminated": np.zeros(len(final), bool),
-    }
-    rows["obs"][~final], rows["obs"][final] = obs, next_obs[ends]
-    rows["action"][~final] = action
-    rows["reward"][~final] = reward
-    rows["terminated"][~final] = terminated
-    return rows["obs"], rows["action"], final, rows["reward"], rows["terminated"]
 
 
 class _Hdf5Episodes:

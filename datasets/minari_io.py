@@ -69,6 +69,16 @@ def task(name: str) -> TaskSpec | None:
     )
 
 
+def played_task(spec: TaskSpec) -> TaskSpec:
+    """The task whose environment `spec` is played in: another one where its set was exported without gymnasium's."""
+    own = dataset_id(spec.name)
+    if own is None or (metadata := _local(own)).played_env is not None:
+        return spec
+    from datasets.sources import task as task_of
+
+    return played_task(task_of(metadata.note["task"]))
+
+
 def parse(name: str) -> Dataset | None:
     """The data set of a name of either form. Of one that is absent, the files that it most likely has."""
     own = dataset_id(name)

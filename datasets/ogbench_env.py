@@ -2,8 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ from ogbench.manipspace.envs.manipspace_env import ManipSpaceEnv
 from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
 from ogbench.manipspace.envs.scene_env import SceneEnv
 
+from datasets.numpy_seed import seeded_numpy
 from datasets.ogbench_fast import FastCubeEnv, is_known
 from datasets.ogbench_tasks import DOMAINS, TASK_IDS, Goal
 from datasets.spec import TaskSpec
@@ -63,17 +62,6 @@ class SingleTask(gymnasium.Wrapper):
         if self.sparse:
             reward = 0.0 if reward == 0.0 else -1.0
         return obs.astype(np.float32), reward, bool(terminated), truncated, {"success": bool(info["success"])}
-
-
-@contextmanager
-def seeded_numpy(seed: int) -> Iterator[None]:
-    """Seeds NumPy's global generator, from which oracles and mazes draw, and puts its state back afterwards."""
-    state = np.random.get_state()
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 class _SeededActions(ManipSpaceEnv):

@@ -1,6 +1,5 @@
 """Scripted episodes in OGBench's arm environments. Imports the simulator: import this module inside a function."""
 
-import itertools
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,8 @@ from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
-from datasets.ogbench_env import play_env, seeded_numpy, task_env, task_goals
+from datasets.numpy_seed import seeded_numpy
+from datasets.ogbench_env import play_env, task_env, task_goals
 from datasets.ogbench_tasks import ARM_ACTION_DIM, TASKS, cube_positions
 from datasets.spec import Dataset, Recipe
 
@@ -91,17 +91,17 @@ def recipe(dataset: Dataset) -> dict[str, Any]:
 
 def make_episode(dataset: Dataset, index: int) -> Episode:
     """Episode `index` of a generated data set: a function of the recipe, the seed and the index alone."""
-    for attempt in itertools.count():
-        rng = np.random.default_rng(
-            (_asked(dataset).seed, index, attempt) if attempt else (_asked(dataset).seed, index)
-        )
+    key = (_asked(dataset).seed, index)
+    attempt = 0
+    while True:
+        rng = np.random.default_rng((*key, attempt) if attempt else key)
         env_seed, oracle_seed = (int(number) for number in rng.integers(2**32, size=2))
-        env, policy, num_transitions = _scene(dataset, index, rng)
+        env, policy, num_transitions = _setting(dataset, index, rng)
         with seeded_numpy(oracle_seed):
             episode = _record(env, policy, env_seed, num_transitions)
         if dataset.domain != "scene" or _is_healthy(episode):
             return episode
-    raise AssertionError("unreachable")
+        attempt += 1
 
 
 def behaviour_of(index: int) -> Behaviour:
@@ -246,7 +246,7 @@ def _rests_on(upper: np.ndarray, lower: np.ndarray) -> bool:
     return bool(upper[2] > lower[2] and np.linalg.norm(upper[:2] - lower[:2]) < _STACKED)
 
 
-def _scene(dataset: Dataset, index: int, rng: np.random.Generator) -> tuple[gymnasium.Env, Policy, int]:
+def _setting(dataset: Dataset, index: int, rng: np.random.Generator) -> tuple[gymnasium.Env, Policy, int]:
     """Environment, policy and greatest number of transitions of an episode."""
     p_stack = rng.uniform(*P_STACK[dataset.domain]) if dataset.domain in P_STACK else 0.0
     asked = _asked(dataset)

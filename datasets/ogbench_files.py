@@ -72,7 +72,7 @@ def recipe_of(file: Path) -> object:
     try:
         with np.load(file) as arrays:
             return json.loads(str(arrays["recipe"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

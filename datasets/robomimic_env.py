@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from datasets.numpy_seed import seeded_numpy
 from datasets.robomimic_lowdim import ACTION_DIM, ENV_KWARGS, ENV_NAMES, OBS_KEYS, ROBOSUITE_GENERATION
 from datasets.spec import DataError, TaskSpec
 
@@ -63,7 +64,7 @@ class RobomimicTask(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """First observation (O,) float32; the same one for the same seed, whatever has happened before."""
         super().reset(seed=seed)
-        with seeded(int(self.np_random.integers(2**32)) if seed is None else seed):
+        with seeded_numpy(int(self.np_random.integers(2**32)) if seed is None else seed):
             self.robosuite.reset()
         self._steps = 0
         # Again, as in the published protocol: a reset tells zeros in place of the object's pose relative to the hand.
@@ -96,7 +97,7 @@ def robosuite_env(env_name: str, env_kwargs: Mapping[str, Any] = ENV_KWARGS, pac
             "its observations of objects have another order; install it: pip install robosuite==1.5.1"
         )
     kwargs = deepcopy(dict(env_kwargs)) | {"has_renderer": False, "has_offscreen_renderer": False}
-    with seeded(0):  # it draws an episode when it is made
+    with seeded_numpy(0):  # it draws an episode when it is made
         if not package and env_kwargs == ENV_KWARGS and env_name in robomimic_fast.ENVS and robomimic_fast.is_known():
             return robomimic_fast.ENVS[env_name](**kwargs)
         return robosuite.make(env_name, **kwargs)
@@ -106,14 +107,3 @@ def observation(observed: Mapping[str, np.ndarray]) -> np.ndarray:
     """(O,) float32: the published selection, in its order, of what robosuite observes."""
     parts = [observed[OBJECT if key == "object" else key] for key in OBS_KEYS]
     return np.concatenate(parts).astype(np.float32)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """NumPy's global generator, which robosuite draws from, starts from `seed`; afterwards it is as it was before."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from datasets.robomimic_env import OBJECT, robosuite_env, seeded
+from datasets.numpy_seed import seeded_numpy
+from datasets.robomimic_env import OBJECT, robosuite_env
 from datasets.robomimic_lowdim import ENV_NAMES, TASKS
 from datasets.spec import Dataset, Recipe
 
@@ -111,7 +112,7 @@ _LOST = 0.03  # metres that an object held may shift in the hand
 
 
 def recipe(dataset: Dataset) -> dict[str, Any]:
-    """Every number that shapes a data set, as JSON."""
+    """The numbers one would vary, as JSON; `version` stands for the rest."""
     return {
         "version": RECIPE_VERSION,
         "seed": _asked(dataset).seed,
@@ -143,7 +144,7 @@ def make_episode(dataset: Dataset, index: int) -> Episode:
     strategy, quality = behaviour_of(dataset.domain, asked.kind, index)
     rng = np.random.default_rng((asked.seed, index))
     simulator = _simulator(dataset.domain)
-    with seeded(int(rng.integers(2**32))):
+    with seeded_numpy(int(rng.integers(2**32))):
         simulator.reset()
     expert = Expert(Scene(simulator, dataset.domain), strategy, quality, rng)
     episode = _observed(simulator, *_played(simulator, expert, max_steps(dataset.domain)))

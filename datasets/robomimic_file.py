@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.cache import hdf5_file
 from datasets.robomimic_lowdim import ENV_KWARGS, ENV_NAMES
 from datasets.spec import Dataset
 
@@ -41,10 +42,8 @@ def write(
     file: Path, episodes: Iterable[Mapping[str, np.ndarray]], env_args: Mapping[str, Any], notes: Mapping[str, str]
 ) -> dict[str, Any]:
     """Writes episodes one by one, `notes` as attributes of the group `data`; returns the summary of all."""
-    import h5py
-
     outcomes = []
-    with h5py.File(file, "w") as content:
+    with hdf5_file(file) as content:
         data = content.create_group("data")
         for index, episode in enumerate(episodes):
             demo = data.create_group(f"demo_{index}")

@@ -28,6 +28,7 @@ from datasets.spec import (
     one_line,
     parse_generated,
 )
+from datasets.transitions import row_form
 
 if TYPE_CHECKING:
     import gymnasium
@@ -46,6 +47,7 @@ ENV_NAMES = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare
 OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 ACTION_DIM = 7  # change of the hand's position and of its orientation, and the gripper
 PUBLISHED_TRANSITIONS = {"lift-mh-v15": 31_127, "can-mh-v15": 62_756, "square-mh-v15": 80_731}
+PUBLISHED_DEMONSTRATIONS = {"mh": 300, "ph": 200}
 
 # What the published files' `env_args` say of the environment.
 ENV_KWARGS: dict[str, Any] = {
@@ -93,7 +95,7 @@ _DECISIVE_GAINS = ("type", "input_max", "input_min", "output_max", "output_min",
 _OBJECT_DIM = {"lift": 10, "can": 14, "square": 14}
 _MAX_EPISODE_STEPS = {"lift": 300, "can": 300, "square": 400}
 _PROFICIENCIES = ("mh", "ph")
-_SUBSTITUTES = {"mh": ("mixed", 300), "ph": ("expert", 200)}  # as many episodes as there are demonstrations
+_SUBSTITUTES = {"mh": "mixed", "ph": "expert"}  # of as many episodes as there are demonstrations
 _SAME_OBS = 1e-5  # next_obs[t] and obs[t + 1] are the same observation
 
 
@@ -132,9 +134,10 @@ def parse(name: str) -> Dataset | None:
     if name in PUBLISHED:
         domain, proficiency, _ = name.split("-")
         path = f"{domain}/{proficiency}/low_dim_v15.hdf5"
-        kind, episodes = _SUBSTITUTES[proficiency]
         files = (RemoteFile(path, tuple(f"{url}/{path}" for url in URLS)),)
-        substitute = generated_name(domain, Recipe(kind, episodes, seed=0))
+        substitute = generated_name(
+            domain, Recipe(_SUBSTITUTES[proficiency], PUBLISHED_DEMONSTRATIONS[proficiency], seed=0)
+        )
         return Dataset(name, SUITE, domain, files, (FOLDER,), substitute=substitute)
     if generated := parse_generated(name, ENV_NAMES, KINDS):
         domain, recipe = generated
@@ -200,12 +203,8 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
         names = _names(file, data)
         ends = [_ends(file, data, name) for name in names]
         num_transitions = sum(map(len, ends))
-        expected = PUBLISHED_TRANSITIONS.get(dataset.name, num_transitions)
-        if num_transitions != expected and data.attrs.get("origin") != "generated":
-            raise DataError(
-                f"{file} holds {num_transitions:,} transitions, the published {dataset.name} has {expected:,}; "
-                "get it again, or name a file of your own with --data FILE"
-            )
+        if dataset.name in PUBLISHED and data.attrs.get("origin") != "generated":
+            _check_published(file, dataset.name, {"transitions": num_transitions, "demonstrations": len(names)})
     num_rows = num_transitions + sum(int(end.sum()) for end in ends)
     return Rows(num_rows, _blocks(file, names, domain, [task.name for task in tasks]))
 
@@ -221,27 +220,21 @@ def _blocks(file: Path, names: list[str], domain: str, task_names: list[str]) ->
             # Beyond [-1, 1], where devices of humans go, robosuite's controller clips as well.
             action = _numbers(file, data, f"{name}/actions", (num, ACTION_DIM)).clip(-ACTION_LIMIT, ACTION_LIMIT)
             reward = _flags(file, data, f"{name}/rewards", num).astype(np.float32) - 1
-            final = np.zeros(num + int(end.sum()), bool)
-            rows = np.arange(num) + np.cumsum(end) - end  # of the transitions: each end before one takes a row
-            final[rows[end] + 1] = True
-            terminated = _spread(done, rows, final)
-            rewards = _spread(reward, rows, final)
-            yield Block(
-                obs=_spread(obs, rows, final, next_obs[end]),
-                action=_spread(action, rows, final),
-                final=final,
-                reward=dict.fromkeys(task_names, rewards),
-                terminated=dict.fromkeys(task_names, terminated),
+            obs, action, final, reward, done = row_form(obs, action, reward, done, next_obs=next_obs, ends=end)
+            yield Block(obs, action, final, dict.fromkeys(task_names, reward), dict.fromkeys(task_names, done))
+
+
+def _check_published(file: Path, name: str, counts: dict[str, int]) -> None:
+    """Raises DataError where a file under a published name holds something else."""
+    expected = {"demonstrations": PUBLISHED_DEMONSTRATIONS[name.split("-")[1]]}
+    if name in PUBLISHED_TRANSITIONS:
+        expected["transitions"] = PUBLISHED_TRANSITIONS[name]
+    for what, count in counts.items():
+        if count != expected.get(what, count):
+            raise DataError(
+                f"{file} holds {count:,} {what}, the published {name} has {expected[what]:,}; "
+                "get it again, or name a file of your own with --data FILE"
             )
-
-
-def _spread(values: np.ndarray, rows: np.ndarray, final: np.ndarray, finals: np.ndarray | None = None) -> np.ndarray:
-    """Values of transitions in the form of rows: zeros, or `finals`, in final rows."""
-    spread = np.zeros((len(final), *values.shape[1:]), values.dtype)
-    spread[rows] = values
-    if finals is not None:
-        spread[final] = finals
-    return spread
 
 
 def _check_environment(file: Path, data: Any, domain: str) -> None:
@@ -252,6 +245,7 @@ def _check_environment(file: Path, data: Any, domain: str) -> None:
     try:
         env_args = json.loads(text)
         env_name, version, kwargs = env_args["env_name"], env_args.get("env_version"), env_args["env_kwargs"]
+        differences = _differences(kwargs)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise DataError(
             f"{file}: attribute 'env_args' is no JSON object with env_name and env_kwargs ({one_line(error)})"
@@ -264,7 +258,7 @@ def _check_environment(file: Path, data: Any, domain: str) -> None:
             f"{file} was made with robosuite {since}, the task is that of {ROBOSUITE_GENERATION}: between them the "
             "order and signs of `object` and the controllers changed; get a file of version 1.5 (low_dim_v15.hdf5)"
         )
-    for key, (has, needs) in _differences(kwargs).items():
+    for key, (has, needs) in differences.items():
         raise DataError(f"{file}: its environment has {key} {has}, the task's has {needs}")
 
 
@@ -308,7 +302,7 @@ def _demonstrations(file: Path) -> Iterator[Any]:
     try:
         with h5py.File(file) as content:
             if not isinstance(content.get("data"), h5py.Group):
-                raise DataError(f"{file}: group 'data' is missing, it has {', '.join(content) or 'nothing'}")
+                raise DataError(f"{file}: group 'data' is missing, it has {', '.join(map(str, content)) or 'nothing'}")
             yield content["data"]
     except (OSError, RuntimeError) as error:  # h5py's, of cut files and damaged parts
         raise DataError(f"{file} is not a whole HDF5 file ({one_line(error)}); delete it and get it again") from error
@@ -316,7 +310,7 @@ def _demonstrations(file: Path) -> Iterator[Any]:
 
 def _names(file: Path, data: Any) -> list[str]:
     """`demo_2` comes before `demo_10`."""
-    numbers = sorted(int(match[1]) for name in data if (match := re.fullmatch(r"demo_([0-9]+)", name)))
+    numbers = sorted(int(match[1]) for name in map(str, data) if (match := re.fullmatch(r"demo_([0-9]+)", name)))
     if not numbers:
         raise DataError(f"{file}: no demonstration (demo_0, demo_1, …) in group 'data'")
     return [f"demo_{number}" for number in numbers]
@@ -328,7 +322,7 @@ def _array(file: Path, data: Any, path: str) -> np.ndarray:
     array = data.get(path)
     if not isinstance(array, h5py.Dataset):
         parent = data.get(path.rpartition("/")[0])
-        has = f", beside it are {', '.join(parent)}" if isinstance(parent, h5py.Group) and len(parent) else ""
+        has = f", beside it are {', '.join(map(str, parent))}" if isinstance(parent, h5py.Group) and len(parent) else ""
         raise DataError(f"{file}: key 'data/{path}' is missing{has}")
     return np.asarray(array[()])
 

@@ -146,7 +146,7 @@ class Generator(Source, Protocol):
         ...
 
     def recipe(self, dataset: Dataset) -> dict[str, Any]:
-        """All numbers that decide what a generated set holds, fit for JSON."""
+        """The numbers one would vary, fit for JSON; `version` stands for the rest."""
         ...
 
     def make_episode(self, dataset: Dataset, index: int) -> dict[str, np.ndarray]:

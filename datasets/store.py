@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.cache import cache_root, exclusive, file_sha256, lock
+from datasets.cache import ELSEWHERE, cache_root, exclusive, file_sha256, lock
 from datasets.sources import DOWNLOADERS, TASKS, parse_name, reader_of
 from datasets.spec import DataError, Dataset, TaskSpec, one_line
 from datasets.transitions import Transitions
@@ -37,7 +37,10 @@ def generated_dir(name: str) -> Path:
 def find(dataset: Dataset, data_dir: str | Path | None = None) -> list[Path]:
     """Source files of a data set, empty where it is absent. Raises DataError where some of its files are."""
     for folder in _folders(dataset, data_dir):
-        for names in ([file.name for file in dataset.files], [Path(file.name).name for file in dataset.files]):
+        whole = [file.name for file in dataset.files]
+        bare = [Path(name).name for name in whole]
+        # A bare name counts where it tells the data: that of robomimic's files is the same for all their sets.
+        for names in (whole, bare) if all(name.startswith(dataset.domain) for name in bare) else (whole,):
             files = [folder / name for name in names]
             missing = [file for file in files if not file.is_file()]
             if not missing:
@@ -66,20 +69,35 @@ def get(
     with suppress(DataError):  # some of the files are missing: that is what follows
         if files := find(dataset, data_dir):
             return files
-    from datasets.download import MIRROR, fetch
+    from datasets.download import fetch
 
-    own_downloader = DOWNLOADERS.get(dataset.suite)
-    if not own_downloader and not any(file.urls for file in dataset.files) and not os.environ.get(MIRROR):
+    if not can_download(dataset):
         raise DataError(_missing(dataset, data_dir))
-    if os.environ.get(OFFLINE):
-        raise DataError(f"{_missing(dataset, data_dir)} ({OFFLINE} is set, so nothing is downloaded)")
-    if own_downloader:
+    if own_downloader := DOWNLOADERS.get(dataset.suite):
+        if data_dir is not None:
+            raise DataError(
+                f"{name} goes to Minari's own folder {folders[-1]}, not to {data_dir}; MINARI_DATASETS_PATH=FOLDER "
+                "puts it elsewhere"
+            )
         own_downloader(name)
         return find(parse_name(name))
     try:
         return fetch(dataset.name, dataset.files, folders[0], workers=workers, progress=progress)
     except DataError as error:
         raise DataError(f"{error}{_instead(dataset)}") from error
+
+
+def can_download(dataset: Dataset) -> bool:
+    """There is somewhere to get its files from, and that is not forbidden."""
+    from datasets.download import MIRROR
+
+    is_published = dataset.recipe is None and dataset.domain != ""
+    has_address = any(file.urls for file in dataset.files) or dataset.suite in DOWNLOADERS or os.environ.get(MIRROR)
+    return is_published and bool(has_address) and not _is_offline()
+
+
+def _is_offline() -> bool:
+    return os.environ.get(OFFLINE, "0") not in ("", "0")
 
 
 def verify(name: str, data_dir: str | Path | None = None, record: bool = False) -> list[tuple[str, bool]]:
@@ -113,7 +131,14 @@ def made_here() -> list[str]:
     """Names of the generated sets in the cache that are complete, and of the user's files it remembers."""
     generated = [folder.name for folder in (cache_root() / "generated").glob("*")]
     user = [file.stem for file in (cache_root() / "user").glob("*.json")]
-    return sorted(name for name in (*generated, *user) if describe(name)["present"])
+    return sorted(name for name in (*generated, *user) if _is_here(name))
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return bool(find(parse_name(name)))
+    except DataError:  # another folder in the cache, or a record that a kill has torn
+        return False
 
 
 def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> Transitions:
@@ -124,27 +149,36 @@ def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> 
     files = find(dataset, data_dir)
     if not files:
         raise DataError(_missing(dataset, data_dir))
-    flat = cache_root() / "flat" / f"{name}-{_source_key(files, '' if dataset.domain else spec.name)}"
+    flat = cache_root() / "flat" / f"{name}-{_source_key(files, _own_task(dataset, spec))}"
     if not flat.exists():
         _convert(dataset, spec, files, flat)
-    with ExitStack() as on_error:
+    try:
         try:
-            in_use = on_error.enter_context((flat / "meta.json").open())
-            lock(in_use, fcntl.LOCK_SH)  # until it is closed no other process removes the conversion
-            meta = json.load(in_use)
-            task = f"task{spec.task_id}"
-            arrays = {
-                key: np.load(flat / f"{file_name}.npy", mmap_mode="c")
-                for key, file_name in {
-                    "obs": "obs",
-                    "action": "action",
-                    "reward": f"{task}-reward",
-                    "terminated": f"{task}-terminated",
-                    "final": "final",
-                }.items()
-            }
-        except (OSError, ValueError) as error:
-            raise DataError(f"{flat} is damaged ({error}); delete it and it is made again from {files[0]}") from error
+            return _mapped(flat, spec, name)
+        except FileNotFoundError:  # another process has taken it for outdated and removed it meanwhile
+            _convert(dataset, spec, files, flat)
+            return _mapped(flat, spec, name)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{flat} is damaged ({error}); delete it and it is made again from {files[0]}") from error
+
+
+def _mapped(flat: Path, spec: TaskSpec, name: str) -> Transitions:
+    """A conversion, which no other process removes while it is in use."""
+    with ExitStack() as on_error:
+        in_use = on_error.enter_context((flat / "meta.json").open())
+        lock(in_use, fcntl.LOCK_SH)
+        meta = json.load(in_use)
+        task = f"task{spec.task_id}"
+        arrays = {
+            key: np.load(flat / f"{file_name}.npy", mmap_mode="c")
+            for key, file_name in {
+                "obs": "obs",
+                "action": "action",
+                "reward": f"{task}-reward",
+                "terminated": f"{task}-terminated",
+                "final": "final",
+            }.items()
+        }
         data = Transitions(**arrays, name=name, origin=meta["origin"], content_hash=meta["content_hash"][task])
         weakref.finalize(data, in_use.close)
         on_error.pop_all()
@@ -177,7 +211,8 @@ def _missing(dataset: Dataset, data_dir: str | Path | None) -> str:
         return f"{what}; name it again: --data FILE"
     urls = dataset.files[0].urls
     where = f" (from {urls[0]})" if urls else ""
-    return f"{what}; get it: python -m bench data get {dataset.name}{where}{_instead(dataset)}"
+    offline = f" ({OFFLINE} is set, so nothing is downloaded)" if _is_offline() else ""
+    return f"{what}; get it: python -m bench data get {dataset.name}{where}{_instead(dataset)}{offline}"
 
 
 def _instead(dataset: Dataset) -> str:
@@ -186,6 +221,11 @@ def _instead(dataset: Dataset) -> str:
         return ", or use a file of yours with --data FILE"
     make = command(parse_name(dataset.substitute))
     return f", or make a substitute ({make}) and run with --dataset {dataset.substitute}"
+
+
+def _own_task(dataset: Dataset, spec: TaskSpec) -> str:
+    """The one task that a conversion is for, where data are of no domain; else "": it is for all of the domain's."""
+    return "" if dataset.domain else spec.name
 
 
 def _source_key(files: list[Path], task: str) -> str:
@@ -199,7 +239,7 @@ def _convert(dataset: Dataset, spec: TaskSpec, files: list[Path], flat: Path) ->
     """Write the folder `flat`, whole or not at all, and remove what killed and outdated conversions have left."""
     try:
         flat.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(dataset.name) as is_alone:
+        with exclusive(cache_root() / "locks" / f"{dataset.name}.lock") as is_alone:
             if flat.exists():  # another process was faster
                 return
             if is_alone:
@@ -214,6 +254,7 @@ def _convert(dataset: Dataset, spec: TaskSpec, files: list[Path], flat: Path) ->
                     "origin": reader_of(dataset).origin(dataset, files),
                     "content_hash": _write_arrays(dataset, spec, files, new),
                     "folder": str(files[0].parent.resolve()),
+                    "task": _own_task(dataset, spec),
                     "sources": [
                         {"file": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files
                     ],
@@ -225,13 +266,13 @@ def _convert(dataset: Dataset, spec: TaskSpec, files: list[Path], flat: Path) ->
                     if not flat.exists():  # else another process was faster, with the same result
                         raise
             if is_alone:
-                _remove_outdated(dataset, flat, meta["folder"])
+                _remove_outdated(dataset, flat, (meta["folder"], meta["task"]))
     except OSError as error:
-        raise DataError(f"cannot write {flat}: {one_line(error)}") from error
+        raise DataError(f"cannot write {flat}: {one_line(error)}; {ELSEWHERE}") from error
 
 
-def _remove_outdated(dataset: Dataset, flat: Path, folder: str) -> None:
-    """Remove conversions of the same source folder's earlier content, except those that a process is using."""
+def _remove_outdated(dataset: Dataset, flat: Path, of: tuple[str, str]) -> None:
+    """Remove conversions of the same source folder's earlier content, `of` (folder, task), except those in use."""
     for old in flat.parent.glob(f"{dataset.name}-*"):
         if old == flat or not re.fullmatch("[0-9a-f]{12}", old.name.removeprefix(f"{dataset.name}-")):
             continue
@@ -241,7 +282,8 @@ def _remove_outdated(dataset: Dataset, flat: Path, folder: str) -> None:
             continue
         with meta_file:
             try:
-                is_outdated = json.load(meta_file).get("folder") == folder
+                meta = json.load(meta_file)
+                is_outdated = (meta.get("folder"), meta.get("task", "")) == of
             except ValueError:
                 continue  # damaged: `load_task` says so where somebody needs it
             if is_outdated and lock(meta_file, fcntl.LOCK_EX | fcntl.LOCK_NB):

@@ -86,3 +86,31 @@ def episode_ends(final: np.ndarray, where: str) -> np.ndarray:
         row = final_rows[np.flatnonzero(lengths == 0)[0]]
         raise DataError(f"{where}: row {row} is an episode of its own; an episode takes at least two rows")
     return np.cumsum(lengths, dtype=np.int64)
+
+
+def row_form(
+    obs: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+    terminated: np.ndarray,
+    *,
+    next_obs: np.ndarray,
+    ends: np.ndarray,
+) -> tuple[np.ndarray, ...]:
+    """obs, action, final, reward and terminated of rows, as `Transitions` has them, given n transitions.
+
+    After each that `ends` (n,) bool an episode follows a final row with its next observation.
+    """
+    final = np.zeros(len(obs) + int(ends.sum()), bool)
+    final[np.flatnonzero(ends) + np.arange(1, ends.sum() + 1)] = True
+    rows = {
+        "obs": np.empty((len(final), obs.shape[1]), np.float32),
+        "action": np.zeros((len(final), action.shape[1]), np.float32),
+        "reward": np.zeros(len(final), np.float32),
+        "terminated": np.zeros(len(final), bool),
+    }
+    rows["obs"][~final], rows["obs"][final] = obs, next_obs[ends]
+    rows["action"][~final] = action
+    rows["reward"][~final] = reward
+    rows["terminated"][~final] = terminated
+    return rows["obs"], rows["action"], final, rows["reward"], rows["terminated"]

@@ -9,7 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
-from datasets.cache import cache_root, file_sha256, replacing
+from datasets.cache import ELSEWHERE, cache_root, file_sha256, replacing
 from datasets.spec import DataError, Dataset, Origin, RemoteFile, Rows, TaskSpec, one_line
 
 SUITE = "user"
@@ -22,7 +22,11 @@ def register(file: Path, copy: bool = False) -> str:
     file = file.expanduser()
     if not file.is_file():
         raise DataError(f"no data file {file}; name an npz or HDF5 file")
-    layout(file)  # raises for a file of another kind
+    if layout(file) == "minari" and copy:  # raises for a file of no known layout
+        raise DataError(
+            f"{file} belongs to a Minari data set, whose metadata.json beside it tells the bounds of actions; "
+            "name it in place, without --copy"
+        )
     digest = file_sha256(file)
     stem = re.sub(r"[^A-Za-z0-9_]+", "-", file.stem).strip("-") or "file"
     name = f"{SUITE}-{stem}-{digest[:10]}"
@@ -37,7 +41,7 @@ def register(file: Path, copy: bool = False) -> str:
         with replacing(_record(name)) as partial:
             partial.write_text(json.dumps({"path": str(file.resolve()), "sha256": digest}, indent=1) + "\n")
     except OSError as error:
-        raise DataError(f"cannot write {folder}: {one_line(error)}") from error
+        raise DataError(f"cannot write {folder}: {one_line(error)}; {ELSEWHERE}") from error
     return name
 
 
@@ -47,7 +51,7 @@ def parse(name: str) -> Dataset | None:
         return None
     try:
         path = Path(json.loads(_record(name).read_text())["path"])
-    except FileNotFoundError:
+    except (OSError, ValueError, KeyError, TypeError):  # none, or torn by a kill
         raise DataError(
             f"data set '{name}' is a user's file that is not known here; name it again: "
             f"--data FILE, or python -m bench data import FILE"

@@ -8,16 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import datasets
 from bench.__main__ import main
+from bench.cost import Cost
+from bench.launch import Pack
+from bench.progress import Display
 from bench.suites import SUITES
-from bench.writer import read_json
+from bench.writer import read_json, write_json
 from tests.conftest import TINY_DATASET
-from tests.tiny_runs import ROOT, python, status_of
+from tests.tiny_runs import ROOT, python, status_of, tiny_config
 
 TINY = [
     *("--task", "cube-single-task1", "--offline-updates", "20", "--online-steps", "20", "--warmup-steps", "5"),
@@ -239,6 +244,34 @@ def test_packages_that_resolve_elsewhere_are_refused(tmp_path):
     assert "resolves to" in outcome.stderr and outcome.stderr.count("\n") == 1
 
 
+def test_no_expert_is_known_for_a_task_of_minari(capsys, monkeypatch):
+    spec = replace(datasets.task("lift"), name="minari.D4RL.door.human-v2", suite="minari", domain="door-0123ab")
+    monkeypatch.setattr(datasets, "task", lambda name: spec)
+    assert "no expert is known for minari:D4RL/door/human-v2" in fails(
+        capsys, "data", "generate", "--task", "minari:D4RL/door/human-v2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [
+        ([{"success_rate": 0.5, "mean_return": -20.0}, {}], "success 0.50 -"),
+        ([{"success_rate": None, "mean_return": 312.5}, {"mean_return": 290.0}], "return 312.5 290"),
+        ([{}, {}], "success - -"),
+    ],
+)
+def test_progress_says_what_kind_of_score_it_shows(scores, shown, capsys, tmp_path):
+    configs = tuple(tiny_config("fql", seed=seed) for seed in range(2))
+    for config, score in zip(configs, scores, strict=True):
+        config.directory(tmp_path).mkdir(parents=True)
+        write_json(config.directory(tmp_path) / "status.json", {"state": "running", **score})
+    pack = Pack(configs)
+    display = Display(tmp_path, {pack: Cost(0.1, 0.1, 1.0, 1000, configs[0])}, jobs=1)
+    display.started(pack)
+    display.finished(pack)
+    assert capsys.readouterr().out.endswith(f", {shown}\n")
+
+
 def test_help_names_every_suite_and_target():
     text = python("-m", "bench", "run", "--help").stdout
     text = "".join(text.split())  # argparse breaks lines at hyphens
@@ -267,6 +300,7 @@ def test_generated_data_are_made_where_they_are_asked_for(tmp_path, monkeypatch)
     outcome = python("-m", "bench", *arguments, str(tmp_path), O2O_BENCH_DATA=str(tmp_path / "cache"))
     assert outcome.returncode == 0, outcome.stderr
     (written,) = tmp_path.glob("*.npz")
+    assert outcome.stdout.endswith(f"--dataset {written.stem} --data-dir {tmp_path}\n")
     assert written.stem == "cube-single-task3-mixed-generated-1ep-seed5"
     (manifest,) = tmp_path.glob("*manifest.json")
     assert json.loads(manifest.read_text())["origin"] == "generated"

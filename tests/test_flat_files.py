@@ -200,6 +200,28 @@ def test_rewards_told_on_arrival_go_to_the_action_that_earned_them(tmp_path_fact
             assert transitions(read(file)) == expected
 
 
+def test_episodes_padded_with_zeros_are_not_told_on_arrival(tmp_path):
+    """A sparse reward at the last step, and a row of zeros after it: first rewards and last actions are 0 as well."""
+    rng = np.random.default_rng(0)
+    num_rows = 8  # two episodes of three steps
+    is_padding, is_last = np.arange(num_rows) % 4 == 3, np.arange(num_rows) % 4 == 2
+    arrays = {
+        "observations": rng.normal(size=(num_rows, 3)).astype(np.float32),
+        "actions": rng.uniform(0.1, 0.9, (num_rows, 2)) * ~is_padding[:, None],
+        "rewards": is_last.astype(np.float32),
+        "terminals": np.zeros(num_rows),
+        "timeouts": is_padding,
+    }
+    file = write(tmp_path / "padded.hdf5", arrays)
+    assert not flat_files.is_told_on_arrival(file)
+    data = read(file)
+    assert data.reward[~data.final].tolist() == [0, 0, 1] * 2
+    np.testing.assert_array_equal(data.obs, arrays["observations"])
+    arrived = write(tmp_path / "arrived.hdf5", arrays | {"rewards": is_padding.astype(np.float32)})
+    assert flat_files.is_told_on_arrival(arrived)
+    assert transitions(read(arrived)) == transitions(data)
+
+
 def test_a_row_left_over_from_a_reset_is_dropped(tmp_path):
     walk = Walk(np.ones((4, 3), np.float32), np.full((3, 2), 0.5, np.float32), np.ones(3, np.float32), "terminated")
     arrays = {key: np.concatenate([array, array[:1]]) for key, array in on_arrival([walk]).items()}
@@ -358,6 +380,10 @@ BAD = {
     "nan obs": (with_entry("observations", (7, 1), np.nan), "'observations' is not finite in row 7"),
     "inf action": (with_entry("actions", (8, 0), np.inf), "'actions' is not finite in row 8"),
     "nan reward": (with_entry("rewards", 9, np.nan), "'rewards' is not finite in row 9"),
+    "too large": (
+        changed("rewards", np.full(12, 1e300)),
+        "'rewards' is not finite in row 0",
+    ),
     "flags": (with_entry("terminals", 4, 2), "'terminals' is 2 in row 4, expected a flag 0 or 1"),
     "half flags": (with_entry("terminals", 4, 0.5), "'terminals' is 0.5 in row 4, expected a flag 0 or 1"),
     "actions in degrees": (with_entry("actions", (6, 1), -1.01), r"'actions' is 1.01 in row 6; .* scaled to \[-1, 1\]"),
@@ -418,6 +444,37 @@ def test_flipped_bytes_of_an_npz_are_noticed(tmp_path, compression):
     with pytest.raises(DataError, match=rf"^{file}: key 'observations' cannot be read") as error:
         read(file)
     assert "\n" not in str(error.value)
+
+
+def test_damaged_hdf5_files_are_refused_or_read_but_never_crash(tmp_path):
+    """A few bytes overwritten anywhere, most of all in the tables of names, types and sizes."""
+    whole = write(tmp_path / "whole.hdf5", good(24) | {"infos": np.zeros(24)}).read_bytes()
+    file = tmp_path / "damaged.hdf5"
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            place, length = int(rng.integers(len(whole) - 8)), int(rng.integers(1, 9))
+            damaged[place : place + length] = rng.bytes(length)
+        file.unlink(missing_ok=True)
+        file.write_bytes(damaged)
+        try:
+            flat_files.layout(file)
+            flat_files.recipe_of(file)
+            read(file)
+        except DataError as error:
+            assert str(file) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert 50 < refused < 400
+
+
+def test_links_that_lead_nowhere_are_refused(tmp_path):
+    file = write(tmp_path / "x.hdf5", good())
+    with h5py.File(file, "a") as content:
+        content["extra"] = h5py.SoftLink("/absent")
+    with pytest.raises(DataError, match=rf"^{file} cannot be read \('extra' cannot be opened\)"):
+        flat_files.layout(file)
 
 
 def test_an_array_shorter_than_its_header_says_is_noticed(tmp_path):

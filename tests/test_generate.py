@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from datasets import DataError, ensure, generate, load
+from datasets.ogbench_files import recipe_of
 from datasets.sources import parse_name
 from datasets.store import generated_dir
 
@@ -67,6 +68,16 @@ def test_manifest_says_how_the_data_came_about(mixed: Path) -> None:
     assert manifest["success_share"]["task1"] >= 0.5
     assert set(manifest["versions"]) == {"python", "ogbench", "mujoco", "numpy"}
     assert sorted(file.name for file in mixed.parent.iterdir()) == [f"{NAME}.manifest.json", f"{NAME}.npz"]
+
+
+def test_file_with_a_damaged_recipe_says_none(tmp_path: Path) -> None:
+    file = tmp_path / "data.npz"
+    np.savez_compressed(file, recipe=np.array(json.dumps({"kind": "play"}) * 50))
+    content = bytearray(file.read_bytes())
+    start = 30 + int.from_bytes(content[26:28], "little") + int.from_bytes(content[28:30], "little")
+    content[start] = 0xFF  # a kind of block that no deflated data have
+    file.write_bytes(content)
+    assert recipe_of(file) is None
 
 
 def test_number_of_workers_changes_no_byte(mixed: Path, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_exported_cube_data_load_in_minari_and_come_back_the_same(data_cache: Pa
     from datasets.minari_export import export_data
 
     original = datasets.load(CUBE_TASK, TINY_DATASET)
-    exported = export_data(CUBE_TASK, original, "o2o/cube-v0", author="somebody")
+    exported = export_data(CUBE_TASK, original, "o2o/cube-v0")
     assert_minari_loads("o2o/cube-v0", original)
     assert exported.environment == "cube-single-singletask-task1-v0"
     assert "o2o/cube-v0" in minari.list_local_datasets()
@@ -139,7 +139,7 @@ def test_exported_cube_data_load_in_minari_and_come_back_the_same(data_cache: Pa
     assert back.origin == "generated"
     assert back.name == exported.task == "minari.o2o.cube-v0"
     metadata = json.loads((exported.folder / "data" / "metadata.json").read_text())
-    assert metadata["author"] == ["somebody"]
+    assert metadata["author"] == ["o2o-bench"]
     assert metadata["o2o_bench"]["content_hash"] == original.content_hash
 
 
@@ -206,6 +206,44 @@ def test_existing_set_is_replaced_only_when_told(data_cache: Path) -> None:
     with pytest.raises(DataError, match="end in a version"):
         export_data(CUBE_TASK, original, "o2o/cube")
     assert sorted(path.name for path in folder.parent.iterdir()) == ["cube-v0", "namespace_metadata.json"]
+
+
+def test_the_old_set_stays_where_the_new_one_cannot_be_put(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets.minari_export import export_data
+
+    original = datasets.load(CUBE_TASK, TINY_DATASET)
+    folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
+    before = (folder / "data" / "main_data.hdf5").stat().st_mtime_ns
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise PermissionError("not today")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(DataError, match=r"cannot write .*cube-v0: not today"):
+        export_data(CUBE_TASK, original, "o2o/cube-v0", replace=True)
+    assert (folder / "data" / "main_data.hdf5").stat().st_mtime_ns == before
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["cube-v0", "namespace_metadata.json"]
+
+
+def test_sets_exported_again_name_the_task_that_is_played(own_cache: None) -> None:
+    """Gymnasium cannot make the environment: actions of the data are scaled, and none is named in the first export."""
+    from datasets.minari_export import export_data
+
+    recorded("Pendulum-v1", "mine/pendulum-v0", 5, (0,))
+    data = datasets.load("minari:mine/pendulum-v0")
+    for own, source in (("o2o/first-v0", "mine/pendulum-v0"), ("o2o/second-v0", "o2o/first-v0")):
+        exported = export_data(f"minari:{source}", data, own)
+        assert exported.environment is None
+        note = minari_io._local(own).note
+        assert note["task"] == "minari.mine.pendulum-v0"
+    export_data("minari:o2o/second-v0", data, "o2o/second-v0", replace=True)
+    assert datasets.make_env("minari:o2o/second-v0").reset(seed=0)[0].shape == (3,)
+    with pytest.raises(DataError, match=r"'mine/pendulum-v0' itself tells the environment .* another id"):
+        export_data("minari:o2o/first-v0", data, "mine/pendulum-v0", replace=True)
+    assert datasets.task("minari:o2o/first-v0").max_episode_steps == 200
 
 
 def test_exported_file_alone_keeps_its_origin_and_task(data_cache: Path, tmp_path: Path) -> None:
@@ -461,6 +499,7 @@ def test_spaces_that_no_agent_here_can_use_are_refused() -> None:
         ({"observations": np.zeros((3, 2))}, "observations: the array is float64 \\(3, 2\\), expected 4 x 2"),
         ({"actions": np.zeros((3, 4))}, "actions has shape \\(3, 4\\), expected 3 x 2"),
         ({"rewards": np.array([0.0, np.nan, 0.0])}, "rewards is not finite in row 1"),
+        ({"rewards": np.array([0.0, 0.0, 1e300])}, "rewards is not finite in row 2"),
         ({"observations": np.full((4, 2), np.inf)}, "observations is not finite in row 0"),
         ({"terminations": np.zeros(2, bool)}, "terminations is bool \\(2,\\)"),
         ({"truncations": np.zeros(2, bool)}, "truncations has shape \\(2,\\), expected \\(3,\\)"),

@@ -11,7 +11,8 @@ from ogbench.manipspace.envs.manipspace_env import ManipSpaceEnv
 from ogbench.manipspace.lie import SO3
 
 from datasets import ogbench_fast, ogbench_tasks
-from datasets.ogbench_env import SingleTask, play_env, seeded_numpy, task_env
+from datasets.numpy_seed import seeded_numpy
+from datasets.ogbench_env import SingleTask, play_env, task_env
 from datasets.ogbench_episodes import MIXED, Directed, Episode, Noisy, Play, Policy, _goals, _plan_oracles, _record
 from datasets.ogbench_tasks import TASK_IDS, TASKS
 

@@ -261,6 +261,7 @@ REFUSED_ENVIRONMENTS = {
     "has controller None": env_args("lift", env_kwargs={"robots": ["Panda"]}),
     "is no JSON object": "{'env_name': 'Lift'}",
     "is no JSON object with env_name and env_kwargs ('env_kwargs')": json.dumps({"env_name": "Lift"}),
+    "is no JSON object with env_name and env_kwargs ('NoneType'": env_args("lift", env_kwargs=None),
 }
 
 
@@ -328,6 +329,12 @@ def test_files_without_demonstrations_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.hdf5", "w") as content:
         content["episode_0/actions"] = np.zeros((2, 7))
     refused(tmp_path / "other.hdf5", "group 'data' is missing, it has episode_0")
+    with h5py.File(tmp_path / "latin.hdf5", "w") as content:
+        content["dat\xe4".encode("latin-1")] = np.zeros(2)
+    refused(tmp_path / "latin.hdf5", "group 'data' is missing, it has b'dat\\xe4'")
+    with h5py.File(write(tmp_path / "unnamed.hdf5", "lift", {}), "a") as content:
+        content["data/demo_\xe4".encode("latin-1")] = np.zeros(2)
+    refused(tmp_path / "unnamed.hdf5", "no demonstration (demo_0, demo_1, …)")
     with h5py.File(tmp_path / "untold.hdf5", "w") as content:
         content["data/demo_0/actions"] = np.zeros((2, 7))
     refused(tmp_path / "untold.hdf5", "attribute 'env_args' of group 'data' is missing")
@@ -484,17 +491,18 @@ def test_numpy_s_generator_stays_as_it_was() -> None:
 
 
 @simulated
-@pytest.mark.parametrize("task", TASKS)
-def test_observations_are_the_published_ones(task: str) -> None:
+@pytest.mark.parametrize("domain", ENV_NAMES)
+def test_observations_are_the_published_ones(domain: str) -> None:
     """Of robosuite's own environment, reset and observed once more as in the published protocol."""
-    from datasets.robomimic_env import observation, seeded
+    from datasets.numpy_seed import seeded_numpy
+    from datasets.robomimic_env import observation
 
-    spec = TASKS[task]
-    task_env = env(f"{spec.domain}-mh")
+    spec = TASKS[f"{domain}-mh"]
+    task_env = env(spec.name)
     assert task_env.observation_space.shape == (spec.obs_dim,)
-    package = package_env(spec.domain)
+    package = package_env(domain)
     obs, info = task_env.reset(seed=4)
-    with seeded(4):
+    with seeded_numpy(4):
         stale = package.reset()
     first = package._get_observations(force_update=True)
     assert obs.dtype == np.float32
@@ -502,7 +510,7 @@ def test_observations_are_the_published_ones(task: str) -> None:
     assert obs in task_env.observation_space
     flat = np.concatenate([first[key] for key in (*OBS_KEYS[:3], "object-state")])
     assert (obs == flat.astype(np.float32)).all()
-    if spec.domain != "lift":
+    if domain != "lift":
         relative = slice(9, 16)  # of the object to the hand: position and quaternion
         assert not np.concatenate([stale["object-state"]])[:7].any()
         assert np.abs(obs[relative]).max() > 0.1

@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import gymnasium
+import h5py
 import numpy as np
 import pytest
 
 import datasets
+from bench.__main__ import main
 from bench.evaluate import Preempted
 from bench.train import Execution, run
 from datasets.sources import EXTRAS, SOURCES, missing_extra, source_of
@@ -101,7 +103,6 @@ RUNS = {  # task: what a user would name as its data
     "lift-mh": HUMAN_LIFT,
     "scene-task2": None,
     "antmaze-large-task1": None,
-    "ant-bullet-mixed": None,
 }
 
 
@@ -119,7 +120,6 @@ def test_a_run_on_a_file_of_the_users_stops_and_goes_on_to_the_same_bytes(task: 
         eval_interval_updates=6,
         eval_episodes=1,
     )
-    spec = datasets.task(task)
     execution = Execution(device="cpu", env_workers=0)
     whole, stopped = own_cache / "whole", own_cache / "stopped"
     run([config], whole, execution, lambda: False)
@@ -132,7 +132,7 @@ def test_a_run_on_a_file_of_the_users_stops_and_goes_on_to_the_same_bytes(task: 
     provenance = provenance_of(config.directory(stopped))
     assert len(provenance["starts"]) == 2 and provenance["dataset"]["origin"] == "user"
     status = status_of(config.directory(stopped))
-    assert status["state"] == "complete" and (status["success_rate"] is None) == (spec.suite == "bullet")
+    assert status["state"] == "complete" and status["success_rate"] is not None
 
 
 # Files of users.
@@ -186,7 +186,9 @@ def test_a_file_that_is_gone_or_unknown_here_says_how_to_name_it_again(own_cache
         ("lift", "absent", "no data file"),
     ],
 )
-def test_a_wrong_file_is_refused_with_the_reason(task: str, file: Path | str, message: str, own_cache: Path) -> None:
+def test_a_wrong_file_is_refused_with_the_reason(
+    task: str, file: Path | str, message: str, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if file == "flat":
         file = random_file("can", own_cache / "flat.npz")
     elif file == "text":
@@ -194,10 +196,10 @@ def test_a_wrong_file_is_refused_with_the_reason(task: str, file: Path | str, me
         file.write_text("observations")
     arguments = ["--task", task, "--agent", "fql", "--results", str(own_cache / "results"), "--data", str(file)]
     arguments += ["--offline-updates", "1", "--online-steps", "0"]
-    done = python("-m", "bench", "run", *arguments)
-    assert done.returncode == 2, done.stdout
-    assert done.stderr.count("\n") == 1
-    assert re.search(message, done.stderr), done.stderr
+    assert main(["run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
     assert not (own_cache / "results").exists()
 
 
@@ -208,10 +210,58 @@ def test_data_and_dataset_exclude_each_other() -> None:
     assert "--data and --dataset exclude each other" in done.stderr
 
 
-def test_the_list_shows_every_task_and_what_was_made_here(own_cache: Path) -> None:
+def test_the_list_shows_every_task_and_what_was_made_here_whatever_else_lies_there(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(own_cache / "minari"))
     name = datasets.register(random_file("can", own_cache / "mine.npz"))
-    done = python("-m", "bench", "data", "list")
-    assert done.returncode == 0, done.stderr
+    torn = datasets.register(random_file("can", own_cache / "torn.npz", lengths=(3, 4)))
+    (own_cache / "cache" / "user" / f"{torn}.json").write_text('{"path": ')
+    (own_cache / "cache" / "generated" / "notes").mkdir(parents=True)
+    damaged = own_cache / "cube-single-play-v0.npz"
+    damaged.write_text("<html>404</html>")
+    minari = own_cache / "minari" / "lab" / "door-v0" / "data"
+    minari.mkdir(parents=True)
+    (minari / "metadata.json").write_text("{")
+    assert main(["data", "list", "--data-dir", str(own_cache)]) == 0
+    listed = capsys.readouterr().out
     for spec in datasets.TASKS.values():
-        assert spec.dataset in done.stdout
-    assert name in done.stdout
+        assert spec.dataset in listed
+    assert re.search(rf"^  {name}: user, .* {own_cache / 'mine.npz'}$", listed, re.MULTILINE)
+    assert f"cube-single-play-v0: {damaged} is not a whole npz file" in listed
+    assert "  minari:lab/door-v0: " in listed
+    assert torn not in listed and "notes" not in listed
+    assert main(["data", "verify", "--data-dir", str(own_cache)]) == 1
+    assert f"{damaged} is not a whole npz file" in capsys.readouterr().out
+
+
+def test_a_torn_record_of_a_file_is_like_none(own_cache: Path) -> None:
+    name = datasets.register(random_file("can", own_cache / "mine.npz"))
+    for text in ('{"path": ', "[]", "{}", '{"path": 3}'):
+        (own_cache / "cache" / "user" / f"{name}.json").write_text(text)
+        with pytest.raises(DataError, match="not known here; name it again: --data FILE"):
+            datasets.load("can", name)
+
+
+def test_a_file_of_minari_is_not_copied_without_its_metadata(own_cache: Path) -> None:
+    with h5py.File(own_cache / "main_data.hdf5", "w") as content:
+        content.create_group("episode_0")
+    assert datasets.register(own_cache / "main_data.hdf5").startswith("user-main_data-")
+    with pytest.raises(DataError, match=r"metadata\.json beside it .* without --copy"):
+        datasets.register(own_cache / "main_data.hdf5", copy=True)
+
+
+@pytest.mark.parametrize(
+    ("offline", "task", "expected"),
+    [
+        ("0", "lift", "absent, will be downloaded first"),
+        ("1", "lift", "absent: python -m bench data get lift-mh-v15 first"),
+        ("0", "cube-quadruple", "absent: python -m bench data get cube-quadruple-play-100m-v0 first"),
+    ],
+)
+def test_a_plan_promises_only_downloads_that_come(
+    offline: str, task: str, expected: str, own_cache: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("O2O_BENCH_OFFLINE", offline)
+    assert main(["plan", "--task", task, "--agent", "fql", "--results", str(own_cache)]) == 0
+    assert expected in capsys.readouterr().out

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets import DataError, describe, load
-from datasets.cache import cache_root
+from datasets import DataError, Transitions, describe, get, load, register, store
+from datasets.cache import cache_root, replacing
+from datasets.generate import will_fetch
 from datasets.ogbench_tasks import NUM_SHARDS
 from datasets.sources import parse_name
 from datasets.spec import Recipe
 
 NAME = "cube-single-play-v0"
+HUMAN_LIFT = Path(__file__).parent / "fixtures" / "lift_human3_low_dim.hdf5"
 SHARDED = "cube-quadruple-play-100m-v0"
 GOALS = {1: (0.425, -0.1, 0.02), 4: (0.50, 0.2, 0.02)}  # of cube-single
 
@@ -129,6 +131,75 @@ def test_conversion_of_another_folder_stays(tmp_path: Path) -> None:
         write(tmp_path / str(seed) / f"{NAME}.npz", **source_arrays(seed=seed))
         load("cube-single", NAME, tmp_path / str(seed))
     assert len(flat_folders()) == 2
+
+
+def test_conversions_of_a_users_file_for_two_tasks_stay_side_by_side(tmp_path: Path) -> None:
+    arrays = source_arrays() | {"rewards": np.zeros(7, np.float32)}
+    name = register(write(tmp_path / "mine.npz", **{key: arrays[key] for key in arrays if key != "qpos"}))
+    tasks = ("cube-single-task1", "cube-single-task2")
+    for task in tasks:
+        load(task, name)
+    folders = {folder: folder.stat().st_ino for folder in flat_folders()}
+    assert len(folders) == 2
+    for task in tasks:
+        load(task, name)
+    assert {folder: folder.stat().st_ino for folder in flat_folders()} == folders
+
+
+def test_conversion_that_another_process_removes_at_the_wrong_moment_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / f"{NAME}.npz", **source_arrays())
+    first = load("cube-single", NAME, tmp_path)
+    (flat,) = flat_folders()
+    mapped = store._mapped
+
+    def removed_before(*arguments: Any) -> Transitions:
+        monkeypatch.setattr(store, "_mapped", mapped)
+        shutil.rmtree(flat)
+        return mapped(*arguments)
+
+    monkeypatch.setattr(store, "_mapped", removed_before)
+    assert load("cube-single", NAME, tmp_path).content_hash == first.content_hash
+
+
+def test_robomimic_files_which_all_have_one_name_are_told_by_their_folder(tmp_path: Path) -> None:
+    bare = tmp_path / "low_dim_v15.hdf5"
+    bare.write_bytes(b"")
+    assert store.find(parse_name("lift-ph-v15"), tmp_path) == []
+    (tmp_path / "lift" / "ph").mkdir(parents=True)
+    bare.rename(tmp_path / "lift" / "ph" / bare.name)
+    assert store.find(parse_name("lift-ph-v15"), tmp_path) == [tmp_path / "lift" / "ph" / bare.name]
+    assert store.find(parse_name("lift-mh-v15"), tmp_path) == []
+
+
+def test_other_demonstrations_than_the_published_ones_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "lift" / "ph").mkdir(parents=True)
+    shutil.copy(HUMAN_LIFT, tmp_path / "lift" / "ph" / "low_dim_v15.hdf5")
+    with pytest.raises(DataError, match=r"holds \d+ demonstrations, the published lift-ph-v15 has 200; get it again"):
+        load("lift-ph", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("value", "is_allowed"), [("1", False), ("0", True), ("", True)])
+def test_downloads_can_be_forbidden(value: str, is_allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(store.OFFLINE, value)
+    monkeypatch.setattr("datasets.download.fetch", lambda *_, **__: [Path("fetched")])
+    assert will_fetch(NAME) is is_allowed
+    assert not will_fetch(SHARDED), "a hundred files are left to an explicit get"
+    if is_allowed:
+        assert get(NAME) == [Path("fetched")]
+    else:
+        with pytest.raises(DataError, match="O2O_BENCH_OFFLINE is set, so nothing is downloaded"):
+            get(NAME)
+        with pytest.raises(DataError, match="O2O_BENCH_OFFLINE is set, so nothing is downloaded"):
+            load("cube-single")
+
+
+def test_minari_puts_its_data_where_it_looks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setenv(store.OFFLINE, "0")
+    with pytest.raises(DataError, match=f"Minari's own folder {tmp_path / 'minari'}, not to {tmp_path}; MINARI_DATA"):
+        get("minari:D4RL/door/human-v2", tmp_path)
 
 
 def test_what_a_killed_conversion_left_is_removed(tmp_path: Path) -> None:
@@ -319,8 +390,68 @@ def test_damaged_conversion_says_what_to_delete(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / f"{NAME}.npz", **source_arrays())
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(DataError, match=r"cannot write .*; O2O_BENCH_DATA=FOLDER puts the cache elsewhere"):
         load("cube-single", NAME, tmp_path)
+
+
+WRITERS = {
+    "flat": """
+from datasets import flat_files
+np.savez(folder / "part.npz", **flat_files.episode_arrays([flat_files.Step(obs, obs, 0.0, False, True, obs)] * 100))
+def write(file):
+    with replacing(file) as partial:
+        flat_files.write([folder / "part.npz"], partial, {"seed": 1})
+""",
+    "robomimic": """
+from datasets import robomimic_file
+labels = {key: np.array(b"it") for key in robomimic_file.LABELS}
+episode = {"actions": np.zeros((100, 500)), "success": np.array(True), **labels}
+def write(file):
+    with replacing(file) as partial:
+        robomimic_file.write(partial, [episode], {}, {})
+""",
+    "export": """
+from bench.export import write_flat
+from datasets.transitions import Transitions
+rows, flags = np.zeros((100, 500), np.float32), np.zeros(100, bool)
+transitions = Transitions(rows, rows, rows[:, 0], flags, np.arange(100) == 99, "name", "generated", "hash")
+write = lambda file: write_flat(transitions, file, replace=True)
+""",
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_disk_that_runs_full_under_an_hdf5_file_is_an_error_like_any_other(kind: str, tmp_path: Path) -> None:
+    code = f"""
+import resource, sys
+from pathlib import Path
+import numpy as np
+from datasets.cache import replacing
+from datasets.spec import DataError
+folder, obs = Path({str(tmp_path)!r}), np.zeros(500, np.float32)
+{WRITERS[kind]}
+contents = []
+for name in ("first.hdf5", "second.hdf5"):
+    write(folder / name)
+    contents.append((folder / name).read_bytes())
+assert len(contents[0]) > 100_000 and contents[0] == contents[1], "equal content gives equal bytes"
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    write(folder / "full.hdf5")
+except (OSError, DataError) as error:
+    sys.exit(str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "File too large" in done.stderr
+    assert {file.name for file in tmp_path.iterdir()} <= {"part.npz", "first.hdf5", "second.hdf5"}
+
+
+def test_two_writers_of_one_process_have_a_partial_file_each(tmp_path: Path) -> None:
+    with replacing(tmp_path / "file") as first, replacing(tmp_path / "file") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "file").read_text() == "first"
 
 
 def test_describe_reads_no_data(tmp_path: Path) -> None:
