@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except BrokenPipeError:  # `… | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python writes at its end goes nowhere
+        return 141  # as of a process that SIGPIPE ends
     except KeyboardInterrupt:
         print("stopped; start again to go on", file=sys.stderr, flush=True)
         return 130

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -201,6 +203,12 @@ def test_a_wrong_file_is_refused_with_the_reason(
     assert error.count("\n") == 1
     assert re.search(message, error), error
     assert not (own_cache / "results").exists()
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error() -> None:
+    command = f"{sys.executable} -u -m bench data list | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("ogbench\n", "")
 
 
 def test_data_and_dataset_exclude_each_other() -> None:
