@@ -82,10 +82,10 @@ def robomimic_quick() -> list[RunConfig]:
         settings,
         task="lift-mh",
         dataset="lift-mixed-generated-60ep-seed0",
-        offline_updates=3_000,
-        online_steps=4_000,
-        eval_interval_updates=1_500,
-        eval_interval_steps=1_000,
+        offline_updates=1_500,
+        online_steps=3_000,
+        eval_interval_updates=750,
+        eval_interval_steps=750,
         eval_episodes=20,
     )
 
