@@ -40,11 +40,13 @@ class Noise(Protocol):
 class Agent(nn.Module):
     """One algorithm training S seeds at once; every parameter has a leading seed dimension.
 
-    Subclasses set `policy_modules`, the names of the submodules that `act` needs (an evaluator copies only these).
+    Subclasses set `policy_modules`, the names of the submodules that `act` needs (an evaluator copies only these), and
+    `online_only`, the config fields that change nothing before the first online step (runs may share what precedes it).
     No update synchronises with the device, branches on a tensor's value or counts steps: each may become a CUDA graph.
     """
 
     policy_modules: tuple[str, ...]
+    online_only: tuple[str, ...] = ()
 
     def __init__(self, config: Any, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__()

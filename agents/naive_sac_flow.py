@@ -41,6 +41,7 @@ class NaiveSACFlow(Agent):
 
     config: NaiveSACFlowConfig
     policy_modules = ("policy_velocity",)
+    online_only = ("bc_coef_online",)
 
     def __init__(self, config: NaiveSACFlowConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)

@@ -67,6 +67,7 @@ class SACFlow(Agent):
 
     config: SACFlowConfig
     policy_modules = ("velocity_field",)
+    online_only = ("bc_coef_online", "collect_noise_std")
 
     def __init__(self, config: SACFlowConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)

@@ -11,13 +11,9 @@ from typing import Any, Literal
 
 import datasets
 from agents import AGENTS
+from bench.errors import ConfigError
+from bench.writer import SCHEMA_VERSION
 from datasets.spec import DataError, nearest
-
-SCHEMA_VERSION = 1  # of the files under results/ (results/README.md)
-
-
-class ConfigError(Exception):
-    """A mistake in a configuration or a command; the message is one line that says what would be right."""
 
 
 @dataclass(frozen=True)

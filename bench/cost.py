@@ -1,15 +1,20 @@
 """What runs will cost on this machine: a few updates and environment steps, measured, times the plan."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 
 import datasets
 from bench.config import RunConfig
 from bench.evaluate import build_agent
+from bench.progress import median_rates
 from bench.streams import SeedStreams
+from bench.writer import read_json
 from datasets.batch import Batch
 
 
@@ -22,11 +27,12 @@ class Cost:
     evaluation: float  # seconds per evaluation of the pack
     bytes: int  # on disk, checkpoints included
     config: RunConfig
+    offline_elsewhere: bool = False  # the runs go on from an offline phase that another pack trains
 
     def seconds(self, updates: int = 0, env_steps: int = 0) -> float:
         """Time from a point (gradient updates made, environment steps made) to the end."""
         config = self.config
-        offline = max(0, config.offline_updates - updates)
+        offline = 0 if self.offline_elsewhere else max(0, config.offline_updates - updates)
         online = max(0, config.online_steps - env_steps)
         evaluations = offline / config.eval_interval_updates + online / config.eval_interval_steps + 1
         return offline * self.offline_update + online * self.online_step + evaluations * self.evaluation
@@ -68,6 +74,43 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
         bytes=pack * (2 * 3 * network_bytes + config.online_steps * row_bytes),
         config=config,
     )
+
+
+def from_finished_runs(
+    configs: tuple[RunConfig, ...], results: Path, device_type: str, offline_elsewhere: bool
+) -> Cost | None:
+    """The cost of a pack by the rates of a finished run under `results` that differs in task of the domain, seed and
+    budget only, was in a pack of the same size, and was trained on the same kind of device; None without one."""
+    config = configs[0]
+    domain = datasets.task(config.task).domain
+    for path in sorted(results.glob(f"*/*/{config.agent}/seed_*/complete.json")):
+        directory = path.parent
+        other, provenance = read_json(directory / "config.json"), read_json(directory / "provenance.json")
+        if not other or not provenance or _kind(other) != _kind(config.to_json()):
+            continue
+        start = provenance["starts"][-1]
+        if start.get("device_type") != device_type or len(start["pack"]) != len(configs):
+            continue
+        if datasets.task(other["task"]).domain != domain:
+            continue
+        rates = median_rates(directory)
+        offline, online = rates.get(("offline", "updates_per_second")), rates.get(("online", "env_steps_per_second"))
+        if (config.offline_updates and not offline) or (config.online_steps and not online):
+            continue
+        return Cost(
+            offline_update=1 / offline if offline else 0.0,
+            online_step=1 / online if online else 0.0,
+            evaluation=0.0,  # beside training
+            bytes=0,
+            config=config,
+            offline_elsewhere=offline_elsewhere,
+        )
+    return None
+
+
+def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config decides its speed."""
+    return {name: config[name] for name in ("agent", "agent_config", "batch_size", "utd_ratio", "success_timing")}
 
 
 @cache

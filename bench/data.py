@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 from bench.config import ConfigError, RunConfig
-from bench.engine import available_cores
+from bench.execution import available_cores
 from bench.progress import duration, is_terminal, size
 from datasets.generate import will_fetch
 from datasets.minari_io import local_ids

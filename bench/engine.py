@@ -78,11 +78,6 @@ def pick_mode(name: str, device: torch.device, updates: int) -> Mode:
     raise ConfigError(f"unknown engine {name!r}{nearest(name, MODES)}; engines: auto, {', '.join(MODES)}")
 
 
-def available_cores() -> int:
-    """CPU cores that this process may use; a cluster's job has fewer than its machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class NotTheSame(Exception):
     """A fast way of executing updates does not give what eager execution gives."""
 

@@ -24,8 +24,6 @@ from bench.workers import Requests, Template, Worker, with_answers
 FIRST_EPISODE_SEED = 1_000_000  # episode i of every evaluation of every run resets with this + i
 NICENESS = 10  # training comes first: on a core that both want, an evaluation gets a tenth
 
-EXIT_PREEMPTED = 75  # of a process whose runs were: sysexits' EX_TEMPFAIL, start again to go on
-
 Policy = dict[str, Tensor]  # CPU tensors with S = 1
 Row = dict[str, float | None]  # episode_seed, success, return, length
 

@@ -137,7 +137,7 @@ def collected(directory: Path) -> tuple[RunConfig, Transitions]:
     widths = {"obs": task.obs_dim, "action": task.action_dim, "next_obs": task.obs_dim}
     columns = [widths.get(field, 1) for field in ONLINE_FIELDS]
     newest = states[max(states)] if states else None
-    if newest is None or not newest["replay_rows"]:
+    if newest is None or not newest["replay"]:
         raise ConfigError(f"{directory} has collected no transitions online: there is nothing to export")
     packed = checkpoints.restore_replay(newest, sum(columns)).numpy()
     parts = np.split(packed, np.cumsum(columns)[:-1], axis=1)

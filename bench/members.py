@@ -1,14 +1,21 @@
 """The runs of a pack: their directories, the checkpoints they go on from, and the record of each start."""
 
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 from bench.checkpoint import Checkpoints, Progress
-from bench.config import SCHEMA_VERSION, ConfigError, RunConfig, config_difference
-from bench.writer import StorageError, read_json, write_json
+from bench.claims import Claim, Claims, Superseded, spent_seconds
+from bench.config import ConfigError, RunConfig, config_difference
+from bench.evaluate import Preempted
+from bench.writer import SCHEMA_VERSION, StorageError, is_complete, read_json, write_json
 from datasets.transitions import Transitions
+
+POLL_SECONDS = 0.5  # between looks at a run that another process holds
 
 
 def prepare_directory(config: RunConfig, results: Path) -> Path:
@@ -36,33 +43,89 @@ class Member:
 
     config: RunConfig
     directory: Path
+    claim: Claim
     checkpoints: Checkpoints
     state: dict[str, Any] | None  # None: from the beginning
+    offline: Checkpoints | None = None  # where the state is from, if that is a shared offline phase
 
     @property
     def progress(self) -> Progress | None:
         return self.state["progress"] if self.state else None
 
 
-def resume_groups(configs: list[RunConfig], results: Path) -> list[list[Member]]:
+def claim_runs(
+    directories: Mapping[RunConfig, Path], claims: Claims, should_stop: Callable[[], bool]
+) -> dict[RunConfig, Claim]:
+    """The runs that are not complete and that no other process holds.
+
+    Waits for those that one holds, since it may be dying: it may still end them, or show no sign of life for its lease.
+    Where it goes on showing them, the run is left to it. Raises Preempted when asked to stop.
+    """
+    taken: dict[RunConfig, Claim] = {}
+    waiting = dict(directories)
+    said: set[Path] = set()
+    while True:
+        for config, directory in list(waiting.items()):
+            held = None if is_complete(directory) else claims.take(directory)
+            if isinstance(held, Claim) and not is_complete(directory):
+                taken[config] = held
+            elif isinstance(held, Claim):  # it came to its end before this process had it
+                held.release()
+            elif held is not None and not claims.lives(directory):
+                if directory not in said:
+                    said.add(directory)
+                    print(f"{directory} is held by {held}: waiting to see whether it goes on", flush=True)
+                continue
+            elif held is not None:
+                print(f"{directory} is left to {held}, which goes on with it", flush=True)
+            del waiting[config]
+        if not waiting:
+            return {config: taken[config] for config in directories if config in taken}
+        if should_stop():
+            for claim in taken.values():
+                claim.release()
+            raise Preempted
+        time.sleep(POLL_SECONDS)
+
+
+def still_owned(claim: Claim) -> bool:
+    """Whether the run is still this process'; says so on stderr where it is not."""
+    try:
+        claim.check()
+    except Superseded as error:
+        print(error, file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def resume_groups(claims: Mapping[RunConfig, Claim], offline: Mapping[RunConfig, Path]) -> list[list[Member]]:
     """Members that can go on together, those that are behind first. Seeds of a pack were saved one after the other, so
     a kill can leave their newest slots apart; the newest progress that all of them hold joins them again, else each
-    progress is a group."""
-    held: list[tuple[RunConfig, Checkpoints, dict[Progress, dict[str, Any]]]] = []
-    for config in configs:
-        checkpoints = Checkpoints(config.directory(results))
-        held.append((config, checkpoints, checkpoints.load()))
-    shared = set.intersection(*(set(states) for _, _, states in held))
+    progress is a group.
+
+    Args:
+        offline: folders of finished offline phases, from which runs without a checkpoint go on.
+    """
+    held: list[tuple[Member, dict[Progress, dict[str, Any]]]] = []
+    for config, claim in claims.items():
+        member = Member(config, claim.directory, claim, Checkpoints(claim.directory), None)
+        states = member.checkpoints.load()
+        if not states and config in offline:
+            member.offline = Checkpoints(offline[config])
+            states = member.offline.load()
+        held.append((member, states))
+    shared = set.intersection(*(set(states) for _, states in held))
     groups: dict[Progress | None, list[Member]] = {}
-    for config, checkpoints, states in held:
+    for member, states in held:
         at = max(shared) if shared else max(states, default=None)
-        state = states[at] if at is not None else None
-        groups.setdefault(at, []).append(Member(config, config.directory(results), checkpoints, state))
+        member.state = states[at] if at is not None else None
+        groups.setdefault(at, []).append(member)
     return [groups[at] for at in sorted(groups, key=lambda at: at or (-1, -1, -1))]
 
 
 def record_start(member: Member, transitions: Transitions, start: dict[str, Any]) -> None:
-    """Adds `start` to provenance.json. Raises ConfigError where the data are not those the run began with."""
+    """Adds `start` to provenance.json, and how long the start before it lasted. Raises ConfigError where the data are
+    not those the run began with."""
     dataset = {
         "name": transitions.name,
         "origin": transitions.origin,
@@ -75,6 +138,7 @@ def record_start(member: Member, transitions: Transitions, start: dict[str, Any]
         "schema_version": SCHEMA_VERSION,
         "dataset": dataset,
         "reference_returns": datasets.task(member.config.task).reference_returns,
+        "offline_phase": None,
         "starts": [],
     }
     if known["dataset"] != dataset:
@@ -83,4 +147,22 @@ def record_start(member: Member, transitions: Transitions, start: dict[str, Any]
             f"({known['dataset']['origin']}), {transitions.name} now holds {transitions.content_hash[:12]} "
             f"({transitions.origin}); restore the data or move the folder away"
         )
+    if member.offline is not None:
+        origin = member.offline.directory.parent
+        written = read_json(origin / "config.json") or {}
+        known["offline_phase"] = {"config_hash": written["config_hash"], "seed": written["seed"]}
+    if known["starts"] and member.claim.previous is not None:
+        known["starts"][-1].setdefault("seconds", round(spent_seconds(member.claim.previous), 1))
+    member.claim.check()
     write_json(path, {**known, "starts": [*known["starts"], start]})
+
+
+def record_end(claim: Claim) -> None:
+    """Adds to provenance.json how long the newest start has lasted."""
+    path = claim.directory / "provenance.json"
+    known = read_json(path)
+    if known and known["starts"]:
+        seconds = spent_seconds(replace(claim.owner, beat_at=time.time()))
+        known["starts"][-1]["seconds"] = round(seconds, 1)
+        claim.check()
+        write_json(path, known)

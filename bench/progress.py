@@ -4,6 +4,7 @@ import csv
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from bench.pool import Work
 from bench.writer import read_json
 
 if TYPE_CHECKING:
     from bench.cost import Cost
-    from bench.launch import Pack
 
 HEARTBEAT_SECONDS = 60.0
 
@@ -38,13 +39,13 @@ def size(count: float) -> str:
 
 
 class Display:
-    """Shows packs from their runs' status files; a context manager."""
+    """Shows packs from their runs' status files; a context manager, and what a pool of workers reports to."""
 
-    def __init__(self, results: Path, costs: "dict[Pack, Cost]", jobs: int):
-        self._results, self._costs, self._jobs = results, costs, jobs
+    def __init__(self, costs: "dict[Work, Cost]", jobs: int):
+        self._costs, self._jobs = dict(costs), jobs
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self._running: dict[Pack, tuple[float, float]] = {}  # start time, predicted seconds left at the start
+        self._running: dict[Work, tuple[float, float]] = {}  # start time, predicted seconds left at the start
         self._left = list(costs)
         self._warned: set[str] = set()
         self._refreshed = self._beat = time.monotonic()
@@ -59,18 +60,24 @@ class Display:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
 
-    def started(self, pack: "Pack") -> None:
-        status = self._status(pack)
-        left = self._costs[pack].seconds(status.get("updates", 0), status.get("env_steps", 0))
-        self._running[pack] = (time.monotonic(), left)
-        self._left.remove(pack)
+    def started(self, work: Work) -> None:
+        status = self._status(work)
+        left = self._costs[work].seconds(status.get("updates", 0), status.get("env_steps", 0))
+        self._running[work] = (time.monotonic(), left)
+        self._left.remove(work)
 
-    def finished(self, pack: "Pack") -> None:
+    def ended(self, work: Work) -> None:
         self._warn()
-        started, _ = self._running.pop(pack)
-        states = {status.get("state", "not begun") for status in self._statuses(pack)}
-        line = f"{pack.name}: {', '.join(sorted(states))} after {duration(time.monotonic() - started)}"
-        self._say(f"{line}, {self._score(pack)}{measured_rates(pack.configs[0].directory(self._results))}")
+        started, _ = self._running.pop(work)
+        states = {status.get("state", "not begun") for status in self._statuses(work)}
+        line = f"{work.name}: {', '.join(sorted(states))} after {duration(time.monotonic() - started)}"
+        self._say(f"{line}, {self._score(work)}{measured_rates(work.directories[0])}")
+
+    def divided(self, work: Work, parts: Sequence[Work]) -> None:
+        """The process of `work` crashed; its runs go on one by one."""
+        self._say(f"{work.name}: its process crashed ({work.log}); its runs go on in processes of their own")
+        self._left[:0] = parts
+        self._costs |= dict.fromkeys(parts, self._costs[work])
 
     def refresh(self) -> None:
         now = time.monotonic()
@@ -81,15 +88,15 @@ class Display:
                 self._live.update(self._table(), refresh=True)
         if not self._live and now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
-            for pack in self._running:
-                self._say("  ".join(self._cells(pack)))
+            for work in self._running:
+                self._say("  ".join(self._cells(work)))
             self._say(f"{len(self._running)} running, {len(self._left)} waiting, about {duration(self._eta())} left")
 
     def _warn(self) -> None:
         """What a run warns of, once."""
-        for pack in self._running:
-            warning = self._status(pack).get("warning")
-            line = f"WARNING: {pack.name}: {warning}"
+        for work in self._running:
+            warning = self._status(work).get("warning")
+            line = f"WARNING: {work.name}: {warning}"
             if warning and line not in self._warned:
                 self._warned.add(line)
                 self._say(line)
@@ -100,28 +107,28 @@ class Display:
         else:
             print(line, flush=True)
 
-    def _statuses(self, pack: "Pack") -> list[dict[str, Any]]:
-        return [read_json(config.directory(self._results) / "status.json") or {} for config in pack.configs]
+    def _statuses(self, work: Work) -> list[dict[str, Any]]:
+        return [read_json(directory / "status.json") or {} for directory in work.directories]
 
-    def _status(self, pack: "Pack") -> dict[str, Any]:
+    def _status(self, work: Work) -> dict[str, Any]:
         """Of the pack's first run: all go in step."""
-        return self._statuses(pack)[0]
+        return self._statuses(work)[0]
 
-    def _pack_left(self, pack: "Pack") -> float:
+    def _pack_left(self, work: Work) -> float:
         """Predicted seconds left, corrected by how the prediction has fared since the start."""
-        started, at_start = self._running[pack]
-        status = self._status(pack)
-        predicted = self._costs[pack].seconds(status.get("updates", 0), status.get("env_steps", 0))
+        started, at_start = self._running[work]
+        status = self._status(work)
+        predicted = self._costs[work].seconds(status.get("updates", 0), status.get("env_steps", 0))
         done, elapsed = at_start - predicted, time.monotonic() - started
         return predicted * (elapsed / done if done > 0.05 * at_start else 1.0)
 
     def _eta(self) -> float:
-        running = sum(self._pack_left(pack) for pack in self._running)
-        return (running + sum(self._costs[pack].seconds() for pack in self._left)) / self._jobs
+        running = sum(self._pack_left(work) for work in self._running)
+        return (running + sum(self._costs[work].seconds() for work in self._left)) / self._jobs
 
-    def _score(self, pack: "Pack") -> str:
+    def _score(self, work: Work) -> str:
         """`success 0.50 0.75`, or `return 312.5 290` where the task has no notion of success."""
-        statuses = self._statuses(pack)
+        statuses = self._statuses(work)
         scored_by_return = any(
             status.get("success_rate") is None and status.get("mean_return") is not None for status in statuses
         )
@@ -129,34 +136,34 @@ class Display:
         values = [status.get(key) for status in statuses]
         return " ".join([name, *("-" if value is None else format(value, form) for value in values)])
 
-    def _cells(self, pack: "Pack") -> list[str]:
-        config, status = pack.configs[0], self._status(pack)
+    def _cells(self, work: Work) -> list[str]:
+        config, status = self._costs[work].config, self._status(work)
         updates, steps = status.get("updates", 0), status.get("env_steps", 0)
         offline = f"offline {min(updates, config.offline_updates)}/{config.offline_updates}"
         online = f"online {steps}/{config.online_steps}"
         rates = [f"{status[key]:.1f} {unit}" for key, unit in RATES if key in status]
         return [
-            pack.name,
+            work.name,
             f"{offline} {online}",
             *rates,
-            self._score(pack),
-            f"{duration(self._pack_left(pack))} left",
+            self._score(work),
+            f"{duration(self._pack_left(work))} left",
         ]
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         for title in ("run", "offline updates", "online steps", "updates/s", "env steps/s", "score", "left"):
             table.add_column(title, justify="left" if title == "run" else "right", no_wrap=True)
-        for pack in self._running:
-            config, status = pack.configs[0], self._status(pack)
+        for work in self._running:
+            config, status = self._costs[work].config, self._status(work)
             updates = min(status.get("updates", 0), config.offline_updates)
             table.add_row(
-                pack.name,
+                work.name,
                 f"{updates:,}/{config.offline_updates:,}",
                 f"{status.get('env_steps', 0):,}/{config.online_steps:,}",
                 *(f"{status[key]:.1f}" if key in status else "" for key, _ in RATES),
-                self._score(pack),
-                duration(self._pack_left(pack)),
+                self._score(work),
+                duration(self._pack_left(work)),
             )
         if self._left:
             table.add_row(f"[dim]{len(self._left)} waiting; all done in about {duration(self._eta())}[/dim]")
@@ -166,20 +173,25 @@ class Display:
 RATES = (("updates_per_second", "updates/s"), ("env_steps_per_second", "env steps/s"))
 
 
-def measured_rates(directory: Path) -> str:
-    """Median rates of a run's timing.csv: `; offline 34.1 updates/s, online …`, empty where none were logged."""
+def median_rates(directory: Path) -> dict[tuple[str, str], float]:
+    """Medians over a run's timing.csv by phase and name; empty where none were logged."""
     values: dict[tuple[str, str], list[float]] = {}
-    if not (directory / "timing.csv").exists():
-        return ""
-    with (directory / "timing.csv").open() as file:
-        for row in csv.DictReader(file):
-            values.setdefault((row["phase"], row["name"]), []).append(float(row["value"]))
+    if (directory / "timing.csv").exists():
+        with (directory / "timing.csv").open() as file:
+            for row in csv.DictReader(file):
+                values.setdefault((row["phase"], row["name"]), []).append(float(row["value"]))
+    return {key: statistics.median(own) for key, own in values.items()}
+
+
+def measured_rates(directory: Path) -> str:
+    """A run's median rates: `; offline 34.1 updates/s, online …`, empty where none were logged."""
+    rates = median_rates(directory)
     shown = (
         (("offline", "updates_per_second"), "offline {:.1f} updates/s"),
         (("online", "env_steps_per_second"), "online {:.1f} env steps/s"),
         (("online", "evaluation_seconds"), "evaluation {:.1f} s"),
     )
-    return "".join(f"; {text.format(statistics.median(values[key]))}" for key, text in shown if key in values)
+    return "".join(f"; {text.format(rates[key])}" for key, text in shown if key in rates)
 
 
 def is_terminal() -> bool:

@@ -1,17 +1,24 @@
 """Where a run comes from: commit, uncommitted changes, package versions, device; and that our packages are ours."""
 
-import datetime
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
+import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+from bench.claims import slurm_job, slurm_restart
+from bench.writer import utc
 
 ROOT = Path(__file__).resolve().parent.parent
+SNAPSHOT_FILE = ROOT / "SNAPSHOT.json"  # in a copy of the code that jobs run (bench.snapshot): what it is a copy of
+PACKAGES_OF_OURS = ("agents", "analysis", "bench", "datasets")
 PACKAGES = ("torch", "numpy", "ogbench", "mujoco", "dm_control", "gymnasium")
 OPTIONAL_PACKAGES = ("robosuite", "minari", "gymnasium-robotics", "pybullet", "pybullet_envs_gymnasium")
 
@@ -22,7 +29,7 @@ class ForeignPackage(Exception):
 
 def check_checkout() -> None:
     """Refuses to go on where one of our packages resolves outside this checkout. Raises ForeignPackage."""
-    for package in ("agents", "analysis", "bench", "datasets"):
+    for package in PACKAGES_OF_OURS:
         spec = importlib.util.find_spec(package)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
         if origin != ROOT / package / "__init__.py":
@@ -30,19 +37,26 @@ def check_checkout() -> None:
 
 
 def start_record(
-    device: torch.device, threads: int, engine: str, seeds_in_pack: list[int], resumed_from: dict[str, Any] | None
+    device: "torch.device", threads: int, engine: str, seeds_in_pack: list[int], resumed_from: dict[str, Any] | None
 ) -> dict[str, Any]:
     """One entry of provenance.json's `starts`."""
+    import torch
+
     return {
-        **_commit(),
+        **commit(),
         "versions": _versions(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "host": os.environ.get("SLURMD_NODENAME") or platform.node(),
+        "slurm_job": slurm_job(),
+        "slurm_restart": slurm_restart() if slurm_job() else None,
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "device_type": device.type,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": threads,
         "engine": engine,
         "pack": seeds_in_pack,
-        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started_at": utc(),
         "resumed_from": resumed_from,
     }
 
@@ -53,8 +67,11 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in (*PACKAGES, *optional)}
 
 
-def _commit() -> dict[str, str | None]:
-    """The checkout's commit and a hash of its uncommitted changes (None: no repository, or a clean one)."""
+def commit() -> dict[str, str | None]:
+    """The checkout's commit and a hash of its uncommitted changes (None: no repository, or a clean one); in a snapshot
+    those of the checkout that it was made from."""
+    if SNAPSHOT_FILE.exists():
+        return json.loads(SNAPSHOT_FILE.read_text())
 
     def git(*arguments: str) -> bytes | None:
         try:
@@ -62,9 +79,9 @@ def _commit() -> dict[str, str | None]:
         except (OSError, subprocess.CalledProcessError):
             return None  # not a repository, or no git: recorded as such
 
-    commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD")
+    head, diff = git("rev-parse", "HEAD"), git("diff", "HEAD")
     return {
-        "commit": commit.decode().strip() if commit else None,
+        "commit": head.decode().strip() if head else None,
         "dirty_diff_hash": hashlib.sha256(diff).hexdigest()[:16] if diff else None,
     }
 

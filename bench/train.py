@@ -3,10 +3,11 @@
 It names no agent and no task. All state that decides what comes next is in `Training`, saved as one value per seed.
 """
 
+import contextlib
 import os
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 import datasets
 from bench.checkpoint import Progress
+from bench.claims import Claims, Superseded
 from bench.config import RunConfig
-from bench.engine import Engine, available_cores, pick_device, pick_mode
+from bench.engine import Engine, pick_device, pick_mode
 from bench.evaluate import (
     UNKNOWN,
     Evaluation,
@@ -30,33 +32,30 @@ from bench.evaluate import (
     score_of,
     unfinished_evaluations,
 )
-from bench.members import Member, prepare_directory, record_start, resume_groups
+from bench.execution import Execution, available_cores
+from bench.members import (
+    Member,
+    claim_runs,
+    prepare_directory,
+    record_end,
+    record_start,
+    resume_groups,
+    still_owned,
+)
 from bench.meters import Clock, MetricMeans
+from bench.offline import finished_offline_phases
 from bench.provenance import start_record
 from bench.rollout import Rollout, Transition, open_episodes
 from bench.stopwatch import Stopwatch
 from bench.streams import SeedStreams
 from bench.workers import Template
-from bench.writer import RunWriter, StorageError, write_atomically
+from bench.writer import RunWriter, StorageError, is_complete, write_atomically
 from datasets.replay import ONLINE_FIELDS, Replay
 from datasets.transitions import Transitions
 
 STATUS_SECONDS = 5.0
 POLL_SECONDS = 0.02  # between looks at the evaluation workers
 MAX_PENDING = 2  # evaluations that training may run ahead of; each keeps a policy in memory and in checkpoints
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How runs are executed on this machine. Nothing here is part of a run's identity."""
-
-    device: str = "auto"
-    threads: int = 1
-    eval_workers: int = 1  # processes; 0: one per core
-    engine: str = "auto"  # how updates are executed (bench.engine.MODES)
-    env_workers: int | None = None  # processes that step training environments ahead; None: one per seed; 0: the driver
-    checkpoint_seconds: float = 300.0
-    data_dir: Path | None = None
 
 
 class Diverged(Exception):
@@ -67,25 +66,43 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
     """Runs a pack: configs equal but for the seed. Goes on from checkpoints; raises Preempted when asked to stop.
 
     Where checkpoints lie apart, those behind train until they reach the next ones and go on together with them.
-    Every run ends with a status of its own: complete, failed (with the error) or preempted.
+    Every run ends with a status of its own: complete, failed (with the error) or preempted. A run that another process
+    holds, or takes over meanwhile, is left to it.
     """
     torch.set_num_threads(execution.threads)
     device = pick_device(execution.device)
-    for config in configs:
-        prepare_directory(config, results)
+    directories = {config: prepare_directory(config, results) for config in configs}
+    if all(map(is_complete, directories.values())):
+        return
     transitions = datasets.load(configs[0].task, configs[0].dataset, execution.data_dir)
+    offline = finished_offline_phases(configs, results)
     failures: list[Exception] = []
-    remaining = list(configs)
-    while remaining:
-        group, *ahead = resume_groups(remaining, results)
-        training = Training(group, execution, device, transitions, should_stop)
-        try:
-            training.run(until=ahead[0][0].progress if ahead else None)
-        finally:
-            training.close()
-        failures += training.failures
-        ended = training.failed_seeds if ahead else training.seeds
-        remaining = [config for config in remaining if config.seed not in ended]
+    log = next(iter(directories.values())) / "log.txt"
+    claims = Claims(execution.lease_seconds, str(log) if log.exists() else None)
+    remaining = claim_runs(directories, claims, should_stop)
+    try:
+        while remaining:
+            lost = [config for config, claim in remaining.items() if not still_owned(claim)]
+            for config in lost:
+                del remaining[config]
+            if not remaining:
+                break
+            group, *ahead = resume_groups(remaining, offline)
+            try:
+                training = Training(group, execution, device, transitions, should_stop)
+            except Superseded:
+                continue  # the next turn finds out whose run that was
+            try:
+                training.run(until=ahead[0][0].progress if ahead else None)
+            finally:
+                training.close()
+            failures += training.failures
+            for seed in training.failed_seeds if ahead else training.seeds:
+                config = next(config for config in remaining if config.seed == seed)
+                remaining.pop(config).release()
+    finally:
+        for claim in remaining.values():
+            claim.release()
     if failures:
         raise failures[0]
 
@@ -111,9 +128,17 @@ class Training:
         self.evaluated = bool(evaluated)  # at this very point
         self.scores = [state.get("score", UNKNOWN) for state in states] or [UNKNOWN] * len(members)
 
-        self.writers = [RunWriter(m.directory, m.state["offsets"] if m.state else None) for m in members]
+        self.writers = [
+            RunWriter(
+                member.directory,
+                member.claim,
+                offsets=member.state["offsets"] if member.state else None,
+                source=member.offline.directory.parent if member.offline else None,
+            )
+            for member in members
+        ]
         for member in members:
-            member.checkpoints.discard_after((self.updates, self.env_steps, evaluated))
+            member.checkpoints.adopt(member.claim, member.state, member.offline)
         resumed_from = {"phase": self.phase, "updates": self.updates, "env_steps": self.env_steps} if states else None
         mode = pick_mode(execution.engine, device, config.total_updates)
         start = start_record(device, execution.threads, mode, self.seeds, resumed_from)
@@ -189,12 +214,12 @@ class Training:
                 self._checkpoint()  # training is over: a kill while the last evaluations run loses none of it
                 self._await_evaluations(at_most=0)
             self._checkpoint()
-            for index, member in self._living():
-                policy = safetensors.torch.save(policy_state(self.agent, index))
-                write_atomically(member.directory / "checkpoint" / "policy.safetensors", policy)
-            self._status("complete")
+            self._complete()
         except Preempted:
             self._checkpoint()
+            for index, member in self._living():
+                with self._owned(index):
+                    record_end(member.claim)
             self._status("preempted")
             raise
         except Exception as error:
@@ -250,8 +275,9 @@ class Training:
             seconds = time.monotonic() - evaluation.started
             for index in evaluation.policies:
                 rows = evaluation.rows_of(index)
-                self.writers[index].episodes({**evaluation.point, **row} for row in rows)
-                self.writers[index].timing(**evaluation.point, values={"evaluation_seconds": seconds})
+                with self._owned(index):
+                    self.writers[index].episodes({**evaluation.point, **row} for row in rows)
+                    self.writers[index].timing(**evaluation.point, values={"evaluation_seconds": seconds})
                 self.scores[index] = score_of(rows)
             self._status("running")
 
@@ -311,7 +337,8 @@ class Training:
             episode = steps[index].episode
             if episode is not None:
                 values = {f"behaviour_{name}": value for name, value in episode.items()}
-                self.writers[index].train(self.phase, self.updates, self.env_steps, values)
+                with self._owned(index):
+                    self.writers[index].train(self.phase, self.updates, self.env_steps, values)
         if self.env_steps >= config.warmup_steps:
             with self._watch.part("update"):
                 self.engine.update_online(self.updates, config.utd_ratio)
@@ -335,6 +362,16 @@ class Training:
     def _living(self) -> list[tuple[int, Member]]:
         return [(index, member) for index, member in enumerate(self.members) if self.alive[index]]
 
+    @contextlib.contextmanager
+    def _owned(self, index: int) -> Iterator[None]:
+        """Around whatever writes into the run's directory: a run that another process has taken over ends here, and
+        nothing more is written to it."""
+        try:
+            yield
+        except Superseded as error:
+            self.alive[index] = False
+            print(f"seed {self.seeds[index]}: {error}", file=sys.stderr, flush=True)
+
     def _log(self) -> None:
         """Means of the metrics since the last log; a run with a value that is not finite ends here as failed."""
         with self._watch.part("update"):  # a GPU finishes them here
@@ -343,8 +380,9 @@ class Training:
         for index, values in enumerate(means):
             if not self.alive[index]:
                 continue
-            self.writers[index].train(self.phase, self.updates, self.env_steps, values)
-            self.writers[index].timing(self.phase, self.updates, self.env_steps, rates)
+            with self._owned(index):
+                self.writers[index].train(self.phase, self.updates, self.env_steps, values)
+                self.writers[index].timing(self.phase, self.updates, self.env_steps, rates)
             bad = [name for name, value in values.items() if not np.isfinite(value)]
             if bad:
                 self._fail(
@@ -358,11 +396,23 @@ class Training:
     def _checkpoint(self) -> None:
         with self._watch.part("write"):
             for index, member in self._living():
-                member.checkpoints.save(
-                    self._state_of_seed(index),
-                    self.replay.online_rows(index, self._saved_rows, self.replay.num_online),
-                )
+                with self._owned(index):
+                    member.checkpoints.save(
+                        self._state_of_seed(index),
+                        self.replay.online_rows(index, self._saved_rows, self.replay.num_online),
+                    )
             self._saved_rows = self.replay.num_online
+
+    def _complete(self) -> None:
+        """Policies, then the word that the runs are complete, then the status that says so too."""
+        for index, member in self._living():
+            policy = safetensors.torch.save(policy_state(self.agent, index))
+            with self._owned(index):
+                member.claim.check()
+                write_atomically(member.directory / "checkpoint" / "policy.safetensors", policy)
+                record_end(member.claim)
+                self.writers[index].complete()
+        self._status("complete")
 
     def _state_of_seed(self, index: int) -> dict[str, Any]:
         """All that the run needs to go on from here: with `offsets` of its files goes what is not written yet."""
@@ -380,7 +430,9 @@ class Training:
     def _status(self, state: str, only: int | None = None, error: str | None = None) -> None:
         with self._watch.part("write"):
             for index, _ in self._living():
-                if only is None or index == only:
+                if only is not None and index != only:
+                    continue
+                with self._owned(index):
                     self.writers[index].status(
                         state,
                         phase=self.phase,

@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 
+from bench.errors import WorkerError
+
 Serve = Callable[..., None]  # (prepared, requests, send, *arguments): what a worker does, without end
 Requests = queue.SimpleQueue
-
-
-class WorkerError(Exception):
-    """A worker process died or raised; one line. Its traceback, where there was one, is on stderr."""
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,27 @@
 
 import csv
 import datetime
-import fcntl
+import hashlib
 import io
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.config import SCHEMA_VERSION
+if TYPE_CHECKING:
+    from bench.claims import Claim
 
+SCHEMA_VERSION = 1  # of the files under results/ (results/README.md)
 HEADERS = {
     "episodes.csv": ("phase", "updates", "env_steps", "episode_seed", "success", "return", "length"),
     "train.csv": ("phase", "updates", "env_steps", "name", "value"),
     "timing.csv": ("time", "phase", "updates", "env_steps", "name", "value"),
 }
+REPRODUCIBLE = ("episodes.csv", "train.csv")  # equal runs write equal bytes; timing.csv tells of the machine
+COMPLETE_FILE = "complete.json"
 
 
 class StorageError(Exception):
@@ -25,7 +31,7 @@ class StorageError(Exception):
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces `path` by `data` or leaves it as it was; durable on return. Raises StorageError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # no other's, on whatever machine
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -51,39 +57,73 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise StorageError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
 
 
-class RunWriter:
-    """The CSV files of one run. Rows before `offsets` (a checkpoint's bytes per file) stay, later ones are cut off."""
+def utc() -> str:
+    """The time, UTC in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
-    def __init__(self, directory: Path, offsets: Mapping[str, int] | None = None):
+
+def is_complete(directory: Path) -> bool:
+    """Whether the run has ended: `complete.json`, which the first process to come to the end makes, is the word."""
+    return (directory / COMPLETE_FILE).exists()
+
+
+class RunWriter:
+    """The CSV files of one run that this process has claimed.
+
+    Rows before `offsets` (a checkpoint's bytes per file) stay, later ones are cut off: files are copied up to there and
+    put in the place of the old ones. An older process that is still alive goes on writing into files without a name,
+    so that rows of two processes never meet. Each write raises Superseded once the run is another's.
+
+    Args:
+        source: the folder whose files are copied, of a run with the same offline phase; default this one.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        claim: "Claim",
+        offsets: Mapping[str, int] | None = None,
+        source: Path | None = None,
+    ):
         self.directory = directory
+        self._claim = claim
         self._files: dict[str, io.FileIO] = {}
         self._sizes: dict[str, int] = {}
+        for leftover in directory.glob(".*.json.*"):  # of processes that were killed while they replaced a file
+            leftover.unlink(missing_ok=True)
         for name, header in HEADERS.items():
-            path = directory / name
             keep = (offsets or {}).get(name, 0)
-            present = path.stat().st_size if path.exists() else 0
-            if present < keep:
-                raise StorageError(
-                    f"{path} has {present} bytes, its checkpoint counts on {keep}: rows were lost or edited"
-                )
-            try:
-                file = path.open("ab", buffering=0)
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released with the process, however it ends
-                file.truncate(keep)
-            except BlockingIOError as error:
-                raise StorageError(
-                    f"{directory} is being written by another process; wait for it or stop it"
-                ) from error
-            except OSError as error:
-                raise StorageError(f"cannot open {path}: {error.strerror}") from error
-            self._files[name], self._sizes[name] = file, keep
-            if keep == 0:
-                self._append(name, [header])
+            self._files[name] = self._replaced(name, (source or directory) / name, keep, _csv([header]))
+            self._sizes[name] = keep or len(_csv([header]))
+
+    def _replaced(self, name: str, copied: Path, keep: int, header: bytes) -> io.FileIO:
+        """A new file in the place of the old one, open at its end: the first `keep` bytes of `copied`, or a header."""
+        path = self.directory / name
+        present = copied.stat().st_size if copied.exists() else 0
+        if present < keep:
+            raise StorageError(
+                f"{copied} has {present} bytes, its checkpoint counts on {keep}: rows were lost or edited"
+            )
+        draft = self.directory / f".{name}.{self._claim.generation:06}"
+        for old in self.directory.glob(f".{name}.*"):
+            old.unlink(missing_ok=True)
+        try:
+            file = draft.open("ab", buffering=0)
+            with copied.open("rb") if keep else io.BytesIO(header) as rows:
+                shutil.copyfileobj(rows, file)
+            file.truncate(keep or len(header))
+            os.fsync(file.fileno())
+            self._claim.check()
+            draft.replace(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise StorageError(f"cannot write {path}: {error.strerror}; what was there before is unchanged") from error
+        return file
 
     def _append(self, name: str, rows: Iterable[Iterable[Any]]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        data = text.getvalue().encode()
+        data = _csv(rows)
+        if data:
+            self._claim.check()
         written = 0
         try:
             while written < len(data):
@@ -106,7 +146,7 @@ class RunWriter:
 
     def timing(self, phase: str, updates: int, env_steps: int, values: Mapping[str, float]) -> None:
         """Rates and durations at one point, with the wall-clock time (UTC)."""
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        now = utc()
         self._append("timing.csv", ((now, phase, updates, env_steps, name, f"{v:.4g}") for name, v in values.items()))
 
     def offsets(self) -> dict[str, int]:
@@ -120,16 +160,52 @@ class RunWriter:
 
     def status(self, state: str, **fields: Any) -> None:
         """Replaces status.json. `state`: running, preempted, failed or complete."""
+        self._claim.check()
         write_json(
             self.directory / "status.json",
-            {
-                "schema_version": SCHEMA_VERSION,
-                "state": state,
-                "updated_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                **fields,
-            },
+            {"schema_version": SCHEMA_VERSION, "state": state, "updated_at": utc(), **fields},
         )
+
+    def complete(self) -> None:
+        """Publishes `complete.json`, which says what the run's files hold. Raises Superseded for a process that has
+        lost the run, also when it loses it at this very moment."""
+        self.offsets()
+        marker = self.directory / COMPLETE_FILE
+        draft = marker.with_name(f".{COMPLETE_FILE}.{self._claim.generation:06}")
+        said = {
+            "schema_version": SCHEMA_VERSION,
+            "completed_at": utc(),
+            "generation": self._claim.generation,
+            "owner": str(self._claim.owner),
+            "files": {name: _facts(self.directory / name) for name in REPRODUCIBLE},
+        }
+        write_json(draft, said)
+        self._claim.check()
+        try:
+            os.link(draft, marker)
+            draft.unlink()
+        except FileExistsError:  # of one who was losing the run to this process, and is about to take it back
+            draft.replace(marker)
+        except OSError as error:
+            raise StorageError(f"cannot write {marker}: {error.strerror}") from error
+        try:
+            self._claim.check()
+        except Exception:  # the new owner has seen this marker and left, or goes on and will make one: either is right
+            if read_json(marker) == said:
+                marker.unlink(missing_ok=True)
+            raise
 
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 os.environ.setdefault("MUJOCO_GL", "disable")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of tiny products wait for each other, for ever on busy cores
 os.environ["O2O_BENCH_OFFLINE"] = "1"  # no test downloads anything from a real server
 
 TINY_DATASET = "cube-single-task1-mixed-generated-4ep-seed0"

@@ -192,7 +192,8 @@ def test_forked_workers_play_the_same_episodes():
 def test_a_run_stopped_in_mid_episode_goes_on_to_the_same_bytes(own_cache):
     from bench.checkpoint import Checkpoints
     from bench.evaluate import Preempted
-    from bench.train import Execution, run
+    from bench.execution import Execution
+    from bench.train import run
 
     datasets.generate("hopper-bullet", "random", episodes=9)
     config = tiny_config(

@@ -17,7 +17,7 @@ import pytest
 import datasets
 from bench.__main__ import main
 from bench.cost import Cost
-from bench.launch import Pack
+from bench.plan import Pack
 from bench.progress import Display
 from bench.suites import SUITES
 from bench.writer import read_json, write_json
@@ -134,10 +134,11 @@ def test_results_of_another_config_are_refused_by_field(capsys, data_cache, tmp_
     folder.mkdir(parents=True)
     assert main([*RUN, "--results", str(tmp_path), "--dry-run"]) == 0
     capsys.readouterr()
-    from bench.__main__ import build_parser, selected_configs
+    from bench.__main__ import build_parser
     from bench.members import prepare_directory
+    from bench.options import selected_configs
 
-    options, _ = build_parser().parse_known_args(RUN)
+    options, _ = build_parser(heavy=True).parse_known_args(RUN)
     prepare_directory(selected_configs(options, {})[0], tmp_path)  # full-size networks
     error = fails(capsys, *RUN, "--results", str(tmp_path))
     assert "was written by another config" in error and "agent_config.critic_hidden_dims" in error
@@ -265,10 +266,10 @@ def test_progress_says_what_kind_of_score_it_shows(scores, shown, capsys, tmp_pa
     for config, score in zip(configs, scores, strict=True):
         config.directory(tmp_path).mkdir(parents=True)
         write_json(config.directory(tmp_path) / "status.json", {"state": "running", **score})
-    pack = Pack(configs)
-    display = Display(tmp_path, {pack: Cost(0.1, 0.1, 1.0, 1000, configs[0])}, jobs=1)
-    display.started(pack)
-    display.finished(pack)
+    work = Pack(configs, tmp_path).work
+    display = Display({work: Cost(0.1, 0.1, 1.0, 1000, configs[0])}, jobs=1)
+    display.started(work)
+    display.ended(work)
     assert capsys.readouterr().out.endswith(f", {shown}\n")
 
 

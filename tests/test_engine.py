@@ -10,7 +10,8 @@ import torch
 
 from agents import AGENTS
 from bench.config import ConfigError
-from bench.engine import COMPILE_FROM, NOISE_BLOCK, Engine, available_cores, pick_device, pick_mode
+from bench.engine import COMPILE_FROM, NOISE_BLOCK, Engine, pick_device, pick_mode
+from bench.execution import available_cores
 from bench.meters import MetricMeans
 from bench.streams import NoiseTape, SeedStreams, Stream
 from datasets.replay import ONLINE_FIELDS, Replay

@@ -13,8 +13,9 @@ import pytest
 
 import datasets
 from bench.config import ConfigError, RunConfig
+from bench.execution import Execution
 from bench.export import collected, export, export_run
-from bench.train import Execution, run
+from bench.train import run
 from datasets import minari_io
 from datasets.minari_metadata import canonical_name, dataset_id, flatten
 from datasets.spec import ACTION_LIMIT, Block, DataError, TaskSpec

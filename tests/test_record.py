@@ -12,9 +12,10 @@ import safetensors.torch
 import datasets
 from bench.config import ConfigError, RunConfig
 from bench.evaluate import FIRST_EPISODE_SEED, build_agent, run_episode
+from bench.execution import Execution
 from bench.record import POLICY_FILE, Recorder, record
 from bench.streams import SeedStreams, stream_key
-from bench.train import Execution, run
+from bench.train import run
 from datasets.flat_files import recipe_of
 from tests.tiny_runs import python, tiny_config
 

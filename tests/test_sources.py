@@ -14,7 +14,8 @@ import pytest
 import datasets
 from bench.__main__ import main
 from bench.evaluate import Preempted
-from bench.train import Execution, run
+from bench.execution import Execution
+from bench.train import run
 from datasets.sources import EXTRAS, SOURCES, missing_extra, source_of
 from datasets.spec import DataError
 from tests.tiny_runs import ROOT, provenance_of, python, status_of, tiny_config

@@ -22,8 +22,9 @@ from bench.checkpoint import MAGIC, Checkpoints
 from bench.config import ConfigError, RunConfig
 from bench.engine import Engine
 from bench.evaluate import NICENESS, Preempted
+from bench.execution import Execution
 from bench.members import prepare_directory
-from bench.train import Diverged, Execution, run
+from bench.train import Diverged, run
 from tests.tiny_runs import ROOT, provenance_of, status_of, tiny_config
 
 BYTES = ("episodes.csv", "train.csv")  # equal for equal runs; timing, status and provenance tell of the machine
@@ -386,7 +387,7 @@ def test_a_diverged_seed_fails_alone(reference, data_cache, tmp_path):
     good, bad = tiny_config("qc_fql", 0), tiny_config("qc_fql", 1)
     with pytest.raises(Preempted):
         execute([good, bad], tmp_path, stop_after=10)
-    for slot in (bad.directory(tmp_path) / "checkpoint").glob("slot_*.pt"):
+    for slot in (bad.directory(tmp_path) / "checkpoint").glob("slot-*.pt"):
         poison(slot)
     with pytest.raises(Diverged, match="seed 1"):
         execute([good, bad], tmp_path)

@@ -29,8 +29,9 @@ import numpy as np
 from agents import AGENTS
 from bench.config import RunConfig
 from bench.engine import MODES
+from bench.execution import Execution
 from bench.suites import SUITES
-from bench.train import Execution, run
+from bench.train import run
 from tests.benchmarks import updates
 from tests.benchmarks.measure import machine_line, peak_megabytes, table
 

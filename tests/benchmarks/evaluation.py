@@ -17,7 +17,6 @@ import torch
 import datasets
 from agents.base import Agent
 from bench.config import RunConfig
-from bench.engine import available_cores
 from bench.evaluate import (
     FIRST_EPISODE_SEED,
     Evaluation,
@@ -26,6 +25,7 @@ from bench.evaluate import (
     policy_state,
     prepare_worker,
 )
+from bench.execution import available_cores
 from bench.streams import SeedStreams
 from bench.suites import tuned_config
 from bench.workers import Template

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from agents import AGENTS
-from bench.engine import Engine, available_cores, pick_device, pick_mode
+from bench.engine import Engine, pick_device, pick_mode
+from bench.execution import available_cores
 from bench.meters import MetricMeans
 from bench.streams import SeedStreams
 from datasets.replay import Replay

@@ -1,0 +1,86 @@
+"""Runs that differ only after the hand-over train their offline phase once, and end as if each had trained its own."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from agents import AGENTS
+from bench.execution import Execution
+from bench.offline import FOLDER, finished_offline_phases, offline_phase, shared_offline_phases
+from bench.plan import make_plan, run_plan
+from bench.train import run
+from tests.test_train import execute, results_of
+from tests.tiny_runs import provenance_of, tiny_config
+
+OTHER = {"bc_coef_online": 3.0, "collect_noise_std": 0.5}  # another value for each field that acts online only
+
+
+def variant(agent: str, seed: int = 0, **changes):
+    """The same run but for all that comes after the hand-over, in a suite of its own."""
+    config = tiny_config(
+        agent, seed, suite="variant", online_steps=25, warmup_steps=3, eval_interval_steps=20, **changes
+    )
+    own = {name: OTHER[name] for name in AGENTS[agent][0].online_only}
+    return config.replace(agent_config=replace(config.agent_config, **own))
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_what_acts_online_only_changes_no_byte_of_the_offline_phase(agent, data_cache, tmp_path):
+    plain, other = tiny_config(agent), variant(agent)
+    assert plain != other and offline_phase(plain) == offline_phase(other)
+    phase = offline_phase(plain)
+    execute([phase], tmp_path / FOLDER)
+    execute([other], tmp_path / "alone")
+    execute([other], tmp_path)
+    assert results_of(other, tmp_path) == results_of(other, tmp_path / "alone")
+    provenance = provenance_of(other.directory(tmp_path))
+    assert provenance["offline_phase"] == {"config_hash": phase.to_json()["config_hash"], "seed": 0}
+    assert provenance["starts"][0]["resumed_from"] == {"phase": "offline", "updates": 30, "env_steps": 0}
+    assert provenance_of(other.directory(tmp_path / "alone"))["offline_phase"] is None
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_whatever_acts_offline_makes_another_phase(agent):
+    config = tiny_config(agent)
+    for change in ({"seed": 1}, {"discount": 0.5}, {"offline_updates": 31}, {"eval_episodes": 3}, {"batch_size": 9}):
+        assert offline_phase(config) != offline_phase(config.replace(**change))
+    for field in fields(config.agent_config):
+        if field.name in AGENTS[agent][0].online_only or not isinstance(
+            getattr(config.agent_config, field.name), float
+        ):
+            continue
+        other = replace(config.agent_config, **{field.name: getattr(config.agent_config, field.name) * 0.9 + 1e-4})
+        assert offline_phase(config) != offline_phase(config.replace(agent_config=other)), field.name
+
+
+def test_a_plan_trains_a_shared_offline_phase_once_and_before_its_runs(data_cache, tmp_path):
+    configs = [config for seed in (0, 1) for config in (tiny_config("sac_flow_g", seed), variant("sac_flow_g", seed))]
+    alone = tiny_config("qc_fql")
+    plan = make_plan([*configs, alone], tmp_path, Execution(device="cpu", eval_workers=1), jobs=2, pack=2)
+    offline = [pack for pack in plan.packs if pack.results == tmp_path / FOLDER]
+    assert [len(pack.configs) for pack in offline] == [2]  # both seeds, once for both variants
+    assert [bool(pack.phases) for pack in plan.packs] == [False, True, True, False]
+    assert not run_plan(plan, dict.fromkeys(plan.packs, _cost(alone)), lambda: False)
+    for pack in (configs[0::2], configs[1::2]):
+        run(pack, tmp_path / "alone", Execution(device="cpu", eval_workers=1), lambda: False)
+    for config in configs:
+        assert results_of(config, tmp_path) == results_of(config, tmp_path / "alone")
+    assert not shared_offline_phases(configs, tmp_path)  # all have begun
+    assert set(finished_offline_phases(configs, tmp_path)) == set(configs)
+    assert not make_plan([*configs, alone], tmp_path, Execution(device="cpu")).packs
+
+
+def test_analysis_does_not_count_an_offline_phase_as_a_run(data_cache, tmp_path):
+    from analysis.load import load_results
+
+    config = tiny_config("fql")
+    execute([offline_phase(config)], tmp_path / FOLDER)
+    execute([config], tmp_path)
+    (suite,) = load_results(tmp_path)
+    assert [(cell, runs.seeds.tolist()) for cell, runs in suite.cells.items()] == [((config.task, "fql"), [0])]
+
+
+def _cost(config):
+    from bench.cost import Cost
+
+    return Cost(0.1, 0.1, 1.0, 1000, config)
