@@ -9,7 +9,7 @@ SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(
 EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE))))
 ALL_EXTRAS := robomimic minari bullet
 
-.PHONY: help setup bench plan figures test parity check clean
+.PHONY: help setup bench plan status figures test test-slurm parity check clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
@@ -29,18 +29,24 @@ setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environm
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-bench: setup ## run a suite and draw it: make bench [SUITE=…] [AGENTS=…] [TASKS=…] [SEEDS=…] [ARGS=…]
-	@$(PY) -m bench run --suite $(SUITE) $(SELECT) --results $(RESULTS) $(ARGS)
-	@$(PY) -m analysis --results $(RESULTS) --suite $(SUITE)
+bench: setup ## run a suite and draw it, or submit it to Slurm: make bench [SUITE=…] [AGENTS=…] [TASKS=…] [SEEDS=…] [SLURM=1] [ARGS=…]
+	@$(PY) -m bench launch $(SUITE) $(if $(SLURM),--slurm,--local) $(SELECT) --results $(RESULTS) $(ARGS)
+	@$(if $(SLURM),:,$(PY) -m analysis --results $(RESULTS) --suite $(SUITE))
 
 plan: setup ## what a suite would run, what is complete, what it costs here
 	@$(PY) -m bench plan --suite $(SUITE) $(SELECT) --results $(RESULTS) $(ARGS)
+
+status: setup ## how the runs under results/ fare: make status [SUITE=…]
+	@$(PY) -m bench status $(if $(filter command line,$(origin SUITE)),$(SUITE)) --results $(RESULTS) $(ARGS)
 
 figures: setup ## draw everything under results/
 	@$(PY) -m analysis --results $(RESULTS)
 
 test: .venv/.complete $(ALL_EXTRAS:%=.venv/.extra-%) ## the tests, with all extras (no GPU, no network)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-slurm: .venv/.complete ## the tests on a real, throw-away Slurm of this machine (Debian; root installs it)
+	@$(PY) -m pytest --slurm -m slurm $(ARGS)
 
 parity: setup ## agents against numbers of the official JAX code: [PARITY_DIR=folder] make parity
 	@$(PY) -m pytest tests/test_parity.py $(ARGS)

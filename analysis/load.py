@@ -5,11 +5,12 @@ The schema is `results/README.md`. Nothing here draws or estimates; the other fi
 
 import difflib
 import io
+import itertools
 import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,8 @@ def load_results(
         if suite not in by_suite:
             raise ResultsError(f"no run of suite {suite} under {root} has begun; choose others with --suite, or wait")
         notes[suite].append(f"{name}: left out, it has no {file} yet")
+    for suite, note in shared_phases(by_suite):
+        notes[suite].append(note)
     return [assemble(suite, by_suite[suite], notes[suite]) for suite in sorted(by_suite)]
 
 
@@ -214,6 +217,8 @@ def read_run(root: Path, name: str) -> Run:
     state = read_json(status_file, ("state",))["state"] if status_file.is_file() else "running"
     if state not in STATES:
         raise ResultsError(f"{status_file}: state {state!r}, expected one of {', '.join(STATES)}")
+    if (folder / "complete.json").is_file():  # the first process to end the run; a later one may say something else
+        state = "complete"
     provenance = read_json(folder / "provenance.json", ("dataset", "starts"))
     if not isinstance(provenance["dataset"], dict) or not isinstance(provenance["starts"], list):
         raise ResultsError(f"{folder}/provenance.json: expected an object under 'dataset' and a list under 'starts'")
@@ -572,6 +577,20 @@ def commit_notes(name: str, runs: Sequence[Run]) -> list[str]:
         return []
     named = [commit + (f" with changes {diff}" if diff else "") for commit, diff in sorted(states)]
     return [f"suite {name}: runs of {len(states)} states of the code: {listed(named)}"]
+
+
+def shared_phases(by_suite: Mapping[str, Sequence[Run]]) -> list[tuple[str, str]]:
+    """Suite and note, for each pair of suites of which runs go on from the same offline phases."""
+    phases: dict[str, set[tuple[str, int]]] = {}
+    for suite, runs in by_suite.items():
+        known = [run.provenance["offline_phase"] for run in runs if run.provenance.get("offline_phase")]
+        phases[suite] = {(phase["config_hash"], phase["seed"]) for phase in known}
+    notes = []
+    for suite, other in itertools.permutations(sorted(by_suite), 2):
+        if common := phases[suite] & phases[other]:
+            shared = f"suite {suite}: {len(common)} of its offline phases are also those of suite {other}"
+            notes.append((suite, f"{shared}: compare the two seed by seed, their runs are not independent"))
+    return notes
 
 
 def listed(names: Sequence[str], limit: int = 4) -> str:

@@ -17,10 +17,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matr
 from bench.errors import ConfigError, WorkerError
 from bench.execution import EXIT_PREEMPTED
 from bench.provenance import ForeignPackage, check_checkout
+from bench.slurm import SlurmError
+from bench.status import add_status_commands
 from bench.writer import StorageError, read_json
 from datasets.spec import DataError, nearest
 
 AGENT_OPTION = "--agent-config."
+LIGHT = ("status", "logs", "cancel")  # commands that look at files only, without torch and so at once
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_checkout()
         others, overrides = split_agent_options(arguments)
-        options, rest = build_parser().parse_known_args(others)
+        options, rest = build_parser(heavy=not others or others[0] not in LIGHT).parse_known_args(others)
         if rest:
             known = [f"--{name.replace('_', '-')}" for name in vars(options) if name != "command"]
             raise ConfigError(f"unknown option {rest[0]!r}{nearest(rest[0].split('=')[0], known)}; see --help")
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, StorageError, ForeignPackage) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except WorkerError as error:
+    except (SlurmError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except BrokenPipeError:  # `… | head`: nobody reads on
@@ -56,11 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def build_parser(heavy: bool = True) -> Parser:
+def build_parser(heavy: bool) -> Parser:
+    """All commands, or only the light ones."""
     parser = Parser(prog="python -m bench", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     if heavy:
         from bench.data import add_data_commands
+        from bench.launch import add_launch_commands
         from bench.options import add_execution_options, add_run_options
 
         run = commands.add_parser("run", help="run a suite, a part of one, or a single run here", allow_abbrev=False)
@@ -69,7 +74,7 @@ def build_parser(heavy: bool = True) -> Parser:
             "plan", help="what `run` with the same options would do; runs nothing", allow_abbrev=False
         )
         plan.set_defaults(command=plan_command)
-        worker = commands.add_parser("worker", help=argparse.SUPPRESS, allow_abbrev=False)
+        worker = commands.add_parser("worker", allow_abbrev=False)  # for the pool; not in the list of commands
         worker.set_defaults(command=worker_command)
         worker.add_argument("directories", nargs="+", type=Path)
         worker.add_argument("--results", type=Path, required=True)
@@ -79,7 +84,9 @@ def build_parser(heavy: bool = True) -> Parser:
         for command in (run, plan, worker):
             add_execution_options(command)
         run.add_argument("--dry-run", action="store_true", help="print the plan and its cost, then stop")
+        add_launch_commands(commands, run_command)
         add_data_commands(commands)
+    add_status_commands(commands)
     return parser
 
 

@@ -18,6 +18,7 @@ TINY_DATASET = "cube-single-task1-mixed-generated-4ep-seed0"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slurm", action="store_true", help="also run the tests on a Slurm cluster of their own (Debian)")
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
@@ -27,6 +28,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
+        if "slurm" in item.keywords and not config.getoption("--slurm"):
+            item.add_marker(pytest.mark.skip(reason="starts a Slurm cluster; make test-slurm"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 

@@ -335,6 +335,12 @@ def test_seeds_with_different_points_of_evaluation_are_refused(tmp_path: Path):
 # --------------------------------------------------------------------------------------- incomplete and missing
 
 
+def test_the_first_word_of_a_complete_run_stands_against_a_later_status(tmp_path: Path):
+    folder = write_run(tmp_path, state="running")
+    (folder / "complete.json").write_text("{}")
+    assert load_one(tmp_path).notes == ()
+
+
 @pytest.mark.parametrize("state", ["running", "preempted", "failed"])
 def test_incomplete_runs_are_refused_by_name_unless_asked_for(tmp_path: Path, state: str):
     write_run(tmp_path, seed=0)

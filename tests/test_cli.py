@@ -200,6 +200,7 @@ def test_a_suite_goes_from_data_to_figure_and_is_complete_the_second_time(data_c
 
 def test_ctrl_c_leaves_runs_preempted_and_the_same_command_finishes_them(data_cache, tmp_path):
     arguments = [*RUN, "--results", str(tmp_path), "--offline-updates", "100000", "--eval-interval-updates", "100000"]
+    arguments += ["--engine", "eager"]  # a run of this length would be compiled first
     process = subprocess.Popen(
         [sys.executable, "-m", "bench", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

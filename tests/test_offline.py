@@ -80,6 +80,19 @@ def test_analysis_does_not_count_an_offline_phase_as_a_run(data_cache, tmp_path)
     assert [(cell, runs.seeds.tolist()) for cell, runs in suite.cells.items()] == [((config.task, "fql"), [0])]
 
 
+def test_analysis_says_which_suites_share_offline_phases(data_cache, tmp_path):
+    from analysis.load import load_results
+
+    plain, other = tiny_config("qc_fql"), variant("qc_fql")
+    execute([offline_phase(plain)], tmp_path / FOLDER)
+    execute([plain], tmp_path)
+    execute([other], tmp_path)
+    notes = [note for suite in load_results(tmp_path) for note in suite.notes if "offline phases" in note]
+    assert len(notes) == 2 and notes[0].startswith(
+        "suite tiny: 1 of its offline phases are also those of suite variant"
+    )
+
+
 def _cost(config):
     from bench.cost import Cost
 

@@ -1,0 +1,149 @@
+"""The records of what was launched: `results/grids/<launch>/launch.json`, written before anything is submitted.
+
+From them and the queue follows which runs wait in which job, also after a crash between the two, from any shell. What
+became of a run is in its own directory. Imports nothing heavy.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench.errors import ConfigError
+from bench.execution import Execution
+from bench.pool import Work
+from bench.slurm import PREFIX, Task
+from bench.writer import SCHEMA_VERSION, StorageError, read_json, utc, write_json
+
+FOLDER = "grids"
+CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one task of an array does: works side by side, sharing its GPU."""
+
+    works: tuple[Work, ...]
+    seconds: float | None  # estimated; None: nothing is known about the speed there
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        return tuple(directory for work in self.works for directory in work.directories)
+
+
+@dataclass(frozen=True)
+class Array:
+    """Jobs that are submitted together."""
+
+    name: str  # of the array in Slurm's queue: of no other
+    jobs: tuple[Job, ...]
+    after: tuple[str, ...] = ()  # names of arrays that must have ended before
+    job_id: str | None = None  # Slurm's number; None: not submitted, or its number is not known
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of `python -m bench launch --slurm`."""
+
+    id: str
+    suite: str
+    results: Path
+    code: Path
+    arguments: tuple[str, ...]  # of the command, for `retry`
+    execution: Execution
+    gpus_per_job: int
+    cpus_per_job: int
+    exclude: tuple[str, ...] = ()  # nodes
+    created_at: str = field(default_factory=utc)
+    arrays: tuple[Array, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return self.results / FOLDER / self.id
+
+    @property
+    def is_cancelled(self) -> bool:
+        return (self.folder / CANCELLED).exists()
+
+    def with_job_id(self, array: Array, job_id: str) -> "Launch":
+        known = replace(array, job_id=job_id)
+        return replace(self, arrays=tuple(known if own.name == array.name else own for own in self.arrays))
+
+    def save(self) -> None:
+        """Replaces launch.json. Raises StorageError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
+        said = json.loads(json.dumps(asdict(self), default=_plain))
+        write_json(self.folder / "launch.json", {"schema_version": SCHEMA_VERSION, **said})
+
+    @staticmethod
+    def load(folder: Path) -> "Launch":
+        """The inverse of `save`. Raises ConfigError where the folder holds no launch of this checkout's schema."""
+        said = read_json(folder / "launch.json")
+        if said is None:
+            raise ConfigError(f"{folder} holds no launch.json")
+        if said.pop("schema_version", None) != SCHEMA_VERSION:
+            raise ConfigError(f"{folder / 'launch.json'} was written by another version of this project")
+        execution = said.pop("execution")
+        data_dir = Path(named) if (named := execution.pop("data_dir")) else None
+        arrays = tuple(_array(array) for array in said.pop("arrays"))
+        return Launch(
+            results=Path(said.pop("results")),
+            code=Path(said.pop("code")),
+            arguments=tuple(said.pop("arguments")),
+            exclude=tuple(said.pop("exclude")),
+            execution=Execution(**execution, data_dir=data_dir),
+            arrays=arrays,
+            **said,
+        )
+
+
+def new_id(suite: str) -> str:
+    return f"{suite}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def array_name(launch_id: str, number: int) -> str:
+    return f"{PREFIX}{launch_id}-{number}"
+
+
+def launches(results: Path, suite: str | None = None) -> list[Launch]:
+    """All launches of a results folder, oldest first."""
+    found = [Launch.load(path.parent) for path in (results / FOLDER).glob("*/launch.json")]
+    return sorted((one for one in found if suite in (None, one.suite)), key=lambda one: (one.created_at, one.id))
+
+
+def queued_runs(results: Path, tasks: Mapping[tuple[str, int], Task]) -> dict[Path, Task]:
+    """By directory, the runs of this results folder that wait or run in Slurm's queue."""
+    names = {name for name, _ in tasks}
+    runs: dict[Path, Task] = {}
+    for launch_id in {name.removeprefix(PREFIX).rpartition("-")[0] for name in names}:
+        if not (results / FOLDER / launch_id / "launch.json").exists():
+            continue  # of another results folder
+        for array in Launch.load(results / FOLDER / launch_id).arrays:
+            for index, job in enumerate(array.jobs):
+                task = tasks.get((array.name, index))
+                if task is not None:
+                    runs |= dict.fromkeys(job.directories, task)
+    return runs
+
+
+def _array(said: dict[str, Any]) -> Array:
+    jobs = [Job(tuple(_work(work) for work in job["works"]), job["seconds"]) for job in said["jobs"]]
+    return Array(said["name"], tuple(jobs), tuple(said["after"]), said["job_id"])
+
+
+def _work(said: dict[str, Any]) -> Work:
+    return Work(said["name"], Path(said["results"]), _paths(said["directories"]), frozenset(_paths(said["after"])))
+
+
+def _paths(texts: Iterable[str]) -> tuple[Path, ...]:
+    return tuple(map(Path, texts))
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else sorted(value)

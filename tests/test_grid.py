@@ -1,0 +1,329 @@
+"""Grids as far as they go without a cluster: options, plans, records, states, crashes; the rest is in test_slurm.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import slurm
+from bench.__main__ import main
+from bench.claims import Owner
+from bench.errors import ConfigError
+from bench.execution import Execution
+from bench.grid import Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder
+from bench.launch import minutes_of
+from bench.plan import visible_gpus
+from bench.pool import Work
+from bench.provenance import ROOT
+from bench.slurm import SlurmError, Task, expand
+from bench.snapshot import snapshot_path, take_snapshot
+from bench.status import state_of
+from bench.writer import write_json
+from tests.slurm_cluster import SMALL, bytes_of, run_dirs, run_here, wait_until
+from tests.tiny_runs import provenance_of, python
+
+LAUNCH = ["launch", *SMALL, "--agent", "fql", "--seeds", "0", "1", "2", "--name", "grid"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """The one line of an error."""
+    assert main(list(arguments)) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+@pytest.fixture
+def no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without Slurm's commands, and a working directory without a profile."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("0-3,7%4", [0, 1, 2, 3, 7]),
+        ("[5]", [5]),
+        ("N/A", [0]),
+        ("0-8:4", [0, 4, 8]),
+        ("12", [12]),
+        ("0-999%64", list(range(1000))),
+    ],
+)
+def test_array_indices_are_read(text, numbers):
+    assert expand(text) == numbers
+
+
+def test_array_indices_that_make_no_sense_are_an_error():
+    with pytest.raises(SlurmError, match=r"'0-3,\.\.\.'"):
+        expand("0-3,...")
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("12:00:00", 720), ("30:00", 30), ("1-0", 1440), ("1-12:30", 2190), ("2-00:00:30", 2881), ("0:10", 1)],
+)
+def test_time_limits_are_read_as_slurm_reads_them(text, minutes):
+    assert minutes_of(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-5", "1:2:3:4", "1.5h"])
+def test_time_limits_that_make_no_sense_are_refused(text):
+    with pytest.raises(ConfigError, match="--time is"):
+        minutes_of(text)
+
+
+def test_a_launch_says_where_and_how_many(capsys, no_slurm):
+    assert "say where: --slurm" in fails(capsys, *LAUNCH)
+    assert "say where: --slurm" in fails(capsys, *LAUNCH, "--slurm", "--local")
+    assert "--packs-per-job is 0" in fails(capsys, *LAUNCH, "--slurm", "--packs-per-job", "0")
+    assert "--pack is 0" in fails(capsys, *LAUNCH, "--slurm", "--pack", "0", "--dry-run")
+    assert "unknown suite 'quik' (did you mean 'quick'?)" in fails(capsys, "launch", "quik", "--slurm", "--dry-run")
+
+
+def test_without_slurm_a_launch_says_what_to_do(capsys, no_slurm):
+    assert "there is no squeue here: log in to the cluster's login node, or run on this machine with --local" in fails(
+        capsys, *LAUNCH, "--slurm", code=1
+    )
+
+
+def dry_run(tmp_path: Path, *options: str) -> str:
+    """What a launch prints on a machine without Slurm."""
+    command = ["-m", "bench", *LAUNCH, "--slurm", "--dry-run", "--results", str(tmp_path / "res"), *options]
+    done = python(*command, PATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_dry_run_shows_plan_and_script_and_writes_nothing(tmp_path):
+    options = ["--partition", "gpu", "--account", "lab", "--time", "1-0", "--gpus-per-node", "1", "--pack", "2"]
+    options += ["--setup", "module load cuda", "--max-parallel", "8", "--exclude", "n1,n2"]
+    printed = dry_run(tmp_path, *options)
+    assert "1 job arrays: 2 jobs with 2 packs of seeds, 3 runs; each job 1 GPU, 5 cores" in printed
+    assert "cost: unknown for 2 jobs, since no run of their kind has finished on such a GPU" in printed
+    for line in (
+        *("--partition=gpu", "--account=lab", "--time=1440", "--gpus-per-node=1", "--exclude=n1,n2", "--requeue"),
+        *("--array=0-1%2", "--cpus-per-task=5", "--mem=5000M", "--signal=USR2@120", "--kill-on-invalid-dep=yes"),
+    ):
+        assert f"#SBATCH {line}\n" in printed, line
+    assert "\nmodule load cuda\n" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_holds_the_site_s_options_and_the_command_line_has_the_last_word(tmp_path):
+    profile = ["[launch]", 'partition = "gpu"', 'time = "2:00:00"', "gpus-per-node = 1", "threads = 3", "pack = 1"]
+    (tmp_path / "site.toml").write_text("\n".join([*profile, 'setup = ["module load a", "b"]', ""]))
+    printed = dry_run(tmp_path, "--time", "45", "--profile", str(tmp_path / "site.toml"))
+    for line in ("#SBATCH --partition=gpu", "#SBATCH --time=45", "#SBATCH --gpus-per-node=1", "module load a", "b"):
+        assert f"\n{line}\n" in printed
+    assert "3 jobs with 3 packs of seeds, 3 runs; each job 1 GPU, 6 cores" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[launch]\npartitoin = "gpu"\n', "no option 'partitoin' (did you mean 'partition'?)"),
+        ('partition = "gpu"\n', "all options stand in the table [launch]"),
+        ('[launch]\ngpus_per_node = "many"\n', "gpus_per_node = 'many' makes no sense"),
+        ('[launch]\nsetup = "module load cuda"\n', "setup must be a list of lines"),
+        ("[launch\n", "is not valid TOML"),
+    ],
+)
+def test_a_profile_that_makes_no_sense_is_refused(text, said, capsys, no_slurm, tmp_path):
+    (tmp_path / "bench.toml").write_text(text)
+    assert said in fails(capsys, *LAUNCH, "--slurm", "--dry-run")
+    assert "cannot read the profile other.toml" in fails(capsys, *LAUNCH, "--slurm", "--profile", "other.toml")
+
+
+def a_launch(results: Path, **changes) -> Launch:
+    identity = new_id("grid")
+    work = Work("w", results, (results / "grid/t/a/seed_000",), frozenset({results / "offline/k/t/a/seed_000"}))
+    job = Job((work,), 12.5)
+    arrays = (
+        Array(array_name(identity, 0), (job, replace(job, seconds=None)), (), "77"),
+        Array(array_name(identity, 1), (job,), (array_name(identity, 0),)),
+    )
+    execution = Execution(device="cpu", data_dir=results / "data", env_workers=None)
+    launch = Launch(identity, "grid", results, results / "code", ("--x", "y"), execution, 1, 4, ("n1",), arrays=arrays)
+    return replace(launch, **changes)
+
+
+def test_a_launch_record_comes_back_as_it_was(tmp_path):
+    launch = a_launch(tmp_path)
+    launch.save()
+    assert Launch.load(launch.folder) == launch
+    named = launch.with_job_id(launch.arrays[1], "78")
+    named.save()
+    assert [array.job_id for array in Launch.load(launch.folder).arrays] == ["77", "78"]
+    assert launches(tmp_path) == [named] and launches(tmp_path, "other") == []
+    said = json.loads((launch.folder / "launch.json").read_text())
+    write_json(launch.folder / "launch.json", {**said, "schema_version": 0})
+    with pytest.raises(ConfigError, match="another version"):
+        Launch.load(launch.folder)
+
+
+def test_queued_runs_are_known_by_the_name_of_their_array_also_without_its_number(tmp_path):
+    launch = a_launch(tmp_path)
+    launch.save()
+    task = Task("99_0", "PENDING", "Priority", "")
+    tasks = {(launch.arrays[1].name, 0): task, ("o2o-of-another-results-folder-0", 3): task}
+    assert queued_runs(tmp_path, tasks) == {tmp_path / "grid/t/a/seed_000": task}
+    assert queued_runs(tmp_path, {(launch.arrays[1].name, 5): task}) == {}
+
+
+def test_a_snapshot_is_named_by_what_it_holds_and_runs_on_its_own(tmp_path):
+    path = snapshot_path(tmp_path)
+    take_snapshot(path)
+    take_snapshot(path)  # used again
+    assert [own.name for own in tmp_path.iterdir()] == [path.name]
+    assert (path / "bench" / "train.py").read_bytes() == (ROOT / "bench" / "train.py").read_bytes()
+    code = "from bench.provenance import check_checkout, commit; check_checkout(); print(commit()['commit'])"
+    told = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=True).stdout
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert told.strip() == (head.strip() or "None")
+    code = "from bench.snapshot import snapshot_path; from pathlib import Path; print(snapshot_path(Path('.')))"
+    (path / "bench" / "suites.py").write_text("# edited\n")
+    edited = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=True).stdout
+    assert edited.strip() != path.name
+
+
+PENDING, RUNNING = Task("7_0", "PENDING", "Resources", ""), Task("7_0", "RUNNING", "None", "n1")
+
+
+@pytest.mark.parametrize(
+    ("written", "owner", "queued", "asked", "state"),
+    [
+        (None, None, None, True, "planned"),
+        (None, None, PENDING, True, "queued"),
+        (None, None, RUNNING, True, "starting"),
+        ("running", "beating", RUNNING, True, "running"),
+        ("running", "beating", None, True, "running"),  # Slurm has lost sight of it
+        ("running", "silent", None, True, "lost"),
+        ("running", "silent", None, False, "lost"),
+        ("running", "silent", PENDING, True, "queued"),  # requeued after its node died
+        ("running", "silent", RUNNING, True, "starting"),
+        ("preempted", "released", None, True, "preempted"),
+        ("preempted", "released", PENDING, True, "queued"),
+        ("failed", "released", None, True, "failed"),
+        ("failed", "beating", RUNNING, True, "running"),  # tried again
+        ("complete", "beating", RUNNING, True, "complete"),
+    ],
+)
+def test_the_state_of_a_run_is_what_its_files_say_then_what_slurm_says(
+    written, owner, queued, asked, state, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("bench.claims._machine", lambda: None)
+    now = 1_000_000.0
+    own = replace(Owner.here(1, 60.0), released=owner == "released", beat_at=now - {"silent": 61}.get(owner, 5))
+    status = {"state": written, "error": "boom"} if written else {}
+    got, why = state_of(tmp_path, status, own if owner else None, now, queued, a_launch(tmp_path), asked)
+    assert got == state
+    if state == "lost":
+        assert "ended without a word, 61 s ago" in why and ("or waits in Slurm's queue" in why) == (not asked)
+    (tmp_path / "complete.json").write_text("{}")
+    assert state_of(tmp_path, status, own if owner else None, now, queued, None, asked)[0] == "complete"
+
+
+def crash(results: Path, node: str, run: str, ago: float = 0.0) -> None:
+    folder = crash_folder(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {"runs": [run], "node": node, "at": time.time() - ago, "line": "killed by signal 9"}
+    write_json(folder / f"{len(list(folder.iterdir()))}.json", said)
+
+
+def test_a_node_is_bad_after_crashes_of_several_packs_within_a_day(tmp_path):
+    for number in range(CRASHES_OF_A_NODE):
+        crash(tmp_path, "one-bad-run", "a")
+        crash(tmp_path, "long-ago", str(number), ago=90_000)
+        assert bad_nodes(tmp_path) == set()
+    for number in range(CRASHES_OF_A_NODE):
+        assert bad_nodes(tmp_path) == set()
+        crash(tmp_path, "bad", str(number % 2))
+    assert bad_nodes(tmp_path) == {"bad"}
+
+
+def test_gpus_are_shared_out_by_the_names_that_the_machine_gives_them(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f1c,MIG-22aa")
+    assert visible_gpus() == ("GPU-8f1c", "MIG-22aa")
+
+
+def start_here(results: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "bench", "run", "--results", str(results), "--name", "grid", *SMALL]
+    command += ["--agent", "qc_fql", "--device", "cpu", "--checkpoint-seconds", "0.5", *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def pid_at(directory: Path) -> int | None:
+    """The process that has begun to train the run."""
+    if not (directory / "status.json").exists():
+        return None
+    (claim,) = (directory / "owner").glob("*.json")
+    return json.loads(claim.read_text())["pid"]
+
+
+def test_a_crashed_pack_goes_on_run_by_run_and_each_crash_is_told(data_cache, tmp_path):
+    process = start_here(tmp_path, "--seeds", "0", "1", "--pack", "2", "--jobs", "1", "--offline-updates", "600")
+    first = tmp_path / "grid/cube-single-task1/qc_fql/seed_000"
+    wait_until(lambda: pid_at(first), 120)
+    crashed = pid_at(first)
+    assert crashed is not None
+    os.kill(crashed, signal.SIGKILL)
+    wait_until(lambda: len(provenance_of(first)["starts"]) == 2 and pid_at(first) != crashed, 120)
+    alone = pid_at(first)
+    assert alone is not None
+    os.kill(alone, signal.SIGKILL)
+    printed, errors = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "its process crashed" in printed and errors.count("failed: ") == 1 and "killed by signal 9" in errors
+    told = json.loads(python("-m", "bench", "status", "grid", "--results", str(tmp_path), "--json").stdout)
+    assert told["counts"] == {"complete": 1, "failed": 1}
+    assert "killed by signal 9" in told["failures"][0]["cause"]
+    run_here("grid", tmp_path / "more", "--agent", "qc_fql", "--seeds", "1", "--offline-updates", "600")
+    text = python("-m", "bench", "status", "--results", str(tmp_path)).stdout
+    assert text.startswith("2 runs: 1 complete, 1 failed") and "seed 0 alone" not in text.splitlines()[0]
+
+
+def test_a_second_run_of_the_same_leaves_it_to_the_first(data_cache, tmp_path):
+    process = start_here(tmp_path, "--seeds", "0", "--offline-updates", "400")
+    directory = tmp_path / "grid/cube-single-task1/qc_fql/seed_000"
+    wait_until(lambda: pid_at(directory), 120)
+    second = start_here(tmp_path, "--seeds", "0", "--offline-updates", "400")
+    printed, _ = second.communicate(timeout=120)
+    assert second.returncode == 0 and "1 left to process" in printed and "complete or under way" in printed
+    live = json.loads(python("-m", "bench", "status", "--results", str(tmp_path), "--json").stdout)
+    assert live["counts"] == {"running": 1} and live["runs"][0]["job"] is None
+    assert process.wait(timeout=240) == 0
+    assert len(provenance_of(directory)["starts"]) == 1
+    assert bytes_of(tmp_path, "grid") and [run.name for run in run_dirs(tmp_path, "grid")] == ["seed_000"]
+
+
+def test_status_logs_and_cancel_say_in_one_line_what_they_lack(capsys, no_slurm, tmp_path):
+    assert "no runs of quick under" in fails(capsys, "status", "quick")
+    assert "there is no run 'quick/x'" in fails(capsys, "logs", "quick/x")
+    assert "no launch is recorded under" in fails(capsys, "cancel")
+    assert "no launch of quick is recorded" in fails(capsys, "retry", "--failed", "quick")
+    a_launch(tmp_path / "results").save()
+    assert "there is no squeue here" in fails(capsys, "cancel", code=1)
+
+
+def test_commands_that_only_look_do_not_load_torch():
+    code = "import sys; import bench.__main__, bench.job, bench.status; sys.exit('torch' in sys.modules)"
+    assert python("-c", code).returncode == 0
+
+
+def test_a_slurm_that_fails_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "squeue").write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact controller' >&2\nexit 1\n"
+    )
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(SlurmError, match=r"^squeue: slurm_load_jobs error: Unable to contact controller$"):
+        slurm.queue()
