@@ -68,7 +68,8 @@ def generate(
     """Make a data set with `workers` processes, and return its file in the folder `out`, or in the cache.
 
     The file has the published format of its source; a manifest lies beside it. Continues where a killed call stopped
-    and returns at once where the set is complete. Raises DataError for arguments that name no data set.
+    and returns at once where the set is complete. Raises DataError for arguments that name no data set, and where the
+    simulator is not installed.
     """
     known = kinds(domain)
     if not known:
@@ -87,6 +88,7 @@ def _generate(dataset: Dataset, folder: Path, workers: int, progress: Progress |
     if workers < 1:
         raise DataError(f"workers must be at least 1, got {workers}")
     source = generator_of(dataset)
+    require_extra(source)  # first: a recipe is told by the module that makes episodes, which imports the simulator
     recipe = source.recipe(dataset)
     file = folder / dataset.files[0].name
     parts = folder / f"{dataset.name}.parts-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]}"
@@ -96,7 +98,6 @@ def _generate(dataset: Dataset, folder: Path, workers: int, progress: Progress |
 
     if is_complete():
         return file
-    require_extra(source)
     try:
         parts.mkdir(parents=True, exist_ok=True)
         _make_parts(dataset, parts, workers, progress)

@@ -82,6 +82,19 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch:
     assert datasets.unavailable("cube-single") is None
 
 
+@pytest.mark.parametrize(("task", "extra"), [("lift", "robomimic"), ("hopper-bullet", "bullet")])
+def test_data_that_a_missing_simulator_would_make_are_refused_in_that_line(task: str, extra: str) -> None:
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(("robosuite", "pybullet", "pybullet_envs_gymnasium")))
+from bench.__main__ import main
+sys.exit(main(["data", "generate", "--task", "{task}", "--episodes", "2"]))
+"""
+    done = python("-c", code)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"{EXTRAS[extra]}, which is not installed; install it: make setup EXTRAS={extra} " in done.stderr
+
+
 @pytest.mark.parametrize("task", FIRST_TASKS)
 def test_an_environment_keeps_the_contract_of_all(task: str) -> None:
     needs_simulator(task)
