@@ -473,7 +473,8 @@ def test_a_part_is_continued_where_it_is_from(site: FaultySite, mirror: FaultySi
 
 def start(folder: Path, file: RemoteFile, limit: str = "", **environment: str) -> subprocess.Popen[str]:
     code = f"""
-import resource, sys
+import resource, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs are started without
 from datasets.download import fetch
 from datasets.servers import Patience
 from datasets.spec import DataError, RemoteFile
