@@ -42,32 +42,39 @@ def export(options: argparse.Namespace) -> str:
             f'use it: minari.load_dataset("{options.minari}"), or python -m bench run … --task minari:{options.minari}'
         )
     if options.run is not None:
-        _, transitions = collected(options.run)
+        config, transitions = collected(options.run)
+        task = config.task
     else:
-        transitions = datasets.load(options.task, options.dataset, options.data_dir)
-    write_flat(transitions, options.out, replace=options.replace)
+        task, transitions = options.task, datasets.load(options.task, options.dataset, options.data_dir)
+    write_flat(task, transitions, options.out, replace=options.replace)
     return (
         f"wrote {transitions.num_transitions:,} transitions to {options.out}\n"
         f"use it: python -m bench run … --data {options.out}"
     )
 
 
-def write_flat(transitions: Transitions, out: Path, *, replace: bool = False) -> None:
+def write_flat(task_name: str, transitions: Transitions, out: Path, *, replace: bool = False) -> None:
     """Writes an HDF5 file in D4RL's layout, a row per transition; `timeouts` end the episodes that do not terminate.
 
+    The file tells the task whose rewards it holds, and is refused for one with others (`datasets.flat_files.read`).
     Readers of this layout take each of `terminals` for the end of an episode, which those of OGBench's data are not.
     """
     if out.suffix not in (".hdf5", ".h5"):
         raise ConfigError(f"{out} must be named as an HDF5 file: {out.stem or 'data'}.hdf5")
     if out.exists() and not replace:
         raise ConfigError(f"{out} is there already; name another file or say --replace")
+    recipe = {
+        "task": datasets.task(task_name).name,
+        "dataset": transitions.name,
+        "content_hash": transitions.content_hash,
+    }
     count = transitions.num_transitions
     obs_shape, action_shape = (count, transitions.obs.shape[1]), (count, transitions.action.shape[1])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as partial, hdf5_file(partial) as file:
             file.attrs["origin"] = transitions.origin
-            file.attrs["recipe"] = json.dumps({"dataset": transitions.name, "content_hash": transitions.content_hash})
+            file.attrs["recipe"] = json.dumps(recipe)
             arrays = {
                 "observations": file.create_dataset("observations", obs_shape, np.float32),
                 "next_observations": file.create_dataset("next_observations", obs_shape, np.float32),

@@ -16,6 +16,9 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 
 from datasets.cache import hdf5_file
+from datasets.minari_io import SUITE as MINARI
+from datasets.minari_io import played_task
+from datasets.sources import task as task_of
 from datasets.spec import ACTION_LIMIT, Block, DataError, Dataset, Origin, Rows, TaskSpec, one_line
 
 Layout = Literal["ogbench", "robomimic", "minari", "flat"]
@@ -71,8 +74,15 @@ def origin(dataset: Dataset, files: list[Path]) -> Origin:
 def recipe_of(file: Path) -> object:
     """The recipe that a generated file says it follows; None where it says none or cannot be read."""
     try:
-        return json.loads(_notes(file)["recipe"])
-    except (DataError, KeyError, ValueError):
+        return _recipe(_notes(file))
+    except DataError:
+        return None
+
+
+def _recipe(notes: dict[str, str]) -> object:
+    try:
+        return json.loads(notes["recipe"])
+    except (KeyError, ValueError):
         return None
 
 
@@ -80,11 +90,13 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
     """The rows of a flat file, which all tasks reward alike; twice through the file, little of it in memory.
 
     Raises DataError, naming file, key and row, for arrays that are missing, damaged, of the wrong shape, not finite, or
-    beyond [-1, 1] where they are actions.
+    beyond [-1, 1] where they are actions; and for a file that was written here with the rewards of another task.
     """
     (file,) = files
     task = tasks[0]
     with _open(file) as content:
+        for own in tasks:
+            _check_rewards(content, own)
         columns = content.meanings()
         num_rows = _check_shapes(columns, task)
         plan = _plan(columns, num_rows, task.max_episode_steps)
@@ -329,6 +341,26 @@ class _Content(NamedTuple):
                     f"{self.file}: key '{keys[0]}' is missing, it has {', '.join(sorted(self.columns)) or 'none'}"
                 )
         return found
+
+
+def _check_rewards(content: _Content, task: TaskSpec) -> None:
+    """Raises DataError where the file tells, as exports and recordings do, that its rewards are another task's.
+
+    Tasks of equal domain and id have the same rewards, whatever data they start from (`can-mh`, `can-ph`).
+    """
+    recipe = _recipe(content.notes)
+    name = recipe.get("task") if isinstance(recipe, dict) else None
+    if not isinstance(name, str):  # a file of another making
+        return
+    try:
+        rewarded = played_task(task_of(name))
+    except DataError:  # of a Minari set that is not here: nothing is known of its task
+        return
+    played = played_task(task)
+    # An environment that Minari recovers may be one of ours under another name; whether it is cannot be told.
+    is_comparable = (rewarded.suite == MINARI) == (played.suite == MINARI)
+    if is_comparable and (rewarded.domain, rewarded.task_id) != (played.domain, played.task_id):
+        raise DataError(f"{content.file} was exported from task {name}; its rewards are not those of {task.name}")
 
 
 def _check_shapes(columns: dict[str, _Column], task: TaskSpec) -> int:

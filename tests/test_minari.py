@@ -14,7 +14,7 @@ import pytest
 import datasets
 from bench.config import ConfigError, RunConfig
 from bench.execution import Execution
-from bench.export import collected, export, export_run
+from bench.export import collected, export, export_run, write_flat
 from bench.train import run
 from datasets import minari_io
 from datasets.minari_metadata import canonical_name, dataset_id, flatten
@@ -245,6 +245,25 @@ def test_sets_exported_again_name_the_task_that_is_played(own_cache: None) -> No
     with pytest.raises(DataError, match=r"'mine/pendulum-v0' itself tells the environment .* another id"):
         export_data("minari:o2o/first-v0", data, "mine/pendulum-v0", replace=True)
     assert datasets.task("minari:o2o/first-v0").max_episode_steps == 200
+
+
+def test_a_flat_export_fits_every_set_of_the_environment_and_no_other(own_cache: None, tmp_path: Path) -> None:
+    from datasets.minari_export import export_data
+
+    recorded("Pendulum-v1", "mine/pendulum-v0", 5, (0,))
+    recorded("Pendulum-v1", "mine/more-v0", 5, (1,))
+    recorded("Pendulum-v1", "mine/heavy-v0", 5, (0,), g=20.0)
+    data = datasets.load("minari:mine/pendulum-v0")
+    export_data("minari:mine/pendulum-v0", data, "o2o/again-v0")
+    for source in ("mine/pendulum-v0", "o2o/again-v0"):
+        write_flat(f"minari:{source}", data, tmp_path / "flat.hdf5", replace=True)
+        name = datasets.register(tmp_path / "flat.hdf5")
+        for task in ("mine/pendulum-v0", "o2o/again-v0", "mine/more-v0"):
+            assert datasets.load(f"minari:{task}", name).num_transitions == 5
+        with pytest.raises(DataError, match=r"exported from task minari\..*; its rewards .* minari\.mine\.heavy-v0"):
+            datasets.load("minari:mine/heavy-v0", name)
+    shutil.rmtree(minari_io.root() / "o2o")  # nothing is known of that task any more
+    assert datasets.load("minari:mine/heavy-v0", name).num_transitions == 5
 
 
 def test_exported_file_alone_keeps_its_origin_and_task(data_cache: Path, tmp_path: Path) -> None:

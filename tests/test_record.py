@@ -17,6 +17,7 @@ from bench.record import POLICY_FILE, Recorder, record
 from bench.streams import SeedStreams, stream_key
 from bench.train import run
 from datasets.flat_files import recipe_of
+from datasets.spec import DataError
 from tests.tiny_runs import python, tiny_config
 
 EPISODES = 3
@@ -121,6 +122,12 @@ def test_the_file_tells_its_recipe(finished, recorded):
         "seed": 0,
         "noise": 0.0,
     }
+
+
+def test_recorded_rewards_are_those_of_one_task(recorded, own_cache):
+    message = rf"^{recorded} was exported from task cube-single-task1; its rewards are not those of cube-single-task2$"
+    with pytest.raises(DataError, match=message):
+        datasets.load("cube-single-task2", datasets.register(recorded))
 
 
 def test_noise_has_the_asked_spread_and_stays_within_bounds():

@@ -1,5 +1,6 @@
 """What holds for the tasks and data of every source: the registry, files of users, and runs that stop and go on."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ import datasets
 from bench.__main__ import main
 from bench.evaluate import Preempted
 from bench.execution import Execution
+from bench.export import write_flat
 from bench.train import run
 from datasets.sources import EXTRAS, SOURCES, missing_extra, source_of
 from datasets.spec import DataError
+from datasets.transitions import Transitions
 from tests.tiny_runs import ROOT, provenance_of, python, status_of, tiny_config
 
 HUMAN_LIFT = ROOT / "tests" / "fixtures" / "lift_human3_low_dim.hdf5"
@@ -163,6 +166,41 @@ def test_a_file_is_known_by_its_content_wherever_it_lies(own_cache: Path) -> Non
     assert datasets.describe(name)["origin"] == "user"
     assert datasets.load("can", name).num_transitions == 21
     assert name in datasets.made_here()
+
+
+def export_of(task: str, file: Path) -> Path:
+    """Random numbers with the shapes of a task, in a flat file that is written here."""
+    spec = datasets.task(task)
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(22, spec.obs_dim)).astype(np.float32)
+    action = rng.uniform(-1, 1, (22, spec.action_dim)).astype(np.float32)
+    final = np.arange(22) == 21
+    write_flat(task, Transitions(obs, action, obs[:, 0], np.zeros(22, bool), final, "any", "generated", "hash"), file)
+    return file
+
+
+@pytest.mark.parametrize(("of", "task"), [("can-mh", "square-mh"), ("cube-single-task1", "cube-single-task2")])
+def test_an_export_is_refused_for_a_task_with_other_rewards(
+    of: str, task: str, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = export_of(of, own_cache / "mine.hdf5")
+    assert main(["data", "import", str(file), "--task", task]) == 2
+    message = f"error: {file} was exported from task {of}; its rewards are not those of {task}\n"
+    assert capsys.readouterr().err == message
+    assert main(["data", "import", str(file), "--task", of]) == 0
+
+
+def test_an_export_fits_tasks_that_start_from_other_data(own_cache: Path) -> None:
+    for of, task in (("can-mh", "can-ph"), ("hopper-bullet-medium", "hopper-bullet-random")):
+        assert datasets.load(task, datasets.register(export_of(of, own_cache / f"{of}.hdf5"))).num_transitions == 21
+
+
+@pytest.mark.parametrize("recipe", [{}, {"task": "reach"}, {"task": ["can-mh"]}, ["can-mh"]])
+def test_a_file_that_tells_no_task_of_ours_is_taken_as_it_is(recipe: dict | list, own_cache: Path) -> None:
+    file = export_of("can-mh", own_cache / "mine.hdf5")
+    with h5py.File(file, "a") as content:
+        content.attrs["recipe"] = json.dumps(recipe)
+    assert datasets.load("square-mh", datasets.register(file)).num_transitions == 21
 
 
 def test_a_copy_outlives_the_file(own_cache: Path) -> None:

@@ -415,7 +415,7 @@ from bench.export import write_flat
 from datasets.transitions import Transitions
 rows, flags = np.zeros((100, 500), np.float32), np.zeros(100, bool)
 transitions = Transitions(rows, rows, rows[:, 0], flags, np.arange(100) == 99, "name", "generated", "hash")
-write = lambda file: write_flat(transitions, file, replace=True)
+write = lambda file: write_flat("lift", transitions, file, replace=True)
 """,
 }
 
