@@ -63,7 +63,9 @@ def add_data_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def describe_data(configs: Sequence[RunConfig], data_dir: Path | None) -> None:
-    """One line per data set that the runs need."""
+    """One line per data set that the runs need. Raises DataError, before any is made, for one of another domain."""
+    for task, name in dict.fromkeys((config.task, config.dataset) for config in configs):
+        datasets.check_dataset(datasets.task(task), name)
     for name in dict.fromkeys(config.dataset for config in configs):
         facts = datasets.describe(name, data_dir)
         generated = facts["origin"] == "generated"

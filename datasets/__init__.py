@@ -18,7 +18,7 @@ from datasets.sources import (
     unavailable,
 )
 from datasets.spec import DataError, TaskSpec, nearest
-from datasets.store import describe, get, load_task, made_here, verify
+from datasets.store import check_dataset, describe, get, load_task, made_here, verify
 from datasets.transitions import Transitions
 from datasets.user_files import register
 
@@ -33,6 +33,7 @@ __all__ = [
     "DataError",
     "TaskSpec",
     "Transitions",
+    "check_dataset",
     "check_timing",
     "default_dataset",
     "describe",

@@ -141,11 +141,17 @@ def _is_here(name: str) -> bool:
         return False
 
 
-def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> Transitions:
-    """Transitions of a data set with the rewards of a task; converts the set at its first use."""
+def check_dataset(spec: TaskSpec, name: str) -> Dataset:
+    """The data set of a name, here or not. Raises DataError where it is of another domain than the task."""
     dataset = parse_name(name)
     if dataset.domain not in ("", spec.domain):
         raise DataError(f"data set '{name}' is of {dataset.domain}, task {spec.name} needs data of {spec.domain}")
+    return dataset
+
+
+def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> Transitions:
+    """Transitions of a data set with the rewards of a task; converts the set at its first use."""
+    dataset = check_dataset(spec, name)
     files = find(dataset, data_dir)
     if not files:
         raise DataError(_missing(dataset, data_dir))

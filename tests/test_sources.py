@@ -309,6 +309,20 @@ def test_a_file_of_minari_is_not_copied_without_its_metadata(own_cache: Path) ->
         datasets.register(own_cache / "main_data.hdf5", copy=True)
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("name", ["can-mixed-generated-2ep-seed0", "can-ph-v15"])
+def test_data_of_another_domain_are_refused_before_they_are_made_or_fetched(
+    command: str, name: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("O2O_BENCH_OFFLINE", "0")
+    monkeypatch.setattr("datasets.download.fetch", lambda *_, **__: pytest.fail("asks a server"))
+    arguments = ["--task", "lift-mh", "--agent", "fql", "--results", str(own_cache / "results"), "--dataset", name]
+    assert main([command, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"error: data set '{name}' is of can, task lift-mh needs data of lift\n"
+    assert name not in printed.out and list(own_cache.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("offline", "task", "expected"),
     [
