@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datasets.checksums import to_replace
 from datasets.spec import (
     DataError,
     Dataset,
@@ -109,7 +110,8 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
     if flat_files.origin(dataset, files) == "published" and not flat_files.is_told_on_arrival(files[0]):
         raise DataError(
             f"{files[0]} is not d4rl-pybullet's {dataset.name}, whose episodes begin with a reward of 0 and end with "
-            "an action of zeros; use data of another making with --data FILE"
+            f"an action of zeros; {to_replace(dataset.name, dataset.files[0].name, files[0])}; data of another making "
+            "go by --data FILE"
         )
     return rows
 

@@ -85,6 +85,18 @@ def record(lock: Path, dataset_name: str, file_name: str, num_bytes: int, sha256
     return known[name]
 
 
+def to_replace(dataset_name: str, file_name: str, path: Path) -> str:
+    """What to do about a file that is not what its name says: the words of an error, without its end.
+
+    Where the first download has recorded this very file, the right one would be refused as long as the entry is there.
+    """
+    lock, name = lock_file(), key(dataset_name, file_name)
+    entry = entries(lock).get(name)
+    is_recorded = entry is not None and entry["bytes"] == path.stat().st_size and entry["sha256"] == file_sha256(path)
+    what = f"it and its entry '{name}' in {lock}" if is_recorded else "it"
+    return f"delete {what}, then get it again: python -m bench data get {dataset_name}"
+
+
 def verify(
     dataset_name: str,
     file_names: list[str],

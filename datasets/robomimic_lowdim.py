@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datasets.checksums import to_replace
 from datasets.spec import (
     ACTION_LIMIT,
     Block,
@@ -204,7 +205,7 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
         ends = [_ends(file, data, name) for name in names]
         num_transitions = sum(map(len, ends))
         if dataset.name in PUBLISHED and data.attrs.get("origin") != "generated":
-            _check_published(file, dataset.name, {"transitions": num_transitions, "demonstrations": len(names)})
+            _check_published(file, dataset, {"transitions": num_transitions, "demonstrations": len(names)})
     num_rows = num_transitions + sum(int(end.sum()) for end in ends)
     return Rows(num_rows, _blocks(file, names, domain, [task.name for task in tasks]))
 
@@ -224,8 +225,9 @@ def _blocks(file: Path, names: list[str], domain: str, task_names: list[str]) ->
             yield Block(obs, action, final, dict.fromkeys(task_names, reward), dict.fromkeys(task_names, done))
 
 
-def _check_published(file: Path, name: str, counts: dict[str, int]) -> None:
+def _check_published(file: Path, dataset: Dataset, counts: dict[str, int]) -> None:
     """Raises DataError where a file under a published name holds something else."""
+    name = dataset.name
     expected = {"demonstrations": PUBLISHED_DEMONSTRATIONS[name.split("-")[1]]}
     if name in PUBLISHED_TRANSITIONS:
         expected["transitions"] = PUBLISHED_TRANSITIONS[name]
@@ -233,7 +235,7 @@ def _check_published(file: Path, name: str, counts: dict[str, int]) -> None:
         if count != expected.get(what, count):
             raise DataError(
                 f"{file} holds {count:,} {what}, the published {name} has {expected[what]:,}; "
-                "get it again, or name a file of your own with --data FILE"
+                f"{to_replace(name, dataset.files[0].name, file)}; a file of your own goes by --data FILE"
             )
 
 

@@ -312,7 +312,8 @@ def test_a_file_of_another_making_under_a_published_name_is_refused(own_cache):
     with h5py.File(file, "w") as out:
         out["observations"], out["actions"] = rng.normal(size=(20, 15)), rng.uniform(-1, 1, (20, 3))
         out["rewards"], out["terminals"] = rng.normal(size=20), np.arange(20) % 5 == 4
-    with pytest.raises(DataError, match=rf"^{file} is not d4rl-pybullet's hopper-bullet-medium-v0, .* --data FILE$"):
+    message = rf"^{file} is not d4rl-pybullet's hopper-bullet-medium-v0, .*; delete it, .* --data FILE$"
+    with pytest.raises(DataError, match=message):
         datasets.load("hopper-bullet-medium")
     assert datasets.load("hopper-bullet-medium", datasets.register(file)).num_transitions == 20
 

@@ -225,7 +225,7 @@ def test_origin_is_what_the_file_says(tmp_path: Path) -> None:
 def test_only_the_published_data_go_by_the_published_name(tmp_path: Path) -> None:
     published = source.parse("lift-mh-v15")
     assert published is not None
-    with pytest.raises(DataError, match=r"holds 1,381 transitions, the published lift-mh-v15 has 31,127; get it again"):
+    with pytest.raises(DataError, match=r"holds 1,381 transitions, the published lift-mh-v15 has 31,127; delete it"):
         read_blocks(HUMAN_LIFT, dataset=published)
     made = write(tmp_path / "made.hdf5", "lift", {"demo_0": demonstration("lift", [0, 1])}, origin="generated")
     assert len(read_blocks(made, dataset=published)) == 1

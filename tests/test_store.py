@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 from datasets import DataError, Transitions, describe, get, load, register, store
 from datasets.cache import cache_root, replacing
+from datasets.checksums import LOCK
+from datasets.download import MIRROR
 from datasets.generate import will_fetch
 from datasets.ogbench_tasks import NUM_SHARDS
 from datasets.sources import parse_name
@@ -174,10 +177,34 @@ def test_robomimic_files_which_all_have_one_name_are_told_by_their_folder(tmp_pa
 
 
 def test_other_demonstrations_than_the_published_ones_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "lift" / "ph").mkdir(parents=True)
-    shutil.copy(HUMAN_LIFT, tmp_path / "lift" / "ph" / "low_dim_v15.hdf5")
-    with pytest.raises(DataError, match=r"holds \d+ demonstrations, the published lift-ph-v15 has 200; get it again"):
+    file = tmp_path / "lift" / "ph" / "low_dim_v15.hdf5"
+    file.parent.mkdir(parents=True)
+    shutil.copy(HUMAN_LIFT, file)
+    message = "the published lift-ph-v15 has 200; delete it, then get it again: python -m bench data get lift-ph-v15;"
+    with pytest.raises(DataError, match=rf"^{file} holds 3 demonstrations, {message}"):
         load("lift-ph", data_dir=tmp_path)
+
+
+def test_a_wrong_file_that_was_downloaded_is_replaced_as_its_line_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror, lock = tmp_path / "mirror", tmp_path / "lock.json"
+    monkeypatch.setenv(store.OFFLINE, "0")
+    monkeypatch.setenv(MIRROR, str(mirror))
+    monkeypatch.setenv(LOCK, str(lock))
+    served = mirror / "lift" / "ph" / "low_dim_v15.hdf5"
+    served.parent.mkdir(parents=True)
+    shutil.copy(HUMAN_LIFT, served)
+    (file,) = get("lift-ph-v15", tmp_path / "data")
+    entry = "lift-ph-v15/lift/ph/low_dim_v15.hdf5"
+    with pytest.raises(DataError, match=rf"; delete it and its entry '{entry}' in {lock}, then get it again: python"):
+        load("lift-ph", data_dir=tmp_path / "data")
+    with h5py.File(served, "a") as content:
+        content["data"].attrs["origin"] = "generated"  # under the published name that is enough
+    file.unlink()
+    lock.write_text("{}")
+    get("lift-ph-v15", tmp_path / "data")
+    assert load("lift-ph", data_dir=tmp_path / "data").origin == "generated"
 
 
 @pytest.mark.parametrize(("value", "is_allowed"), [("1", False), ("0", True), ("", True)])
