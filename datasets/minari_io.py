@@ -116,7 +116,10 @@ def get(name: str) -> Path:
         import minari
         from huggingface_hub.utils import logging
     except ImportError as error:
-        raise DataError(f"cannot get '{own}': {error.name} is not installed; pip install 'minari[hf,hdf5]'") from error
+        raise DataError(
+            f"cannot get '{own}': {error.name} is not installed; install it: make setup EXTRAS={EXTRA} "
+            f"(or pip install -r requirements-{EXTRA}.lock)"
+        ) from error
     logging.set_verbosity_error()  # one line at the end says as much as those of every retry
     try:
         with redirect_stdout(sys.stderr):

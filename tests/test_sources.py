@@ -98,6 +98,19 @@ sys.exit(main(["data", "generate", "--task", "{task}", "--episodes", "2"]))
     assert f"{EXTRAS[extra]}, which is not installed; install it: make setup EXTRAS={extra} " in done.stderr
 
 
+@pytest.mark.parametrize("package", ["minari", "huggingface_hub"])
+def test_a_missing_downloader_is_named_with_that_command(package: str, own_cache: Path) -> None:
+    code = f"""
+import sys
+sys.modules["{package}"] = None
+from bench.__main__ import main
+sys.exit(main(["data", "get", "minari:D4RL/door/human-v2"]))
+"""
+    done = python("-c", code, O2O_BENCH_OFFLINE="0", MINARI_DATASETS_PATH=str(own_cache))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert re.search(rf"{package}.* is not installed; install it: make setup EXTRAS=minari ", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize("task", FIRST_TASKS)
 def test_an_environment_keeps_the_contract_of_all(task: str) -> None:
     needs_simulator(task)
