@@ -1,10 +1,11 @@
 """The registry of sources: who knows a task, who reads a data set, and what an environment needs to be installed."""
 
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 
 from datasets import bullet, minari_io, ogbench_tasks, robomimic_lowdim, user_files
-from datasets.spec import DataError, Dataset, Generator, Reader, Source, TaskSpec, nearest
+from datasets.spec import DataError, Dataset, Generator, Reader, Recipe, Source, TaskSpec, generated_name, nearest
 
 GENERATORS: tuple[Generator, ...] = (ogbench_tasks, robomimic_lowdim, bullet)
 SOURCES: tuple[Source, ...] = (*GENERATORS, minari_io)
@@ -35,9 +36,21 @@ def parse_name(name: str) -> Dataset:
         if dataset := reader.parse(name):
             return dataset
     raise DataError(
-        f"unknown data set '{name}'{nearest(name, published())}; names are like {published()[0]}, "
+        f"unknown data set '{name}'{nearest(name, [*published(), *_generated_like(name)])}; "
+        f"names are like {published()[0]}, "
         f"cube-double-play-generated-1000ep-seed0 or cube-single-task1-mixed-generated-60ep-seed0"
     )
+
+
+def _generated_like(name: str) -> Iterator[str]:
+    """Names of sets that can be generated, of every domain and kind; with as many episodes and the seed of `name`."""
+    numbers = re.search(r"([0-9]{1,9})[a-z]*-[a-z]*([0-9]{1,9})$", name)
+    if numbers is None:
+        return
+    episodes, seed = max(1, int(numbers[1])), int(numbers[2])
+    for spec in TASKS.values():
+        for kind, is_for_one in source_of(spec).kinds(spec.domain).items():
+            yield generated_name(spec.domain, Recipe(kind, episodes, seed, spec.task_id if is_for_one else 0))
 
 
 def default_dataset(task_name: str) -> str:

@@ -508,9 +508,13 @@ def test_names_are_taken_apart() -> None:
     [
         ("cube-duoble-play-v0", "did you mean 'cube-double-play-v0'"),
         ("cube-single-play-100m-v0", "unknown data set"),
-        ("cube-single-mixed-generated-60ep-seed0", "unknown data set"),
-        ("cube-single-task6-mixed-generated-60ep-seed0", "unknown data set"),
-        ("cube-single-play-generated-0ep-seed0", "unknown data set"),
+        ("cube-single-mixed-generated-60ep-seed0", "did you mean 'cube-single-task.-mixed-generated-60ep-seed0'"),
+        ("cube-single-task6-mixed-generated-60ep-seed0", "did you mean 'cube-single-task.-mixed-generated-60ep-seed0'"),
+        ("cube-single-play-generated-0ep-seed0", "did you mean 'cube-single-play-generated-1ep-seed0'"),
+        ("cube-single-plya-generated-37ep-seed12", "did you mean 'cube-single-play-generated-37ep-seed12'"),
+        ("lift-mixd-generated-300ep-sed0", "did you mean 'lift-mixed-generated-300ep-seed0'"),
+        ("hoper-bullet-random-genrated-5-seed0", "did you mean 'hopper-bullet-random-generated-5ep-seed0'"),
+        ("lift-mh-v14", "did you mean 'lift-mh-v15'"),
         ("cube-double-play-v0", "of cube-double, task cube-single-task2 needs data of cube-single"),
     ],
 )
