@@ -117,6 +117,7 @@ def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
 def _env_step_seconds(domain: str, task: str, success_timing: str) -> float:
     env = datasets.make_env(task, success_timing)
     env.reset(seed=0)
+    env.step(env.action_space.sample() * 0.1)  # the first one of robosuite in a fresh installation waits for a compiler
     steps, started = 100, time.monotonic()
     for _ in range(steps):
         _, _, terminated, truncated, _ = env.step(env.action_space.sample() * 0.1)
