@@ -106,11 +106,11 @@ def launch_command(options: argparse.Namespace, overrides: dict[str, str], run_h
             return 0
         launch = design(plan, options, costs_of(plan, options))
         describe_launch(launch, options)
+        pending = [config for pack in plan.packs for config in pack.configs]
+        describe_data(pending, options.data_dir)
         if options.dry_run:
             print(sbatch_script(launch, launch.arrays[0], options, dependency=None))
             return 0
-        pending = [config for pack in plan.packs for config in pack.configs]
-        describe_data(pending, options.data_dir)
         ensure_data(pending, options.data_dir)
         for pack in plan.packs:
             for config in pack.configs:
@@ -336,6 +336,8 @@ def describe_launch(launch: Launch, options: argparse.Namespace) -> None:
 
 def submit(launch: Launch, options: argparse.Namespace) -> None:
     """Records the launch, then submits its arrays, recording the number of each. Raises SlurmError."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
     launch.save()
     ids: dict[str, str] = {}
     for number, array in enumerate(launch.arrays):
@@ -348,7 +350,7 @@ def submit(launch: Launch, options: argparse.Namespace) -> None:
                     run_job,
                     *zip(*((str(launch.folder), number, index) for index in range(len(array.jobs))), strict=True),
                 )
-        except Exception as error:  # submitit's own, with all of sbatch's output in it
+        except (FailedJobError, FailedSubmissionError) as error:  # with all of sbatch's output in it
             done = f"{len(ids)} of {len(launch.arrays)} arrays are submitted, launch again for the rest"
             raise slurm.SlurmError(f"{_last_line(error)} ({done})") from error
         ids[array.name] = jobs[0].job_id.split("_")[0]
