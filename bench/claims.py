@@ -208,9 +208,8 @@ class Claims:
         try:
             path.parent.mkdir(exist_ok=True)
             draft.write_bytes(_text(owner))
-            os.link(draft, path)
-        except FileExistsError:
-            return None
+            if not _link(draft, path):
+                return None
         except OSError as error:
             raise StorageError(f"cannot claim {directory}: {error.strerror}") from error
         finally:
@@ -218,6 +217,8 @@ class Claims:
         for older in _generations(directory):
             if older < generation:
                 _claim_path(directory, older).unlink(missing_ok=True)
+        for leftover in path.parent.glob(".*"):  # of processes that were killed while they claimed
+            leftover.unlink(missing_ok=True)
         return Claim(directory, owner, previous)
 
 
@@ -277,6 +278,17 @@ def _generations(directory: Path) -> Iterable[int]:
 
 def _claim_path(directory: Path, generation: int) -> Path:
     return directory / FOLDER / f"{generation:06}.json"
+
+
+def _link(draft: Path, path: Path) -> bool:
+    """Whether this process, and no other, has given `draft` the name `path`."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return draft.stat().st_nlink == 2  # NFS had done it, and its answer was lost
+    except FileNotFoundError:  # the draft was swept away by another process, which thus has claimed the run
+        return False
+    return True
 
 
 def _text(owner: Owner) -> bytes:
