@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "o2o-"
+SECONDS = 60.0  # for an answer
 DEFAULT_ARRAY_LIMIT = 1001  # Slurm's own
 
 
@@ -29,9 +30,11 @@ class Task:
     nodes: str
 
 
-def queue() -> dict[tuple[str, int], Task]:
-    """The user's jobs of this project that wait or run, by name of the array and index of the task."""
-    text = call("squeue", "-h", "-u", getpass.getuser(), "-o", "%A|%F|%K|%T|%j|%N|%r", SLURM_BITSTR_LEN="0")
+def queue(seconds: float = SECONDS) -> dict[tuple[str, int], Task]:
+    """The user's jobs of this project that wait or run, by name of the array and index of the task; waits for them no
+    longer than `seconds`. Raises SlurmError."""
+    columns = "%A|%F|%K|%T|%j|%N|%r"
+    text = call("squeue", "-h", "-u", getpass.getuser(), "-o", columns, seconds=seconds, SLURM_BITSTR_LEN="0")
     tasks: dict[tuple[str, int], Task] = {}
     for line in text.splitlines():
         _, array, indices, state, name, nodes, reason = line.split("|", 6)
@@ -69,11 +72,11 @@ def state_of(job: str) -> str:
     return found[1] if found else "UNKNOWN"
 
 
-def call(*command: str, **environment: str) -> str:
+def call(*command: str, seconds: float = SECONDS, **environment: str) -> str:
     """What a command of Slurm's prints. Raises SlurmError."""
     try:
         done = subprocess.run(
-            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=True
+            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=seconds, check=True
         )
     except FileNotFoundError:
         raise SlurmError(
@@ -81,7 +84,7 @@ def call(*command: str, **environment: str) -> str:
         ) from None
     except subprocess.TimeoutExpired:
         raise SlurmError(
-            f"{command[0]} gives no answer within a minute: try again when Slurm's controller is up"
+            f"{command[0]} gives no answer within {seconds:.0f} s: try again when Slurm's controller is up"
         ) from None
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()

@@ -42,6 +42,7 @@ STATES = {  # in the order in which they are shown, with their colours
 }
 WATCH_SECONDS = 10.0  # between looks at files
 QUEUE_SECONDS = 30.0  # between questions to Slurm
+ANSWER_SECONDS = 15.0  # that a person waits for its answer
 TELLING = re.compile(
     r"error|exceeded|killed|out of memory|oom|no space|not finite|traceback|segmentation|cancelled", re.I
 )
@@ -117,7 +118,7 @@ class Queue:
             return
         self._asked = time.monotonic()
         try:
-            self.tasks, self.problem = slurm.queue(), None
+            self.tasks, self.problem = slurm.queue(ANSWER_SECONDS), None
         except slurm.SlurmError as error:  # its last word, if there was one, still helps
             self.problem = str(error)
 

@@ -29,7 +29,7 @@ from tests.slurm_cluster import (
 )
 from tests.tiny_runs import ROOT, provenance_of, status_of
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]  # one cluster, one test at a time
 NODES = 3
 LONGER = ("--offline-updates", "500", "--online-steps", "200")  # tens of seconds on a busy machine
 PAIR = ("--agent", "qc_fql", "--seeds", "0", "1", "--pack", "2", *LONGER)
@@ -63,6 +63,22 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         patch.setenv("O2O_BENCH_DATA", str(tiny_data))
         run_here("run", results, *PAIR)
     return bytes_of(results, "run")
+
+
+class Undisturbed(threading.Thread):
+    """The same runs on this machine, while the cluster keeps the test waiting."""
+
+    def __init__(self, name: str, results: Path, *options: str):
+        super().__init__()
+        self._name, self._results, self._options = name, results, options
+        self.start()
+
+    def run(self) -> None:
+        run_here(self._name, self._results, *self._options)
+
+    def bytes(self) -> dict[str, bytes]:
+        self.join()
+        return bytes_of(self._results, self._name)
 
 
 def drain_nodes(cluster: Cluster, *nodes: int) -> None:
@@ -214,6 +230,7 @@ def test_a_run_goes_on_after(fault, cluster, undisturbed, tmp_path):
 def test_a_run_that_is_alive_twice_ends_once(cluster, tmp_path):
     """A node's daemon dies, the job's processes live on; Slurm starts the job again elsewhere."""
     options = ("--agent", "qc_fql", "--seeds", "0", "--offline-updates", "7000", "--online-steps", "100")
+    undisturbed = Undisturbed("twice", tmp_path / "here", *options)
     cluster.launch("twice", tmp_path, *options)
     (directory,) = run_dirs(tmp_path, "twice")
     wait_until(lambda: progressed(directory, 50), 120)
@@ -230,8 +247,7 @@ def test_a_run_that_is_alive_twice_ends_once(cluster, tmp_path):
     wait_until(lambda: all_complete(tmp_path, "twice"), 240, lambda: cluster.status(tmp_path))
     word = read_json(directory / "complete.json")
     assert word is not None and word["generation"] == second.generation
-    run_here("twice", tmp_path / "here", *options)
-    assert bytes_of(tmp_path, "twice") == bytes_of(tmp_path / "here", "twice")
+    assert bytes_of(tmp_path, "twice") == undisturbed.bytes()
     wait_until(lambda: not processes_of(tmp_path / "twice"), 30, lambda: processes_of(tmp_path / "twice"))
 
 
@@ -261,10 +277,9 @@ def test_a_full_results_disk_is_told_and_nothing_is_lost(cluster, tmp_path):
         (directory,) = run_dirs(results, "full")
         wait_until(lambda: progressed(directory, 60), 120)
         ballast = tmp_path / "ballast"
-        with ballast.open("wb") as file, pytest.raises(OSError):
+        with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
             while True:
                 file.write(bytes(4096))
-                file.flush()
         cluster.drain(120)
         told = cluster.status(results, "full")
         assert told["counts"].keys() <= {"failed", "lost", "preempted"}, told
@@ -332,7 +347,12 @@ def test_runs_that_share_an_offline_phase_wait_for_it_in_slurm_s_queue(cluster, 
     from tests.tiny_runs import tiny_config
 
     configs = [tiny_config("sac_flow_g", 0), variant("sac_flow_g", 0)]
-    monkeypatch.setitem(SUITES, "ablation", lambda: configs)
+
+    def ablation():
+        """Two runs that differ after the hand-over."""
+        return configs
+
+    monkeypatch.setitem(SUITES, "ablation", ablation)
     command = ["launch", "ablation", "--slurm", "--results", str(tmp_path), "--device", "cpu", "--gpus-per-node", "1"]
     command += ["--cpus-per-task", "2", "--mem", "7000M", "--eval-workers", "1", "--env-workers", "0"]
     drain_nodes(cluster, 1, 2, 3)
@@ -399,8 +419,10 @@ def test_calls_to_slurm_do_not_grow_with_the_number_of_runs(cluster, tmp_path, m
 def test_chaos_ends_with_every_run_complete_once_and_the_same_bytes(cluster, tmp_path):
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    options = ("--agent", "qc_fql", "--seeds", *"01234", "--pack", "1", *LONGER)
+    options = ("--agent", "qc_fql", "--seeds", *"01234", "--pack", "1")
+    options += ("--offline-updates", "3000", "--online-steps", "300")
     results = tmp_path / "results"
+    undisturbed = Undisturbed("chaos", tmp_path / "here", *options)
     cluster.launch("chaos", results, *options)
     events: list[str] = []
     down: set[int] = set()
@@ -438,8 +460,7 @@ def test_chaos_ends_with_every_run_complete_once_and_the_same_bytes(cluster, tmp
         time.sleep(3)
     cluster.drain(120)
     wait_until(lambda: not processes_of(results), 60, lambda: processes_of(results))
-    run_here("chaos", tmp_path / "here", *options)
-    assert bytes_of(results, "chaos") == bytes_of(tmp_path / "here", "chaos"), (events, seed)
+    assert bytes_of(results, "chaos") == undisturbed.bytes(), (events, seed)
     for directory in run_dirs(results, "chaos"):
         owner = owner_of(directory)
         assert owner is not None and (owner.released or owner.is_gone)
