@@ -70,7 +70,7 @@ def run_job(folder: str, array: int, index: int) -> None:
     for ending in endings:
         say(f"{ending.work.name}: {ending.line}")
     crashed = [ending for ending in endings if ending.crashed and unfinished(ending.work)]
-    elsewhere = any([note_crash(launch.results, ending, node) for ending in crashed])
+    elsewhere = any([note_crash(launch, ending, node) for ending in crashed])
     failed = {directory for ending in endings for directory in ending.work.directories}
     stopped = [work for work in map(unfinished, job.works) if work and not failed.issuperset(work.directories)]
     if elsewhere or (stopped and interruption.signal is not None and not interruption.is_cancelled):
@@ -89,9 +89,8 @@ def come_back(launch: Launch, crashed_on: set[str]) -> None:
     """Has Slurm start this job again, unless Slurm itself ends it or starts it again: on another node where its workers
     have crashed on this one. Keeps the launch's waiting jobs away from nodes that have turned out bad."""
     job = os.environ["SLURM_JOB_ID"]
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # Slurm's answer to a requeue; what is told to it then must get through
+    # Slurm's answer to a requeue, which must not end what is still to be said to it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for _ in range(ATTEMPTS):
         try:
             state = slurm.state_of(job)
@@ -126,19 +125,20 @@ def keep_away(job: str, nodes: set[str]) -> None:
         say(f"job {job} may still go to {names}: {error}")
 
 
-def note_crash(results: Path, ending: Ending, node: str) -> bool:
+def note_crash(launch: Launch, ending: Ending, node: str) -> bool:
     """Records that a worker crashed on `node`; True where its runs may go on on another one, False once they have
-    crashed too often: they have failed then."""
-    runs = [str(directory.relative_to(results)) for directory in ending.work.directories]
-    said = {"runs": runs, "node": node, "at": time.time(), "written_at": utc(), "line": ending.line}
+    crashed too often since they were launched: they have failed then."""
+    runs = [str(directory.relative_to(launch.results)) for directory in ending.work.directories]
+    said = {"launch": launch.id, "runs": runs, "node": node, "at": time.time(), "line": ending.line}
     try:
-        folder = crash_folder(results)
+        folder = crash_folder(launch.results)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{secrets.token_hex(8)}.json", json.dumps(said).encode())
     except (OSError, StorageError) as error:
         say(f"cannot note the crash ({error}): the runs stop here")
         return False
-    count = sum(set(runs) <= set(crash["runs"]) for crash in crashes(results))
+    own = [crash for crash in crashes(launch.results) if crash["launch"] == launch.id]
+    count = sum(set(runs) <= set(crash["runs"]) for crash in own)
     if count < CRASHES_OF_A_RUN:
         return True
     mark_failed(ending.work, f"crashed {count} times, the last time on {node}: {ending.line}")

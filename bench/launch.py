@@ -34,7 +34,7 @@ from datasets.spec import nearest
 PROFILE = Path("bench.toml")
 ARRAY_LIMIT = 1000  # tasks; Slurm's own limit where that is lower
 EVAL_WORKERS = 2  # per pack, where nothing is said: jobs are billed by core
-SIGNAL_SECONDS = 120  # before the time limit
+SIGNAL_SECONDS = 120  # of warning before the time limit; a third of a short one
 MB_PER_PACK, MB_PER_PROCESS = 1_500, 700  # resident, as Slurm adds it up without cgroups; measured on cube-single
 
 
@@ -390,7 +390,7 @@ def executor_of(launch: Launch, array: Array, options: argparse.Namespace, depen
         ntasks_per_node=1,
         cpus_per_task=launch.cpus_per_job,
         array_parallelism=options.max_parallel,
-        signal_delay_s=SIGNAL_SECONDS,
+        signal_delay_s=min(SIGNAL_SECONDS, 20 * minutes_of(options.time)),
         stderr_to_stdout=True,
         setup=setup,
         srun_args=[f"--cpus-per-task={launch.cpus_per_job}"],  # not inherited from sbatch since Slurm 22.05

@@ -17,17 +17,18 @@ from bench.claims import Owner
 from bench.errors import ConfigError
 from bench.execution import Execution
 from bench.grid import Array, Job, Launch, array_name, launches, new_id, queued_runs
-from bench.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder
+from bench.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder, note_crash
 from bench.launch import minutes_of
+from bench.members import prepare_directory
 from bench.plan import visible_gpus
-from bench.pool import Work
+from bench.pool import Ending, Work
 from bench.provenance import ROOT
 from bench.slurm import SlurmError, Task, expand
 from bench.snapshot import snapshot_path, take_snapshot
 from bench.status import state_of
 from bench.writer import write_json
 from tests.slurm_cluster import SMALL, bytes_of, run_dirs, run_here, wait_until
-from tests.tiny_runs import provenance_of, python
+from tests.tiny_runs import provenance_of, python, status_of, tiny_config
 
 LAUNCH = ["launch", *SMALL, "--agent", "fql", "--seeds", "0", "1", "2", "--name", "grid"]
 
@@ -235,7 +236,7 @@ def test_the_state_of_a_run_is_what_its_files_say_then_what_slurm_says(
 def crash(results: Path, node: str, run: str, ago: float = 0.0) -> None:
     folder = crash_folder(results)
     folder.mkdir(parents=True, exist_ok=True)
-    said = {"runs": [run], "node": node, "at": time.time() - ago, "line": "killed by signal 9"}
+    said = {"launch": "grid", "runs": [run], "node": node, "at": time.time() - ago, "line": "killed by signal 9"}
     write_json(folder / f"{len(list(folder.iterdir()))}.json", said)
 
 
@@ -248,6 +249,19 @@ def test_a_node_is_bad_after_crashes_of_several_packs_within_a_day(tmp_path):
         assert bad_nodes(tmp_path) == set()
         crash(tmp_path, "bad", str(number % 2))
     assert bad_nodes(tmp_path) == {"bad"}
+
+
+def test_a_run_that_crashes_wherever_it_goes_has_failed_until_it_is_launched_again(tmp_path):
+    config = tiny_config("fql", suite="grid")
+    directory = prepare_directory(config, tmp_path)
+    ending = Ending(Work("w", tmp_path, (directory,)), -9, "killed by signal 9", crashed=True)
+    first, second = a_launch(tmp_path), a_launch(tmp_path)
+    assert [note_crash(first, ending, node) for node in ("n1", "n2")] == [True, True]
+    assert not (directory / "status.json").exists()
+    assert not note_crash(first, ending, "n3")
+    status = status_of(directory)
+    assert status["state"] == "failed" and status["error"].startswith("crashed 3 times, the last time on n3")
+    assert note_crash(second, ending, "n1")
 
 
 def test_gpus_are_shared_out_by_the_names_that_the_machine_gives_them(monkeypatch):
