@@ -43,7 +43,7 @@ figures: setup ## draw everything under results/
 	@$(PY) -m analysis --results $(RESULTS)
 
 test: .venv/.complete $(ALL_EXTRAS:%=.venv/.extra-%) ## the tests, with all extras (no GPU, no network)
-	@$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slurm: .venv/.complete ## the tests on a real, throw-away Slurm of this machine (Debian; root installs it)
 	@$(PY) -m pytest --slurm -m slurm $(ARGS)

@@ -14,6 +14,17 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of tiny products wait for each other, for ever on busy cores
 os.environ["O2O_BENCH_OFFLINE"] = "1"  # no test downloads anything from a real server
 
+# Files that take minutes, longest first: processes take whole files, and the last one should not begin at the end.
+LONGEST = (
+    "test_slurm",
+    "test_train",
+    "test_engine",
+    "test_parity",
+    "test_cli",
+    "test_minari",
+    "test_offline",
+    "test_grid",
+)
 TINY_DATASET = "cube-single-task1-mixed-generated-4ep-seed0"
 
 
@@ -25,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
-    items.sort(key=lambda item: "slurm" not in item.keywords)  # the longest chain of tests begins first
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))

@@ -29,7 +29,7 @@ from tests.slurm_cluster import (
 )
 from tests.tiny_runs import ROOT, provenance_of, status_of
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]  # one cluster, one test at a time
+pytestmark = pytest.mark.slurm
 NODES = 3
 LONGER = ("--offline-updates", "500", "--online-steps", "200")  # tens of seconds on a busy machine
 PAIR = ("--agent", "qc_fql", "--seeds", "0", "1", "--pack", "2", *LONGER)
