@@ -240,9 +240,14 @@ def clock_of(folder: Path) -> float:
         return time.time()
 
 
+def began(owner: Owner) -> float:
+    """When it claimed the run: seconds since 1970, by its own clock."""
+    return datetime.fromisoformat(owner.claimed_at).timestamp()
+
+
 def spent_seconds(owner: Owner) -> float:
     """From claim to newest sign of life."""
-    return max(0.0, owner.beat_at - datetime.fromisoformat(owner.claimed_at).timestamp())
+    return max(0.0, owner.beat_at - began(owner))
 
 
 def process_start(pid: int) -> int | None:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 PREFIX = "o2o-"
@@ -28,22 +29,31 @@ class Task:
     state: str  # PENDING, RUNNING, …
     reason: str  # why it waits
     nodes: str
+    started: float = 0.0  # seconds since 1970, of its newest start; 0 before the first
 
 
 def queue(seconds: float = SECONDS) -> dict[tuple[str, int], Task]:
     """The user's jobs of this project that wait or run, by name of the array and index of the task; waits for them no
     longer than `seconds`. Raises SlurmError."""
-    columns = "%A|%F|%K|%T|%j|%N|%r"
+    columns = "%F|%K|%T|%j|%N|%S|%r"
     text = call("squeue", "-h", "-u", getpass.getuser(), "-o", columns, seconds=seconds, SLURM_BITSTR_LEN="0")
     tasks: dict[tuple[str, int], Task] = {}
     for line in text.splitlines():
-        _, array, indices, state, name, nodes, reason = line.split("|", 6)
+        array, indices, state, name, nodes, started, reason = line.split("|", 6)
         if not name.startswith(PREFIX) or state == "COMPLETING":  # that one ends, whatever for
             continue
         for index in expand(indices):
             job = array if indices == "N/A" else f"{array}_{index}"
-            tasks[name, index] = Task(job, state, reason, nodes)
+            tasks[name, index] = Task(job, state, reason, nodes, _seconds(started))
     return tasks
+
+
+def _seconds(text: str) -> float:
+    """A time as squeue prints it, in this machine's zone; N/A is 0."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def expand(indices: str) -> list[int]:

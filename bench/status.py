@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bench import slurm
-from bench.claims import Owner, clock_of, is_fresh, owner_of, spent_seconds
+from bench.claims import Owner, began, clock_of, is_fresh, owner_of, spent_seconds
 from bench.errors import ConfigError
 from bench.grid import CANCELLED, FOLDER, Job, Launch, launches, queued_runs
 from bench.job import bad_nodes
@@ -211,8 +211,11 @@ def state_of(
         return "complete", ""
     if owner is not None and is_fresh(owner, now):
         return "running", str(owner)
+    silent = f"{owner} ended without a word, {duration(max(0.0, now - owner.beat_at))} ago" if owner else ""
     if queued is not None and queued.state == "PENDING":
         return "queued", f"job {queued.job}: {queued.reason}"
+    if queued is not None and owner is not None and not owner.released and began(owner) >= queued.started:
+        return "lost", f"{silent}; Slurm still has job {queued.job} as {queued.state.lower()} on {queued.nodes}"
     if queued is not None:
         return "starting", f"job {queued.job} {queued.state.lower()} on {queued.nodes}"
     if written == "failed":
@@ -222,7 +225,6 @@ def state_of(
         return ("cancelled" if cancelled else "preempted"), "launch or run again to go on"
     if owner is None:
         return "planned", "" if launch is None or not asked else "in no job: launch again"
-    silent = f"{owner} ended without a word, {duration(max(0.0, now - owner.beat_at))} ago"
     if launch is not None and not asked:
         return "lost", f"{silent}, or waits in Slurm's queue"
     return "lost", silent

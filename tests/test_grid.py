@@ -196,7 +196,9 @@ def test_a_snapshot_is_named_by_what_it_holds_and_runs_on_its_own(tmp_path):
     assert edited.strip() != path.name
 
 
-PENDING, RUNNING = Task("7_0", "PENDING", "Resources", ""), Task("7_0", "RUNNING", "None", "n1")
+PENDING = Task("7_0", "PENDING", "Resources", "")
+RUNNING = Task("7_0", "RUNNING", "None", "n1", started=2e10)  # after the owner claimed the run
+STALE = Task("7_0", "RUNNING", "None", "n1", started=1e9)  # it is the owner's own start
 
 
 @pytest.mark.parametrize(
@@ -211,6 +213,8 @@ PENDING, RUNNING = Task("7_0", "PENDING", "Resources", ""), Task("7_0", "RUNNING
         ("running", "silent", None, False, "lost"),
         ("running", "silent", PENDING, True, "queued"),  # requeued after its node died
         ("running", "silent", RUNNING, True, "starting"),
+        ("running", "silent", STALE, True, "lost"),  # its node is dead, and Slurm has not noticed
+        ("preempted", "released", STALE, True, "starting"),  # about to be requeued
         ("preempted", "released", None, True, "preempted"),
         ("preempted", "released", PENDING, True, "queued"),
         ("failed", "released", None, True, "failed"),
