@@ -114,7 +114,7 @@ def bytes_of(results: Path, name: str) -> dict[str, bytes]:
 def run_here(name: str, results: Path, *options: str) -> None:
     """The same runs on this machine, undisturbed."""
     command = ["launch", "--local", "--name", name, "--results", str(results), *SMALL, *QUICKLY, "--device", "cpu"]
-    done = python("-m", "bench", *command, *options)
+    done = python("-m", "bench", *command, *options, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
