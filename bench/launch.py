@@ -75,7 +75,7 @@ def add_launch_commands(commands: argparse._SubParsersAction, run_here: Callable
     add_execution_options(launch)
 
     retry = commands.add_parser("retry", help="launch again, as before, what has failed", allow_abbrev=False)
-    retry.set_defaults(command=lambda options, _: retry_command(options, run_here))
+    retry.set_defaults(command=retry_command)
     retry.add_argument("suite", nargs="?", help="default: every suite that was launched")
     retry.add_argument("--failed", action="store_true", required=True)
     retry.add_argument("--results", type=Path, default=Path("results"))
@@ -94,8 +94,9 @@ def launch_command(options: argparse.Namespace, overrides: dict[str, str], run_h
     minutes_of(options.time)
     configs = selected_configs(options, overrides)
     results = options.results.absolute()
-    queued = {} if options.dry_run and not slurm.exists("squeue") else queued_runs(results, slurm.queue())
     with contextlib.nullcontext() if options.dry_run else only_launch(results):
+        # Asked within: what another launch has just submitted must be seen.
+        queued = {} if options.dry_run and not slurm.exists("squeue") else queued_runs(results, slurm.queue())
         plan = plan_grid(configs, results, options, set(queued))
         waiting = [config for config in configs if config.directory(results) in queued]
         describe_plan(plan, len(configs) - len(waiting), options.suite)
@@ -122,7 +123,7 @@ def launch_command(options: argparse.Namespace, overrides: dict[str, str], run_h
     return 0
 
 
-def retry_command(options: argparse.Namespace, run_here: Callable) -> int:
+def retry_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     """The newest launch of each suite once more, for what has failed."""
     from bench.__main__ import main
 
