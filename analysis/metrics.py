@@ -1,31 +1,44 @@
-"""Numbers from arrays of scores: per-run scalars and intervals. Pure functions; no files, no drawing.
+"""Numbers from arrays of scores: per-run scalars, aggregates and their intervals. Pure functions; no files, no drawing.
 
 Each run is reduced to a scalar first, and intervals are over runs: the points of one run are not independent
-(Agarwal et al. 2021, arXiv 2108.13264; Patterson et al., JMLR 25, 2024). Letters: n runs, P offline, Q online points.
+(Agarwal et al. 2021, arXiv 2108.13264; Patterson et al., JMLR 25, 2024). Letters: n runs, P offline, Q online points,
+R resamples. Whatever is resampled is so with a seed that follows from the numbers themselves: equal results give equal
+intervals, to the last bit.
 """
 
-from collections.abc import Sequence
+import hashlib
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 FINAL_EVALUATIONS = 3  # fixed in advance: the final score is never a maximum over checkpoints
 CONFIDENCE = 0.95
 SMOKE_SEEDS = 3  # up to here an interval says that the code runs, not who is better
 FLOOR_SEEDS = 5
+HEAD_TO_HEAD_SEEDS = 10  # the least for a claim that one agent is better than another
+RESAMPLES = 2_000  # the limits then lie within 1 % of their width of those of many more
+CHUNK = 4_000_000  # numbers of resampled runs that are in memory at a time
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence limits, all of one shape; NaN limits where a stratum has fewer than two values."""
+    """A mean (or a mean of the middle, or of comparisons) and its confidence limits, all of one shape.
+
+    NaN limits where a stratum has fewer than two values.
+    """
 
     mean: Array
     low: Array
     high: Array
+
+
+# --------------------------------------------------------------------------------------------- scalars of a run
 
 
 def score_offline_end(offline_score: Array) -> Array:
@@ -51,6 +64,86 @@ def online_auc(online_steps: NDArray[np.int64], online_score: Array) -> Array:
     return np.trapezoid(online_score, online_steps, axis=1) / (online_steps[-1] - online_steps[0])
 
 
+def regret(online_steps: NDArray[np.int64], online_score: Array) -> Array:
+    """(Q,), (n, Q) -> (n,): 1 - online AUC, of evaluations; for success rates. Not the regret of training episodes."""
+    return 1.0 - online_auc(online_steps, online_score)
+
+
+def worst_dip(online_score: Array) -> Array:
+    """(n, Q) -> (n,): score at the hand-over (column 0) minus the lowest from there on; 0 for a run that never falls
+    below it, NaN for one that has no online evaluation or is not at its end."""
+    if online_score.shape[1] < 2:
+        return np.full(len(online_score), np.nan)
+    return online_score[:, 0] - online_score.min(axis=1)
+
+
+def steps_to(online_steps: NDArray[np.int64], online_score: Array, threshold: float) -> tuple[Array, NDArray[np.bool_]]:
+    """Online steps (n,) to the first evaluation with a score of at least `threshold`, and whether there is one (n,).
+
+    A run that does not get there counts with the whole budget, which makes the mean a restricted mean (up to the
+    budget): leaving it out would reward failing. (Q,), (n, Q) -> (n,), (n,). NaN, and not reached, for a run that is
+    not at its end and has not got there.
+    """
+    there = online_score >= threshold
+    reached = np.asarray(there.any(axis=1))
+    steps = np.where(reached, online_steps[there.argmax(axis=1)], online_steps[-1]).astype(np.float64)
+    steps[~reached & np.isnan(online_score).any(axis=1)] = np.nan
+    return steps, reached
+
+
+# ------------------------------------------------------------------------------------------------- means, with t
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Independent means with what is known of their errors, all (terms, ...); a linear combination has a t interval."""
+
+    mean: Array
+    squared_error: Array  # of the mean; NaN where a single value tells nothing
+    freedom: Array  # degrees of freedom of the squared error
+
+    @classmethod
+    def of(cls, strata: Sequence[Array], noise: float = 0.0) -> "Terms":
+        """One term for each stratum (n_k, ...) of runs; NaN values are absent runs.
+
+        noise: the least variance of one run, where something is known of it beside the spread (`binomial_variance`).
+        """
+        means, squared_errors, freedom = [], [], []
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for stratum in strata:
+                values = np.asarray(stratum, dtype=np.float64)
+                present = ~np.isnan(values)
+                count = present.sum(axis=0)
+                mean = np.where(present, values, 0.0).sum(axis=0) / count
+                variance = np.square(np.where(present, values - mean, 0.0)).sum(axis=0) / (count - 1)
+                means.append(mean)
+                squared_errors.append(np.where(count > 1, np.maximum(variance, noise), np.nan) / count)
+                freedom.append(count - 1)
+        return cls(np.array(means), np.array(squared_errors), np.array(freedom))
+
+    def combined(self, weights: Array, confidence: float = CONFIDENCE) -> tuple[Interval, Array]:
+        """Sum of weights (terms,) times means with its t interval, and the two-sided p-value of the sum being 0.
+
+        Degrees of freedom after Satterthwaite. Without any spread the interval has no width.
+        """
+        weights = weights.reshape(-1, *([1] * (self.mean.ndim - 1)))
+        mean = (weights * self.mean).sum(axis=0)
+        parts = weights**2 * self.squared_error
+        squared_error = parts.sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            degrees = squared_error**2 / (parts**2 / self.freedom).sum(axis=0)
+            half = np.where(squared_error == 0.0, 0.0, stdtrit(degrees, 0.5 + confidence / 2) * np.sqrt(squared_error))
+            ratio = np.where(mean == 0.0, 0.0, np.abs(mean) / np.sqrt(squared_error))
+        return Interval(mean, mean - half, mean + half), two_sided(ratio, degrees)
+
+
+def two_sided(ratio: Array, degrees: Array) -> Array:
+    """Two-sided p-value of Student's t; 1 at 0 and 0 at infinity, whatever the degrees of freedom."""
+    with np.errstate(invalid="ignore"):
+        p_value = 2.0 * stdtr(degrees, -np.abs(ratio))
+    return np.where(ratio == 0.0, 1.0, np.where(np.isinf(ratio), 0.0, p_value))
+
+
 def stratified_t(
     strata: Sequence[Array], confidence: float = CONFIDENCE, bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> Interval:
@@ -62,20 +155,126 @@ def stratified_t(
     """
     if not strata:
         raise ValueError("stratified_t: needs at least one stratum")
-    means, squared_errors, freedom = [], [], []
+    interval, _ = Terms.of(strata).combined(np.full(len(strata), 1.0 / len(strata)), confidence)
+    return clipped(interval, bounds)
+
+
+def clipped(interval: Interval, bounds: tuple[float, float]) -> Interval:
+    """The interval with its limits inside `bounds`; the mean stays."""
+    return Interval(interval.mean, np.clip(interval.low, *bounds), np.clip(interval.high, *bounds))
+
+
+def binomial_variance(successes: float, episodes: int, per_run: int) -> float:
+    """Variance of the success rate of `per_run` episodes at a rate of which `successes` of `episodes` are known.
+
+    The rate is taken half a success off the ends (Jeffreys), so that runs that all succeed do not count as certain.
+    """
+    rate = (successes + 0.5) / (episodes + 1.0)
+    return rate * (1.0 - rate) / per_run
+
+
+# ------------------------------------------------------------------------------------------- other aggregates
+
+
+def interquartile_mean(values: Array, axis: int = -1) -> Array:
+    """Mean of the middle half along `axis`, as scipy's trim_mean with 0.25; NaN values are absent.
+
+    Over runs of several tasks pooled it trims whole tasks, the easiest and the hardest: beside the mean, not instead.
+    """
+    values = np.moveaxis(values, axis, -1)
+    ordered = np.sort(values, axis=-1)  # NaN last
+    count = (~np.isnan(values)).sum(axis=-1, keepdims=True)
+    cut = count // 4
+    rank = np.arange(values.shape[-1])
+    middle = (rank >= cut) & (rank < count - cut)
     with np.errstate(invalid="ignore", divide="ignore"):
-        for stratum in strata:
-            values = np.asarray(stratum, dtype=np.float64)
-            present = ~np.isnan(values)
-            count = present.sum(axis=0)
-            mean = np.where(present, values, 0.0).sum(axis=0) / count
-            variance = np.square(np.where(present, values - mean, 0.0)).sum(axis=0) / (count - 1)
-            means.append(mean)
-            squared_errors.append(np.where(count > 1, variance, np.nan) / count / len(strata) ** 2)
-            freedom.append(count - 1)
-        mean = np.mean(means, axis=0)
-        parts = np.array(squared_errors)
-        squared_error = parts.sum(axis=0)
-        degrees = squared_error**2 / (parts**2 / np.array(freedom)).sum(axis=0)
-        half = np.where(squared_error == 0.0, 0.0, stdtrit(degrees, 0.5 + confidence / 2) * np.sqrt(squared_error))
-    return Interval(mean, np.clip(mean - half, *bounds), np.clip(mean + half, *bounds))
+        return np.where(middle, ordered, 0.0).sum(axis=-1) / middle.sum(axis=-1)
+
+
+def pooled_iqm(strata: Sequence[Array]) -> Array:
+    """(R, n_k, ...) of each task -> (R, ...): interquartile mean over all runs of all tasks."""
+    return interquartile_mean(np.concatenate(strata, axis=1), axis=1)
+
+
+def iqm_interval(
+    strata: Sequence[Array], confidence: float = CONFIDENCE, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Interval:
+    """Interquartile mean over the runs of all strata (n_k, ...) with its interval, pointwise over the other axes."""
+    return bootstrap(strata, pooled_iqm, confidence, bounds)
+
+
+def performance_profile(strata: Sequence[Array], thresholds: Array, confidence: float = CONFIDENCE) -> Interval:
+    """Share of runs (n_k,) that score above each threshold (T,), tasks weighing alike, with a pointwise band."""
+    above = [(values[:, None] > thresholds).astype(np.float64) for values in map(_present, strata)]
+    return bootstrap(above, _mean_over_strata, confidence, (0.0, 1.0))
+
+
+def _mean_over_strata(strata: Sequence[Array]) -> Array:
+    """(R, n_k, ...) -> (R, ...)."""
+    return np.mean([values.mean(axis=1) for values in strata], axis=0)
+
+
+def bootstrap(
+    strata: Sequence[Array],
+    statistic: Callable[[Sequence[Array]], Array],
+    confidence: float = CONFIDENCE,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """A statistic of runs with the percentile interval of resampled runs, widened to what few runs leave open.
+
+    strata[k] is (n_k, ...), and `statistic` takes a list of (R, n_k, ...) to (R, ...): a run is drawn within its
+    stratum and with all its points, so that bands over time keep runs whole. The percentile interval of few runs is too
+    narrow: its distance to the estimate is multiplied by `small_sample_factor`. NaN limits where a stratum has one run.
+    """
+    strata = [np.asarray(stratum, dtype=np.float64) for stratum in strata]
+    estimate = statistic([stratum[None] for stratum in strata])[0]
+    if min(map(len, strata)) < 2:
+        return Interval(estimate, np.full_like(estimate, np.nan), np.full_like(estimate, np.nan))
+    generator = generator_of(strata)
+    per_chunk = max(1, CHUNK // sum(stratum.size for stratum in strata))
+    drawn = [
+        statistic([stratum[generator.integers(len(stratum), size=(size, len(stratum)))] for stratum in strata])
+        for size in _split(resamples, per_chunk)
+    ]
+    return widened(estimate, np.concatenate(drawn), [len(stratum) for stratum in strata], confidence, bounds)
+
+
+def widened(
+    estimate: Array, drawn: Array, counts: Sequence[int], confidence: float, bounds: tuple[float, float]
+) -> Interval:
+    """Percentile limits of `drawn` (R, ...) stretched away from the estimate (...) for strata of `counts` runs."""
+    low, high = np.quantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
+    factor = small_sample_factor(counts, confidence)
+    return clipped(
+        Interval(estimate, estimate + factor * (low - estimate), estimate + factor * (high - estimate)), bounds
+    )
+
+
+def small_sample_factor(counts: Sequence[int], confidence: float = CONFIDENCE) -> float:
+    """sqrt(n / (n - 1)) t / z for strata of n runs each: what a bootstrap of few runs lacks in width.
+
+    Resampled spread is too small by (n - 1) / n, and normal quantiles stand where Student's belong; t has the degrees
+    of freedom of all strata together.
+    """
+    runs, freedom = sum(counts), sum(counts) - len(counts)
+    quantile = 0.5 + confidence / 2
+    return math.sqrt(runs / freedom) * float(stdtrit(freedom, quantile) / stdtrit(np.inf, quantile))
+
+
+def generator_of(arrays: Sequence[Array]) -> np.random.Generator:
+    """Random numbers that follow from the numbers in `arrays` and their shapes alone."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+    return np.random.default_rng(int.from_bytes(digest.digest()[:16], "little"))
+
+
+def _present(values: Array) -> Array:
+    return values[~np.isnan(values)]
+
+
+def _split(total: int, size: int) -> list[int]:
+    """`total` in parts of at most `size`."""
+    return [min(size, total - start) for start in range(0, total, size)]

@@ -6,6 +6,7 @@ from scipy import stats
 
 from analysis import metrics
 from analysis.metrics import stratified_t
+from tests.benchmarks import intervals
 
 
 def test_scalars_of_a_run_by_hand():
@@ -135,3 +136,92 @@ def test_interval_covers_the_mean_of_learned_and_collapsed_runs(seeds: int):
     truth = np.mean(many)
     coverage = ((interval.low <= truth) & (truth <= interval.high)).mean()
     assert 0.925 < coverage < 0.98
+
+
+def test_dip_and_regret_of_a_run_by_hand():
+    steps, online = np.array([0, 10, 20]), np.array([[0.5, 0.2, 0.9], [0.0, 0.4, 0.8]])
+    assert metrics.worst_dip(online) == pytest.approx([0.3, 0.0])
+    assert metrics.regret(steps, online) == pytest.approx([1 - (0.35 + 0.55) / 2, 1 - (0.2 + 0.6) / 2])
+    assert np.isnan(metrics.worst_dip(np.array([[0.5]]))).all()
+
+
+def test_run_that_never_gets_there_counts_with_the_whole_budget():
+    steps = np.array([0, 10, 20, 30])
+    online = np.array([[0.0, 0.5, 0.9, 0.4], [0.0, 0.1, 0.2, 0.3], [0.9, 0.9, 0.9, 0.9], [0.1, np.nan, np.nan, np.nan]])
+    taken, reached = metrics.steps_to(steps, online, 0.5)
+    assert taken[:3].tolist() == [10.0, 30.0, 0.0] and np.isnan(taken[3])
+    assert reached.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 15, 60])
+def test_interquartile_mean_is_scipys_trimmed_mean(count: int):
+    values = np.random.default_rng(count).uniform(size=(3, count))
+    assert metrics.interquartile_mean(values) == pytest.approx(stats.trim_mean(values, 0.25, axis=1))
+    with_gaps = np.concatenate([values, np.full((3, 5), np.nan)], axis=1)
+    assert metrics.interquartile_mean(with_gaps) == pytest.approx(stats.trim_mean(values, 0.25, axis=1))
+    assert metrics.interquartile_mean(values.T, axis=0) == pytest.approx(stats.trim_mean(values, 0.25, axis=1))
+
+
+def test_interval_is_a_function_of_the_numbers_alone():
+    strata = [np.random.default_rng(k).uniform(size=5) for k in range(3)]
+    first, again = metrics.iqm_interval(strata), metrics.iqm_interval([runs.copy() for runs in strata])
+    assert (first.low, first.high) == (again.low, again.high)
+    strata[0][0] += 1e-9
+    other = metrics.iqm_interval(strata)
+    assert (first.low, first.high) != (other.low, other.high)
+
+
+def test_resampled_runs_keep_all_their_points():
+    # Curves that are constant in time, each run at its own height: the band has to be constant as well.
+    heights = np.random.default_rng(0).uniform(size=(6, 1))
+    band = metrics.iqm_interval([np.tile(heights, (1, 9))])
+    assert np.ptp(band.low) == 0.0 and np.ptp(band.high) == 0.0
+    assert band.high[0] > band.low[0]
+
+
+def test_resampling_in_parts_draws_the_same_distribution(monkeypatch: pytest.MonkeyPatch):
+    strata = [np.random.default_rng(k).uniform(size=8) for k in range(3)]
+    whole = metrics.bootstrap(strata, metrics.pooled_iqm, resamples=20_000)
+    monkeypatch.setattr(metrics, "CHUNK", 24 * 700)
+    parts = metrics.bootstrap(strata, metrics.pooled_iqm, resamples=20_000)
+    assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.01)
+    assert parts.mean == whole.mean
+
+
+def test_widened_interval_of_a_mean_is_students_for_many_resamples():
+    # sqrt(n / (n - 1)) t / z makes of the bootstrap's normal interval Student's.
+    values = np.concatenate([np.linspace(-1.0, 1.0, 12)] * 2)
+    ours = metrics.bootstrap([values], lambda strata: strata[0].mean(axis=1), resamples=200_000)
+    theirs = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_factor_for_few_runs_by_hand():
+    assert metrics.small_sample_factor([3] * 5) == pytest.approx(np.sqrt(1.5) * 2.2281389 / 1.9599640, abs=1e-6)
+    assert metrics.small_sample_factor([10_000]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_one_run_has_no_resampled_interval():
+    interval = metrics.iqm_interval([np.array([0.5]), np.array([0.1, 0.2])])
+    assert interval.mean == pytest.approx(stats.trim_mean([0.5, 0.1, 0.2], 0.25))
+    assert np.isnan(interval.low) and np.isnan(interval.high)
+
+
+def test_profile_weighs_tasks_alike_and_counts_runs_above_a_threshold():
+    profile = metrics.performance_profile([np.array([0.2, 0.4]), np.array([0.0, 0.0, 0.0, 0.8])], np.array([0.0, 0.3]))
+    assert profile.mean == pytest.approx([(1.0 + 0.25) / 2, (0.5 + 0.25) / 2])
+    assert (profile.low <= profile.mean).all() and (profile.high >= profile.mean).all()
+    assert profile.low.min() >= 0.0 and profile.high.max() <= 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_intervals_hold_the_truth_as_often_as_they_promise(seeds: int):
+    mean, iqm = intervals.true_values(intervals.FIVE_TASKS)
+    found = intervals.coverage(intervals.MEANS, mean, intervals.FIVE_TASKS, seeds, trials=1_500)
+    found |= intervals.coverage(intervals.IQMS, iqm, intervals.FIVE_TASKS, seeds, trials=1_500)
+    for name, (held, _) in found.items():
+        if "ours" in name:
+            assert 0.93 <= held <= 0.975, name
+        elif seeds < 10:
+            assert held < 0.93, f"{name} does as well: then why not ours"

@@ -1,0 +1,201 @@
+"""Who is better: differences of two agents with intervals, probability of improvement, Holm's correction, power.
+
+Two agents are compared on the tasks that both have, task by task, every task of equal weight. All runs are evaluated on
+the same episode seeds, so that what a seed makes easy or hard for everyone drops out of a difference. Runs that go on
+from one offline phase are not independent: they are compared phase by phase.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import nctdtr, stdtrit
+
+from analysis.metrics import (
+    CONFIDENCE,
+    RESAMPLES,
+    Array,
+    Interval,
+    Terms,
+    binomial_variance,
+    clipped,
+    generator_of,
+    widened,
+)
+
+MOST_SEEDS = 1_000  # beyond which "how many more seeds" is answered by "none would do"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One agent against another over common tasks; numbers are floats in arrays without axes."""
+
+    difference: Interval  # of the means, first minus second
+    p_value: float  # two-sided, of no difference
+    probability: Interval  # that a run of the first beats one of the second, ties counted half
+    ties: float  # share of pairs of runs with equal scores
+    seeds_needed: int | None  # per task and agent to tell this difference apart (`seeds_to_separate`); None: too many
+
+    @property
+    def separated(self) -> bool:
+        """Whether the interval of the difference leaves out 0 (one comparison, not corrected for others)."""
+        return bool(self.difference.low > 0 or self.difference.high < 0)
+
+
+def compare(
+    first: Sequence[Array],
+    second: Sequence[Array],
+    paired: bool = False,
+    episodes: int | None = None,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Comparison:
+    """Compares runs first[k] (n_k,) with second[k] (m_k,) of the same tasks k.
+
+    paired: run i of the first and run i of the second go on from one offline phase (equal lengths).
+    episodes: of an evaluation, for success rates: its binomial noise is the least variance that a run is taken to have,
+    so that runs that all succeed, or all fail, are not taken to be without any.
+    bounds: of a difference.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"compare: {len(first)} and {len(second)} tasks; needs the same tasks on both sides")
+    difference, p_value = mean_difference(first, second, paired, episodes)
+    probability, ties = improvement_probability(first, second)
+    return Comparison(
+        difference=clipped(difference, bounds),
+        p_value=float(p_value),
+        probability=probability,
+        ties=ties,
+        seeds_needed=seeds_to_separate(first, second, episodes=episodes),
+    )
+
+
+def mean_difference(
+    first: Sequence[Array],
+    second: Sequence[Array],
+    paired: bool = False,
+    episodes: int | None = None,
+    confidence: float = CONFIDENCE,
+) -> tuple[Interval, Array]:
+    """Difference of the means over tasks with its t interval (Welch's on one task), and its two-sided p-value."""
+    share = 1.0 / len(first)
+    if paired:
+        if any(len(a) != len(b) for a, b in zip(first, second, strict=True)):
+            raise ValueError("mean_difference: paired runs come in equal numbers")
+        gaps = [a - b for a, b in zip(first, second, strict=True)]
+        floors = [2.0 * noise_of([a, b], episodes) for a, b in zip(first, second, strict=True)]
+        terms, weights = _terms(gaps, floors), np.full(len(gaps), share)
+    else:
+        floors = [noise_of([runs], episodes) for runs in (*first, *second)]
+        terms = _terms([*first, *second], floors)
+        weights = np.array([share] * len(first) + [-share] * len(second))
+    return terms.combined(weights, confidence)
+
+
+def _terms(strata: Sequence[Array], floors: Sequence[float]) -> Terms:
+    """Terms of strata that each have a least variance of their own."""
+    single = [Terms.of([stratum], floor) for stratum, floor in zip(strata, floors, strict=True)]
+    return Terms(
+        np.concatenate([term.mean for term in single]),
+        np.concatenate([term.squared_error for term in single]),
+        np.concatenate([term.freedom for term in single]),
+    )
+
+
+def noise_of(runs: Sequence[Array], episodes: int | None) -> float:
+    """Variance of one run's success rate by its `episodes` alone, at the mean rate of `runs`; 0 without episodes."""
+    if not episodes:
+        return 0.0
+    rates = np.concatenate(runs)
+    rates = rates[~np.isnan(rates)]
+    return binomial_variance(float(rates.sum()) * episodes, len(rates) * episodes, episodes)
+
+
+def improvement_probability(
+    first: Sequence[Array], second: Sequence[Array], confidence: float = CONFIDENCE
+) -> tuple[Interval, float]:
+    """Probability that a run of the first beats one of the second, and the share of ties (they count half).
+
+    Mean over tasks of the Mann-Whitney statistic; the interval resamples the runs of both sides within tasks. Where
+    no run of one side lies among those of the other it has no width, which says little about few runs.
+    """
+    wins = [0.5 + 0.5 * np.sign(a[:, None] - b[None, :]) for a, b in zip(first, second, strict=True)]
+    ties = [float((a[:, None] == b[None, :]).mean()) for a, b in zip(first, second, strict=True)]
+    estimate = np.array(np.mean([table.mean() for table in wins]), dtype=np.float64)
+    counts = [len(runs) for runs in (*first, *second)]
+    if min(counts) < 2:
+        return Interval(estimate, np.array(np.nan), np.array(np.nan)), float(np.mean(ties))
+    generator = generator_of([*first, *second])
+    drawn = np.mean([_resampled_mean(table, generator) for table in wins], axis=0)
+    return widened(estimate, drawn, counts, confidence, (0.0, 1.0)), float(np.mean(ties))
+
+
+def _resampled_mean(table: Array, generator: np.random.Generator) -> Array:
+    """Means (R,) of a table (n, m) with rows and columns drawn anew, by how often each is drawn."""
+    rows, columns = (
+        generator.multinomial(size, np.full(size, 1.0 / size), size=RESAMPLES) / size for size in table.shape
+    )
+    return np.einsum("rn,nm,rm->r", rows, table, columns, optimize=True)
+
+
+def holm(p_values: Sequence[float] | Array) -> Array:
+    """Holm's step-down correction of p-values (k,): each may be held against alpha whatever the others are."""
+    p_values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p_values, kind="stable")
+    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return corrected
+
+
+def leaders(
+    strata: Sequence[Sequence[Array]], paired: NDArray[np.bool_], episodes: int | None = None
+) -> NDArray[np.bool_]:
+    """Which of k agents are bold: the best mean and all that cannot be told from it, if any can be (k,).
+
+    strata[j] are the runs of agent j on the tasks in question; paired (k, k) says which two share offline phases. The
+    best is compared with every other one, Holm over the comparisons, at 5 %. Without anyone to tell apart nobody is.
+    """
+    means = np.array([np.mean([runs.mean() for runs in own]) for own in strata])
+    if np.isnan(means).all() or len(means) < 2:
+        return np.zeros(len(means), dtype=bool)
+    best = int(np.nanargmax(means))
+    others = [j for j in range(len(means)) if j != best and not math.isnan(means[j])]
+    p_values = [float(mean_difference(strata[best], strata[j], bool(paired[best, j]), episodes)[1]) for j in others]
+    # A p-value of nothing (one run) tells nobody apart.
+    apart = holm(np.nan_to_num(p_values, nan=1.0)) < 1.0 - CONFIDENCE
+    bold = np.zeros(len(means), dtype=bool)
+    bold[[best, *(j for j, is_apart in zip(others, apart, strict=True) if not is_apart)]] = True
+    return bold if apart.any() else np.zeros(len(means), dtype=bool)
+
+
+def seeds_to_separate(
+    first: Sequence[Array],
+    second: Sequence[Array],
+    power: float = 0.8,
+    alpha: float = 0.05,
+    episodes: int | None = None,
+) -> int | None:
+    """Seeds per task and agent with which a Welch test would find this difference in a share `power` of repetitions.
+
+    After Colas et al. 2018 (arXiv 1806.08295), with the difference and the spread seen so far taken for the true ones:
+    a difference that looks large by chance makes the answer too small. None where MOST_SEEDS would not do, or where
+    there is no difference or only one run.
+    """
+    terms = _terms([*first, *second], [noise_of([runs], episodes) for runs in (*first, *second)])
+    half = len(first)
+    gap = abs(float(np.mean(terms.mean[:half]) - np.mean(terms.mean[half:])))
+    counts = np.array([np.count_nonzero(~np.isnan(runs)) for runs in (*first, *second)])
+    per_run = terms.squared_error * counts / half**2  # each term's part of the squared error, times the seeds it has
+    if gap == 0.0 or not np.isfinite(per_run).all():
+        return None
+    seeds = np.arange(2, MOST_SEEDS + 1)
+    squared_error = per_run.sum() / seeds
+    if squared_error[0] == 0.0:
+        return 2
+    freedom = per_run.sum() ** 2 / (per_run**2).sum() * (seeds - 1)
+    critical = stdtrit(freedom, 1.0 - alpha / 2)
+    found = 1.0 - nctdtr(freedom, gap / np.sqrt(squared_error), critical)
+    enough = np.flatnonzero(found >= power)
+    return int(seeds[enough[0]]) if len(enough) else None
