@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.load import ResultsError, load_results
+from analysis.load import load_results
+from analysis.read import ResultsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

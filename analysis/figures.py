@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.load import NORMALISED_RETURN, SUCCESS, Cell, Measure, Suite
+from analysis.load import Cell, Suite
 from analysis.metrics import Array, stratified_t
+from analysis.read import NORMALISED_RETURN, SUCCESS, Measure
 from analysis.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
 from analysis.wording import agent_label, count_label, provenance_facts, wrapped
 

@@ -1,88 +1,30 @@
-"""Reads `results/` into arrays, and refuses by name to put together runs that do not belong together.
+"""Puts runs together to suites of arrays, and refuses by name those that do not belong together.
 
-The schema is `results/README.md`. Nothing here draws or estimates; the other files see only what this one returns.
+Nothing here draws or estimates; the other files see only what this one returns.
 """
 
 import difflib
-import io
 import itertools
-import json
-import math
+import multiprocessing
+import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
-ORIGINS = ("published", "generated", "user")
-STATES = ("running", "preempted", "failed", "complete")
-EPISODE_COLUMNS = {
-    "phase": "str",
-    "updates": "int64",
-    "env_steps": "int64",
-    "episode_seed": "int64",
-    "success": "float64",
-    "return": "float64",
-    "length": "int64",
-}
-# One curve has one axis and one label: these are the same for all runs of a suite.
-PROTOCOL_FIELDS = ("success_timing", "offline_updates", "online_steps", "eval_episodes")
+from analysis.cache import Cache
+from analysis.read import PROTOCOL_FIELDS, SUCCESS, Measure, ResultsError, Run, read_run
+
 # Two runs that are equal but for these are repetitions of each other.
 REPETITION_FIELDS = ("seed", "config_hash")
-
-
-class ResultsError(Exception):
-    """What is wrong under `results/`, where, and what would be right: one line, printed as it is."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What an episode is scored by; the score of an evaluation is the mean over its episodes."""
-
-    name: str  # on axes and in tables
-    file_name: str  # in the names of files
-    bounds: tuple[float, float]
-    comparable: bool  # between tasks: else a mean over tasks has no meaning
-
-
-SUCCESS = Measure("success rate", "success", (0.0, 1.0), comparable=True)
-# (return - random) / (expert - random) with the reference returns of the task; not clipped.
-NORMALISED_RETURN = Measure("normalised return", "normalised_return", (-math.inf, math.inf), comparable=True)
-RETURN = Measure("return", "return", (-math.inf, math.inf), comparable=False)
-
-
-@dataclass(frozen=True)
-class Evaluations:
-    """The evaluations of one run in order, each reduced to its score; all arrays (P,)."""
-
-    online: NDArray[np.bool_]
-    updates: NDArray[np.int64]  # gradient updates so far, offline and online
-    env_steps: NDArray[np.int64]  # online environment steps so far
-    score: NDArray[np.float64]  # of the run's measure
-
-
-@dataclass(frozen=True)
-class Run:
-    """One folder `<suite>/<task>/<agent>/seed_<nnn>`; `notes` say what was left out when it was read."""
-
-    name: str
-    config: dict[str, Any]
-    provenance: dict[str, Any]
-    state: str
-    measure: Measure | None  # None before the first episode
-    evaluations: Evaluations
-    notes: tuple[str, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last row of the last evaluation is on disk."""
-        return self.state == "complete"
+PARALLEL_RUNS = 500  # from so many on, other cores help to read them
 
 
 @dataclass(frozen=True)
@@ -101,6 +43,8 @@ class Cell:
     offline_score: NDArray[np.float64]  # (n, P)
     online_steps: NDArray[np.int64]  # (Q,) environment steps; first = 0, last = budget of the online phase
     online_score: NDArray[np.float64]  # (n, Q)
+    behaviour_success: NDArray[np.float64]  # (n,) of online training episodes
+    offline_phases: tuple[tuple[str, int] | None, ...]  # n; runs with the same one are not independent
 
 
 @dataclass(frozen=True)
@@ -117,6 +61,7 @@ class Suite:
     measures: dict[str, Measure]  # task -> what it is scored by
     agents: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]  # (task, agent); absent where an agent has no run on a task
+    runs: tuple[Run, ...]  # by name
     notes: tuple[str, ...]
 
     @property
@@ -153,16 +98,14 @@ def load_results(
     """
     root = Path(results_dir)
     folders = find_runs(root, suites)
-    runs: list[Run] = []
     unborn: dict[str, str] = {}  # run -> what its folder lacks: stopped while it was being set up, nothing to read
     for name in folders:
         lacks = [file for file in ("config.json", "provenance.json") if not (root / name / file).is_file()]
-        if not lacks:
-            runs.append(read_run(root, name))
-        elif allow_incomplete:
+        if lacks and allow_incomplete:
             unborn[name] = lacks[0]
-        else:
+        elif lacks:
             raise ResultsError(f"{root / name} has no {lacks[0]}: finish or remove the run, or pass --allow-incomplete")
+    runs = read_runs(root, [name for name in folders if name not in unborn])
     unfinished = [f"{run.name} ({run.state})" for run in runs if not run.complete]
     if unfinished and not allow_incomplete:
         raise ResultsError(
@@ -200,218 +143,21 @@ def find_runs(root: Path, suites: Sequence[str] | None = None) -> list[str]:
     return [name for name in found if not suites or name.split("/")[0] in suites]
 
 
-# ---------------------------------------------------------------------------------------------------- one run
+def read_runs(root: Path, names: Sequence[str]) -> list[Run]:
+    """The runs of these names, in this order; those that have been read before come from the cache (`analysis.cache`).
 
-
-def read_run(root: Path, name: str) -> Run:
-    """One run folder; ResultsError where a file does not follow the schema."""
-    folder = root / name
-    config = read_json(folder / "config.json", ("suite", "task", "agent", "seed", *PROTOCOL_FIELDS))
-    for field in ("seed", "offline_updates", "online_steps", "eval_episodes"):
-        if type(config[field]) is not int or config[field] < 0:
-            raise ResultsError(f"{folder}/config.json: {field} is {config[field]!r}, expected a whole number")
-    claimed = f"{config['suite']}/{config['task']}/{config['agent']}/seed_{config['seed']:03d}"
-    if claimed != name:
-        raise ResultsError(f"{folder}/config.json belongs to {claimed}: a copied or renamed folder counts a run twice")
-    status_file = folder / "status.json"
-    state = read_json(status_file, ("state",))["state"] if status_file.is_file() else "running"
-    if state not in STATES:
-        raise ResultsError(f"{status_file}: state {state!r}, expected one of {', '.join(STATES)}")
-    if (folder / "complete.json").is_file():  # the first process to end the run; a later one may say something else
-        state = "complete"
-    provenance = read_json(folder / "provenance.json", ("dataset", "starts"))
-    if not isinstance(provenance["dataset"], dict) or not isinstance(provenance["starts"], list):
-        raise ResultsError(f"{folder}/provenance.json: expected an object under 'dataset' and a list under 'starts'")
-    origin = provenance["dataset"].get("origin")
-    if origin not in ORIGINS:
-        raise ResultsError(f"{folder}/provenance.json: dataset origin {origin!r}, expected {' or '.join(ORIGINS)}")
-    complete = state == "complete"
-    episodes, notes = read_episodes(folder / "episodes.csv", complete)
-    references = read_references(provenance, folder / "provenance.json")
-    measure = measure_of(episodes, references)
-    if measure is SUCCESS:
-        scores = episodes["success"].to_numpy(dtype=np.float64)
-    else:
-        zero, one = references or (0.0, 1.0)
-        scores = (episodes["return"].to_numpy(dtype=np.float64) - zero) / (one - zero)
-    evaluations, dropped = evaluate_rows(episodes, scores, folder / "episodes.csv", config["eval_episodes"], complete)
-    if complete:
-        check_budget(evaluations, config, folder)
-    notes = tuple(f"{name}: {note}" for note in (*notes, *dropped))
-    return Run(name, config, provenance, state, measure, evaluations, notes)
-
-
-def read_json(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """A JSON object of this schema version that has `keys`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultsError(f"{path} is missing") from None
-    except ValueError as error:
-        raise ResultsError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ResultsError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ResultsError(f"{path}: schema_version {version}, and this analysis reads only version {SCHEMA_VERSION}")
-    for key in keys:
-        if key not in content:
-            raise ResultsError(f"{path}: no key {key!r}")
-    return content
-
-
-def read_references(provenance: dict[str, Any], path: Path) -> tuple[float, float] | None:
-    """The returns that score 0 and 1, where the provenance in `path` has any (runs of older code have no such key)."""
-    references = provenance.get("reference_returns")
-    if references is None:
-        return None
-    numbers = isinstance(references, list) and all(type(number) in (int, float) for number in references)
-    if not numbers or len(references) != 2 or not -math.inf < references[0] < references[1] < math.inf:
-        raise ResultsError(f"{path}: reference_returns is {references!r}, expected [lower, higher] or null")
-    return float(references[0]), float(references[1])
-
-
-def measure_of(episodes: pd.DataFrame, references: tuple[float, float] | None) -> Measure | None:
-    """Success wherever episodes tell it, else their returns; None without any episode."""
-    success = np.asarray(episodes["success"], dtype=np.float64)
-    if len(success) == 0:
-        return None
-    if not np.isnan(success).any():
-        return SUCCESS
-    return NORMALISED_RETURN if references else RETURN
-
-
-def read_episodes(path: Path, complete: bool) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of `episodes.csv`, and what was left out of them.
-
-    A last row without its line end was being written when the run stopped: it is left out (and noted) where the run
-    is not complete, and an error where it claims to be. `success` is NaN in every row or in none.
+    Raises ResultsError for the first one, by name, that does not follow the schema.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        if complete:
-            raise ResultsError(f"{path} is missing although status.json says complete") from None
-        return pd.DataFrame({column: [] for column in EPISODE_COLUMNS}).astype(EPISODE_COLUMNS), []
-    notes = []
-    if content and not content.endswith(b"\n"):
-        if complete:
-            raise ResultsError(f"{path}: the last row is cut off although status.json says complete")
-        content = content[: content.rfind(b"\n") + 1]
-        notes.append("left out the half-written last row of episodes.csv")
-    header = ",".join(EPISODE_COLUMNS)
-    first, _, body = content.partition(b"\n")
-    if first.decode(errors="replace").rstrip("\r") != header and (content or complete):
-        raise ResultsError(f"{path}: header {first[:80].decode(errors='replace')!r}, expected {header!r}")
-    if not body:
-        return pd.DataFrame({column: [] for column in EPISODE_COLUMNS}).astype(EPISODE_COLUMNS), notes
-    try:
-        # index_col=False: a row with too many fields must not shift the others into an index.
-        dtypes: Any = EPISODE_COLUMNS
-        empty = {"success": [""]}  # a task without success; no other field, and no other word, stands for nothing
-        rows = pd.read_csv(
-            io.BytesIO(content),
-            dtype=dtypes,
-            na_values=empty,
-            keep_default_na=False,
-            index_col=False,
-            skip_blank_lines=False,
-        )
-    except (ValueError, pd.errors.ParserError, UnicodeDecodeError):
-        raise ResultsError(first_bad_row(path, content)) from None
-    no_success = body.count(b",,") == len(rows)
-    follows_the_schema = (
-        np.isin(rows["phase"].to_numpy(dtype=object), ("offline", "online")),
-        np.isnan(rows["success"].to_numpy()) if no_success else np.isin(rows["success"].to_numpy(), (0.0, 1.0)),
-        np.isfinite(rows["return"].to_numpy()),
-        rows[["updates", "env_steps", "length"]].to_numpy() >= 0,
-        body.count(b",") == len(rows) * (len(EPISODE_COLUMNS) - 1),
-    )
-    if not all(np.all(condition) for condition in follows_the_schema):
-        raise ResultsError(first_bad_row(path, content))
-    return rows, notes
-
-
-def first_bad_row(path: Path, content: bytes) -> str:
-    """One line that names the first row of an episodes.csv that does not follow the schema, and why."""
-    whole = re.compile(r"\d+")
-    number = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-    rules: dict[str, tuple[Callable[[str], Any], str]] = {
-        "phase": (lambda text: text in ("offline", "online"), "offline or online"),
-        "updates": (whole.fullmatch, "a whole number"),
-        "env_steps": (whole.fullmatch, "a whole number"),
-        "episode_seed": (re.compile(r"-?\d+").fullmatch, "a whole number"),
-        "success": (lambda text: number.fullmatch(text) and float(text) in (0, 1), "0 or 1"),
-        "return": (number.fullmatch, "a finite number"),
-        "length": (whole.fullmatch, "a whole number"),
-    }
-    lines = content.decode(errors="replace").splitlines()[1:]
-    if lines[0].split(",")[4:5] == [""]:
-        rules["success"] = (lambda text: not text, "an empty field as in line 2")
-    for index, line in enumerate(lines, start=2):
-        fields = line.split(",")
-        if len(fields) != len(rules):
-            return f"{path}, line {index}: {len(fields)} fields, expected {len(rules)}"
-        for field, (column, (accepts, expected)) in zip(fields, rules.items(), strict=True):
-            if not accepts(field):
-                return f"{path}, line {index}: {column} is {field!r}, expected {expected}"
-    return f"{path} cannot be read as CSV"
-
-
-def evaluate_rows(
-    rows: pd.DataFrame, scores: NDArray[np.float64], path: Path, eval_episodes: int, complete: bool
-) -> tuple[Evaluations, list[str]]:
-    """The mean of the rows' `scores` in each evaluation, and what was left out.
-
-    An evaluation that lacks episodes is the last one of a run that was stopped: left out and noted; in a complete run
-    it is an error, as is an episode that stands there twice.
-    """
-    online = (rows["phase"] == "online").to_numpy(dtype=bool)
-    keys = np.stack([online.astype(np.int64), *(rows[k].to_numpy() for k in ("updates", "env_steps"))], axis=1)
-    episode_seed = rows["episode_seed"].to_numpy()
-    order = np.lexsort((episode_seed, keys[:, 1], keys[:, 2], keys[:, 0]))
-    keys, episode_seed = keys[order], episode_seed[order]
-    changed = (keys[1:] != keys[:-1]).any(axis=1)
-    twice = np.flatnonzero(~changed & (episode_seed[1:] == episode_seed[:-1]))
-    if twice.size:
-        where = point_name(keys[twice[0]])
-        raise ResultsError(f"{path}: episode_seed {episode_seed[twice[0]]} stands twice in the evaluation at {where}")
-    starts = np.flatnonzero(np.concatenate([[True], changed])) if len(keys) else np.zeros(0, dtype=np.int64)
-    counts = np.diff(np.append(starts, len(keys)))
-    means = np.add.reduceat(scores[order], starts) / counts if len(keys) else np.zeros(0)
-    whole = counts == eval_episodes
-    points = keys[starts]
-    notes = []
-    if not whole.all():
-        short = int(np.flatnonzero(~whole)[0])
-        where = f"{counts[short]} of {eval_episodes} episodes in the evaluation at {point_name(points[short])}"
-        if complete or short != len(whole) - 1 or counts[short] > eval_episodes:
-            raise ResultsError(f"{path}: {where}")
-        notes.append(f"left out the last evaluation: {where}")
-    same_place = (points[1:, [0, 2]] == points[:-1, [0, 2]]).all(axis=1) & (points[1:, 0] == 1)
-    if same_place.any():
-        where = point_name(points[1:][same_place][0])
-        raise ResultsError(f"{path}: two evaluations at {where}, with different numbers of updates")
-    points = points[whole]
-    return Evaluations(points[:, 0] == 1, points[:, 1], points[:, 2], means[whole]), notes
-
-
-def point_name(key: NDArray[np.int64]) -> str:
-    """How a message calls an evaluation; key = (online, updates, env_steps)."""
-    return f"online step {key[2]}" if key[0] else f"offline update {key[1]}"
-
-
-def check_budget(evaluations: Evaluations, config: dict[str, Any], folder: Path) -> None:
-    """A complete run was evaluated at the hand-over and at its end, or it is not complete."""
-    offline = evaluations.updates[~evaluations.online]
-    steps = evaluations.env_steps[evaluations.online]
-    if config["offline_updates"] not in offline:
-        where = f"offline update {config['offline_updates']} (end of the offline phase)"
-    elif config["online_steps"] > 0 and config["online_steps"] not in steps:
-        where = f"online step {config['online_steps']} (end of the run)"
+    cache = Cache(root, names)
+    unread = [name for name in names if name not in cache.runs]
+    if len(unread) < PARALLEL_RUNS:
+        new = [read_run(root, name) for name in unread]
     else:
-        return
-    raise ResultsError(f"{folder}: status.json says complete, but episodes.csv has no evaluation at {where}")
+        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            new = list(pool.map(partial(read_run, root), unread, chunksize=50))
+    cache.add(new)
+    return [cache.runs[name] for name in names]
 
 
 # ---------------------------------------------------------------------------------------------------- one suite
@@ -457,6 +203,7 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         measures=measures_of(by_task),
         agents=tuple(sorted(by_agent)),
         cells=cells,
+        runs=tuple(sorted(runs, key=lambda run: run.name)),
         notes=(*notes, *(note for run in runs for note in run.notes), *gaps(cells), *commit_notes(name, runs)),
     )
 
@@ -538,6 +285,8 @@ def stack(task: str, agent: str, runs: Sequence[Run], offline: NDArray[np.int64]
         offline_score=offline_score,
         online_steps=online,
         online_score=online_score,
+        behaviour_success=np.array([run.behaviour_success if run.complete else np.nan for run in runs]),
+        offline_phases=tuple(run.offline_phase for run in runs),
     )
 
 

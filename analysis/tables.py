@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from analysis import metrics
-from analysis.load import SUCCESS, Cell, Suite
+from analysis.load import Cell, Suite
+from analysis.read import SUCCESS
 from analysis.style import styles_of
 from analysis.wording import DEFINITIONS, provenance_facts, task_label
 

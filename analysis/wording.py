@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from analysis.load import NORMALISED_RETURN, RETURN, Suite
+from analysis.load import Suite
 from analysis.metrics import FLOOR_SEEDS, SMOKE_SEEDS
+from analysis.read import NORMALISED_RETURN, RETURN
 
 # What success rates do without.
 DEFINITIONS = {

@@ -19,7 +19,8 @@ from matplotlib.image import imread
 
 from analysis import figures, tables
 from analysis.__main__ import main
-from analysis.load import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError, Suite, load_results
+from analysis.load import Suite, load_results
+from analysis.read import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError
 from analysis.style import AGENT_STYLES, styles_of
 from analysis.wording import count_label, seeds_label
 
@@ -296,10 +297,10 @@ def test_binary_rubbish_in_episodes_is_one_line(tmp_path: Path):
 def test_complete_run_without_episodes_or_with_a_cut_row_is_refused(tmp_path: Path):
     path = write_run(tmp_path) / "episodes.csv"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ResultsError, match=r"last row is cut off although status.json says complete"):
+    with pytest.raises(ResultsError, match=r"last row is cut off although the run is complete"):
         load_results(tmp_path, allow_incomplete=True)
     path.unlink()
-    with pytest.raises(ResultsError, match=r"episodes.csv is missing although status.json says complete"):
+    with pytest.raises(ResultsError, match=r"episodes.csv is missing although the run is complete"):
         load_results(tmp_path)
 
 
