@@ -54,8 +54,8 @@ def compare(
     """Compares runs first[k] (n_k,) with second[k] (m_k,) of the same tasks k.
 
     paired: run i of the first and run i of the second go on from one offline phase (equal lengths).
-    episodes: of an evaluation, for success rates: its binomial noise is the least variance that a run is taken to have,
-    so that runs that all succeed, or all fail, are not taken to be without any.
+    episodes: behind the number of one run, for success rates: their binomial noise is the least variance that a run is
+    taken to have, so that runs that all succeed, or all fail, are not taken to be without any.
     bounds: of a difference.
     """
     if len(first) != len(second) or not first:

@@ -19,16 +19,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.load import Cell, Suite
+from analysis.load import Cell, Suite, task_order
 from analysis.metrics import Array, stratified_t
 from analysis.read import NORMALISED_RETURN, SUCCESS, Measure
 from analysis.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
-from analysis.wording import agent_label, count_label, provenance_facts, wrapped
+from analysis.wording import agent_label, count_label, counted, provenance_facts, wrapped
 
 # Dates and versions of the day would make two drawings of the same results differ.
 METADATA = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
 OFFLINE_SHARE = 0.4  # of the width of an axis that has both phases
 PANEL_COLUMNS = 5
+OVERVIEW_COLUMNS = 4
+OVERVIEW_LEGEND_COLUMNS = 6
 LABELLED_PANEL_COLUMNS = 3  # where each panel has a scale of its own
 PANEL_STYLE = {"lines.linewidth": 1.0, "lines.markersize": 3.0, "xtick.labelsize": 6.0, "ytick.labelsize": 6.0}
 MARKERS_PER_LINE = 7
@@ -46,6 +48,15 @@ def draw_suite(suite: Suite, out: Path) -> list[Path]:
             paths = save(suite_figure(suite), out / f"{suite.name}_{suite.measure.file_name}")
     with house_style(PANEL_STYLE):
         return paths + save(tasks_figure(suite), out / f"{suite.name}_tasks")
+
+
+def draw_overview(suites: Sequence[Suite], out: Path) -> list[Path]:
+    """Writes `offline_to_online.*`, one panel per suite that is scored by success, where there are several."""
+    shown = sorted((suite for suite in suites if suite.measure is SUCCESS), key=lambda suite: task_order(suite.name))
+    if len(shown) < 2:
+        return []
+    with house_style(PANEL_STYLE):
+        return save(overview_figure(shown), out / "offline_to_online")
 
 
 @contextmanager
@@ -116,6 +127,44 @@ def tasks_figure(suite: Suite) -> Figure:
     return figure
 
 
+def overview_figure(suites: Sequence[Suite]) -> Figure:
+    """The domains side by side: mean over the tasks and seeds of each suite, bands and runs as in a suite's figure."""
+    styles = styles_of({agent for suite in suites for agent in suite.agents})
+    columns = min(len(suites), OVERVIEW_COLUMNS)
+    rows = -(-len(suites) // columns)
+    legend_rows = -(-len(styles) // OVERVIEW_LEGEND_COLUMNS)
+    figure = new_figure(PAGE_WIDTH, 0.55 + 1.85 * rows + 0.13 * legend_rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for index, axes in enumerate(grid.flat):
+        if index >= len(suites):
+            axes.set_axis_off()
+            continue
+        suite = suites[index]
+        for order, (agent, style) in enumerate(styles.items()):
+            if agent in suite.agents:
+                draw_curve(axes, suite, suite.cells_of(agent), style, order, len(styles))
+        dress(axes, suite, narrow=True)
+        dress_score(axes, SUCCESS, list(suite.cells.values()))
+        facts = [counted(len(suite.tasks), "task"), *provenance_facts(suite)]
+        facts.remove(f"{counted(suite.eval_episodes, 'evaluation episode')} per point")
+        width = int(PAGE_WIDTH / columns * CHARACTERS_PER_INCH)
+        axes.set_title("\n".join([suite.name, *wrapped(facts, width)]), pad=3, fontsize=6.0)
+        if index % columns == 0:
+            axes.set_ylabel(SUCCESS.name)
+        else:
+            axes.tick_params(labelleft=False)
+    handles = [legend_mark(style) for style in styles.values()]
+    figure.legend(
+        handles,
+        list(styles),
+        loc="outside lower center",
+        ncols=min(OVERVIEW_LEGEND_COLUMNS, len(styles)),
+        title="offline: gradient updates  |  online: environment steps · 95 % t bands, pointwise · thin: single runs",
+        title_fontsize=MATPLOTLIB["legend.fontsize"],
+    )
+    return figure
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches, drawn without a display."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -123,9 +172,12 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def draw_curve(axes: Axes, suite: Suite, cells: Sequence[Cell], style: AgentStyle, order: int) -> None:
-    """Mean of one agent over the runs of `cells` (one per task), band and runs; order = its place in the legend."""
-    num_agents = len(suite.agents)
+def draw_curve(
+    axes: Axes, suite: Suite, cells: Sequence[Cell], style: AgentStyle, order: int, num_agents: int = 0
+) -> None:
+    """Mean of one agent over the runs of `cells` (one per task), band and runs; order = its place in the legend of
+    `num_agents` (default: the suite's)."""
+    num_agents = num_agents or len(suite.agents)
     cell = cells[0]  # the tasks of an agent share one grid of evaluations
     x = axis_position(suite, cell.offline_updates, cell.online_steps)
     runs = [all_scores(cell) for cell in cells]
@@ -238,13 +290,15 @@ def axis_sentence(suite: Suite) -> str:
     return "  |  ".join(phases)
 
 
-def title(figure: Figure, suite: Suite, what: str) -> None:
-    """What the figure shows and what it rests on, above it."""
-    facts = [*provenance_facts(suite), "95 % t band, pointwise", "thin lines: single runs"]
-    if all(len(cell.seeds) < 2 for cell in suite.cells.values()):
-        facts[-2] = "no band: one seed"
-    if NORMALISED_RETURN in suite.measures.values():
-        facts.append("dotted: reference returns")
+def title(figure: Figure, suite: Suite, what: str, curves: bool = True) -> None:
+    """What the figure shows and what it rests on, above it; `curves` have bands and lines that need a word."""
+    facts = provenance_facts(suite)
+    if curves:
+        facts += ["95 % t band, pointwise", "thin lines: single runs"]
+        if all(len(cell.seeds) < 2 for cell in suite.cells.values()):
+            facts[-2] = "no band: one seed"
+        if NORMALISED_RETURN in suite.measures.values():
+            facts.append("dotted: reference returns")
     lines = [f"{suite.name}, {what}", *wrapped(facts, int(figure.get_figwidth() * CHARACTERS_PER_INCH))]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.3)
 
@@ -252,18 +306,20 @@ def title(figure: Figure, suite: Suite, what: str) -> None:
 def legend(figure: Figure, suite: Suite, heading: str = "") -> None:
     """Agents with all three of their marks, below the figure; the heading stands between the panels and them."""
     styles = styles_of(suite.agents)
-    handles = [
-        Line2D([], [], color=s.color, linestyle=s.line, marker=s.marker, markeredgecolor="white", markeredgewidth=0.3)
-        for s in styles.values()
-    ]
     figure.legend(
-        handles,
+        [legend_mark(style) for style in styles.values()],
         [agent_label(suite, agent) for agent in styles],
         loc="outside lower center",
         ncols=legend_columns(suite, figure.get_figwidth()),
         title=heading or None,
         title_fontsize=MATPLOTLIB["axes.labelsize"],
     )
+
+
+def legend_mark(style: AgentStyle) -> Line2D:
+    """An agent's line with all three of its marks."""
+    edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.3}
+    return Line2D([], [], color=style.color, linestyle=style.line, marker=style.marker, **edge)
 
 
 def legend_columns(suite: Suite, width: float) -> int:

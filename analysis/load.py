@@ -5,14 +5,10 @@ Nothing here draws or estimates; the other files see only what this one returns.
 
 import difflib
 import itertools
-import multiprocessing
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,6 @@ from analysis.read import PROTOCOL_FIELDS, SUCCESS, Measure, ResultsError, Run, 
 
 # Two runs that are equal but for these are repetitions of each other.
 REPETITION_FIELDS = ("seed", "config_hash")
-PARALLEL_RUNS = 500  # from so many on, other cores help to read them
 
 
 @dataclass(frozen=True)
@@ -149,13 +144,7 @@ def read_runs(root: Path, names: Sequence[str]) -> list[Run]:
     Raises ResultsError for the first one, by name, that does not follow the schema.
     """
     cache = Cache(root, names)
-    unread = [name for name in names if name not in cache.runs]
-    if len(unread) < PARALLEL_RUNS:
-        new = [read_run(root, name) for name in unread]
-    else:
-        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            new = list(pool.map(partial(read_run, root), unread, chunksize=50))
+    new = [read_run(root, name) for name in names if name not in cache.runs]
     cache.add(new)
     return [cache.runs[name] for name in names]
 

@@ -25,7 +25,7 @@ WITH_SUCCESS, WITHOUT_SUCCESS = (
     re.compile(f"(?:(?:offline|online),{WHOLE},{WHOLE},-?{WHOLE},{success},{NUMBER},{WHOLE}\r?\n)*".encode())
     for success in (SOLVED, "")
 )
-BEHAVIOUR_ROW = re.compile(f"^online,{WHOLE},{WHOLE},behaviour_success,([01](?:\\.0*)?)\r?$".encode(), re.MULTILINE)
+BEHAVIOUR_ROW = re.compile(f"(?:offline|online),{WHOLE},{WHOLE},behaviour_success,[01]".encode())
 # One curve has one axis and one label: these are the same for all runs of a suite.
 PROTOCOL_FIELDS = ("success_timing", "offline_updates", "online_steps", "eval_episodes")
 
@@ -209,13 +209,13 @@ def read_behaviour(path: Path) -> float:
         return math.nan
     check_header(content, TRAIN_COLUMNS, path)
     content = content[: content.rfind(b"\n") + 1]
-    values = BEHAVIOUR_ROW.findall(content)
-    if len(values) != content.count(b",behaviour_success,"):
+    solved, failed = (content.count(b",behaviour_success,%d\n" % value) for value in (1, 0))
+    if solved + failed != content.count(b",behaviour_success,"):
         for number, line in enumerate(content.splitlines(), start=1):
             if b",behaviour_success," in line and not BEHAVIOUR_ROW.fullmatch(line):
                 found = line[:80].decode(errors="replace")
-                raise ResultsError(f"{path}, line {number}: {found!r}, expected online,updates,env_steps,name,0 or 1")
-    return sum(value[:1] == b"1" for value in values) / len(values) if values else math.nan
+                raise ResultsError(f"{path}, line {number}: {found!r}, expected phase,updates,env_steps,name,0 or 1")
+    return solved / (solved + failed) if solved + failed else math.nan
 
 
 def first_bad_row(path: Path, content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import metrics
+from analysis.comparisons import leaders
 from analysis.load import Cell, Suite
 from analysis.read import SUCCESS
 from analysis.style import styles_of
@@ -39,6 +41,7 @@ class Row:
     missing: int
     incomplete: int
     estimates: dict[str, Estimate]
+    bold: frozenset[str]  # columns in which the agent is among the best (`comparisons.leaders`)
 
 
 # key of an estimate -> heading for reading
@@ -48,6 +51,8 @@ COLUMNS = {
     "improvement": "improvement",
     "online_auc": "online AUC",
 }
+BOLD_RULE = "Bold: the best, and all that cannot be told from it at 5 % (Holm), where any can."
+RANKED = ("offline_end", "final", "online_auc")  # columns in which the best are bold
 
 
 def run_scalars(cell: Cell) -> dict[str, metrics.Array]:
@@ -63,13 +68,48 @@ def run_scalars(cell: Cell) -> dict[str, metrics.Array]:
 def suite_rows(suite: Suite) -> list[Row]:
     """Rows over all tasks first (none where tasks have no common scale), then task by task; agents as in legends."""
     agents = list(styles_of(suite.agents))
-    rows = [row(suite, ALL_TASKS, agent, suite.cells_of(agent)) for agent in agents] if suite.measure else []
-    for task in suite.tasks:
-        rows += [row(suite, task, a, [suite.cells[task, a]]) for a in agents if (task, a) in suite.cells]
+    rows = []
+    for scope in [ALL_TASKS] * (suite.measure is not None) + list(suite.tasks):
+        tasks = suite.tasks if scope == ALL_TASKS else (scope,)
+        cells = {
+            agent: [suite.cells[task, agent] for task in tasks if (task, agent) in suite.cells] for agent in agents
+        }
+        cells = {agent: own for agent, own in cells.items() if own}
+        bold = best_agents(suite, cells, tasks)
+        rows += [row(suite, scope, agent, own, bold[agent]) for agent, own in cells.items()]
     return rows
 
 
-def row(suite: Suite, task: str, agent: str, cells: Sequence[Cell]) -> Row:
+def best_agents(suite: Suite, cells: dict[str, list[Cell]], tasks: Sequence[str]) -> dict[str, frozenset[str]]:
+    """The columns in which each agent is bold, of agents that have runs on all `tasks`; the others never are."""
+    bold: dict[str, set[str]] = {agent: set() for agent in cells}
+    present = [agent for agent, own in cells.items() if len(own) == len(tasks)]
+    paired = np.array([[all(map(paired_by_phase, cells[a], cells[b])) for b in present] for a in present], dtype=bool)
+    by_success = all(suite.measures[task] is SUCCESS for task in tasks)
+    scalars = {agent: [run_scalars(cell) for cell in cells[agent]] for agent in present}
+    for column in RANKED:
+        strata = [[values[column][~np.isnan(values[column])] for values in scalars[agent]] for agent in present]
+        if all(map(len, itertools.chain.from_iterable(strata))):
+            evaluations = [evaluations_behind(column, cell) for agent in present for cell in cells[agent]]
+            episodes = suite.eval_episodes * min(evaluations) if by_success else None
+            for agent, is_bold in zip(present, leaders(strata, paired, episodes), strict=True):
+                bold[agent] |= {column} if is_bold else set()
+    return {agent: frozenset(columns) for agent, columns in bold.items()}
+
+
+def evaluations_behind(column: str, cell: Cell) -> int:
+    """How many evaluations a scalar of a run rests on."""
+    online = len(cell.online_steps) - 1
+    return {"offline_end": 1, "final": min(metrics.FINAL_EVALUATIONS, online), "online_auc": online + 1}[column]
+
+
+def paired_by_phase(first: Cell, second: Cell) -> bool:
+    """Whether run i of the one and run i of the other go on from the same offline phase, for every i."""
+    whole = first.complete.all() and second.complete.all()
+    return bool(whole) and None not in first.offline_phases and first.offline_phases == second.offline_phases
+
+
+def row(suite: Suite, task: str, agent: str, cells: Sequence[Cell], bold: frozenset[str]) -> Row:
     """One agent over `cells`, one per task, each task with the same weight."""
     scalars = [run_scalars(cell) for cell in cells]
     lowest, highest = suite.measures[cells[0].task].bounds
@@ -88,6 +128,7 @@ def row(suite: Suite, task: str, agent: str, cells: Sequence[Cell]) -> Row:
         missing=suite.missing(agent, tasks),
         incomplete=suite.incomplete(agent, tasks),
         estimates=estimates,
+        bold=bold,
     )
 
 
@@ -144,17 +185,21 @@ def to_markdown(suite: Suite, rows: Sequence[Row]) -> str:
     for task in (ALL_TASKS, *suite.tasks) if suite.measure and len(suite.tasks) > 1 else suite.tasks:
         lines = [row for row in rows if row.task == task]
         blocks.append(f"### {f'{ALL_TASKS} ({len(suite.tasks)})' if task == ALL_TASKS else task_label(suite, task)}")
-        blocks.append(
-            aligned(
-                [
-                    ["agent", *COLUMNS.values(), "seeds", "runs"],
-                    *([r.agent, *map(show, r.estimates.values()), show_seeds(r), show_runs(r)] for r in lines),
-                ]
-            )
-        )
+        table = [["agent", *COLUMNS.values(), "seeds", "runs"]]
+        for r in lines:
+            numbers = [emphasised(show(estimate), column in r.bold) for column, estimate in r.estimates.items()]
+            table.append([r.agent, *numbers, show_seeds(r), show_runs(r)])
+        blocks.append(aligned(table))
     if suite.notes:
         blocks.append("\n".join(f"* {note}" for note in suite.notes))
     return "\n\n".join(blocks) + "\n"
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows below their heading."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([columns, *rows])
+    return buffer.getvalue()
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> str:
@@ -178,6 +223,8 @@ def to_latex(suite: Suite, rows: Sequence[Row]) -> str:
             lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{escape(task_label(suite, row.task))}}}}} \\")
         # In text mode a hyphen would stand for the minus.
         numbers = [re.sub(r"-(?=\d)", "$-$", show(estimate)) for estimate in row.estimates.values()]
+        marks = [column in row.bold for column in row.estimates]
+        numbers = [rf"\textbf{{{text}}}" if bold else text for text, bold in zip(numbers, marks, strict=True)]
         lines.append(" & ".join([escape(row.agent), *numbers, show_seeds(row), show_runs(row)]) + r" \\")
     lines.append(r"\midrule")
     # One row for each sentence: a row that spans all columns cannot break its line.
@@ -203,6 +250,8 @@ def caption(suite: Suite, by_task: bool = False) -> list[str]:
             f"Final: mean of the last {last} evaluations; improvement: final minus end of offline, paired by run.",
             f"Online AUC: mean {'success' if suite.measure is SUCCESS else 'score'} over the online phase.",
         ]
+    if len(suite.agents) > 1:
+        sentences.append(BOLD_RULE)
     if any(len(cell.seeds) < 2 for cell in suite.cells.values()):
         sentences.append("No interval where a task has one seed.")
     if any(suite.incomplete(agent) for agent in suite.agents):
@@ -216,6 +265,11 @@ def show(estimate: Estimate) -> str:
         return "-"
     limits = "" if math.isnan(estimate.low) else f" [{show_number(estimate.low)}, {show_number(estimate.high)}]"
     return show_number(estimate.mean) + limits
+
+
+def emphasised(text: str, bold: bool) -> str:
+    """Bold in Markdown."""
+    return f"**{text}**" if bold else text
 
 
 def show_number(number: float) -> str:

@@ -137,23 +137,6 @@ def test_suites_looked_at_apart_keep_each_other(tmp_path: Path, monkeypatch: pyt
     assert read == []
 
 
-def test_many_runs_are_read_by_several_processes_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_some(tmp_path)
-    alone = load_results(tmp_path)
-    (tmp_path / ".cache/analysis.npz").unlink()
-    monkeypatch.setattr(load, "PARALLEL_RUNS", 1)
-    assert same(alone, load_results(tmp_path))
-
-
-def test_fault_is_named_whatever_process_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_some(tmp_path)
-    monkeypatch.setattr(load, "PARALLEL_RUNS", 1)
-    path = tmp_path / "quick/cube-single-task1/fql/seed_002/episodes.csv"
-    path.write_text(path.read_text().replace("online", "onlime", 1))
-    with pytest.raises(ResultsError, match=r"seed_002/episodes.csv, line \d+: phase is 'onlime'"):
-        load_results(tmp_path)
-
-
 def test_training_episodes_are_counted_apart_from_evaluations(tmp_path: Path):
     folder = write_run(tmp_path)
     rows = ["offline,50,0,q_mean,1.5", *(f"online,{200 + k},{k},behaviour_success,{int(k > 2)}" for k in range(5))]
