@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datasets.batch import Batch
 
 Metrics = dict[str, Tensor]  # name -> (S,), detached
+Phase = Literal["offline", "online"]
 
 
 class Noise(Protocol):
@@ -67,6 +68,14 @@ class Agent(nn.Module):
     def update_online(self, batch: Batch, noise: Noise) -> Metrics:
         """One gradient update of the online phase."""
         raise NotImplementedError
+
+    def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
+        """Norms of the gradient of the phase's policy loss along the flow steps that it runs back through.
+
+        `agents.flow.rollout_gradient_norms` defines them. {} for a policy whose loss runs back through no rollout.
+        Changes nothing.
+        """
+        return {}
 
     def state_of_seed(self, seed_index: int) -> dict[str, Tensor]:
         """All that seed `seed_index` of the pack needs to go on, on the CPU: parameters, targets, Adam moments.

@@ -5,13 +5,14 @@ H actions is flattened, time-major, to D = H * A coordinates. A velocity is a fu
 """
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.base import Noise
+from agents.base import Metrics, Noise
 from agents.networks import Velocity
 
 NoiseScheme = Literal["additive", "paper_sde"]
@@ -33,9 +34,14 @@ def matching_loss(velocity: Velocity, target: Tensor, valid: Tensor, noise: Nois
 def integrate(velocity: Velocity, x_0: Tensor, flow_steps: int) -> Tensor:
     """x_1 (S, B, D) of the ODE dx = v dt, by `flow_steps` Euler steps from x_0 (S, B, D)."""
     x = x_0
-    for i in range(flow_steps):
-        x = x + velocity(_time(x, i / flow_steps), x) / flow_steps
+    for k in range(flow_steps):
+        x = euler_step(velocity, x, k, flow_steps)
     return x
+
+
+def euler_step(velocity: Velocity, x: Tensor, k: int, flow_steps: int) -> Tensor:
+    """The point (S, B, D) after step k = 0 ... K - 1 from x (S, B, D)."""
+    return x + velocity(_time(x, k / flow_steps), x) / flow_steps
 
 
 def noisy_rollout(velocity: Velocity, x_0: Tensor, step_noise: Tensor, noise_std: float, scheme: NoiseScheme) -> Tensor:
@@ -45,16 +51,67 @@ def noisy_rollout(velocity: Velocity, x_0: Tensor, step_noise: Tensor, noise_std
     "paper_sde", the paper: x += b / K + noise_std * sqrt(1 / K) * eps, where the drift b = v + noise_std^2 / 2 * score
     keeps the marginals of the flow, as far as v is that of a matched flow and K is large.
     """
-    x, flow_steps = x_0, step_noise.shape[1]
-    std = step_std(noise_std, flow_steps, scheme)
-    for i, epsilon in enumerate(step_noise.unbind(1)):
-        t = i / flow_steps
-        drift = velocity(_time(x, t), x)
-        if scheme == "paper_sde":
-            # The score of the marginal at t is (t v - x) / (1 - t).
-            drift = drift + 0.5 * noise_std**2 * (t * drift - x) / (1 - t)
-        x = x + drift / flow_steps + std * epsilon
+    x = x_0
+    for k in range(step_noise.shape[1]):
+        x = noisy_step(velocity, x, k, step_noise, noise_std, scheme)
     return x
+
+
+def noisy_step(
+    velocity: Velocity, x: Tensor, k: int, step_noise: Tensor, noise_std: float, scheme: NoiseScheme
+) -> Tensor:
+    """The point (S, B, D) after step k = 0 ... K - 1 of `noisy_rollout` from x (S, B, D)."""
+    flow_steps = step_noise.shape[1]
+    t = k / flow_steps
+    drift = velocity(_time(x, t), x)
+    if scheme == "paper_sde":
+        # The score of the marginal at t is (t v - x) / (1 - t).
+        drift = drift + 0.5 * noise_std**2 * (t * drift - x) / (1 - t)
+    return x + drift / flow_steps + step_std(noise_std, flow_steps, scheme) * step_noise[:, k]
+
+
+def rollout_gradient_norms(
+    step: Callable[[int, Tensor], Tensor],
+    x_0: Tensor,
+    flow_steps: int,
+    loss: Callable[[Tensor], Tensor],
+    parameters: Iterable[nn.Parameter],
+) -> Metrics:
+    """Norms (S,) of a policy loss's gradient on its way back through x_{k+1} = step(k, x_k), from x_K to x_0.
+
+    gradient_norm_x_<k>, k = 0 ... K: the Euclidean norm, over D, of dl/dx_k with all later steps, where l is the loss
+    of one sample; mean over the batch. The loss counts as a function of x_K alone, so norm k is norm k + 1 after the
+    Jacobian of step k, and norm 0 over norm K is the growth over the whole rollout. No norm scales with 1 / B.
+    gradient_norm_parameters_<k>, k = 0 ... K - 1: the norm, over all parameters, of what their use in step k alone
+    adds to the gradient of the loss. The K vectors sum to the gradient that an optimiser gets.
+
+    Figures 2 and 6a of arXiv 2509.25756 show gradient norms over k = K - 1 ... 0; the released training code does not
+    compute them, so which of the two they are, and how they are averaged, is open.
+
+    Args:
+        x_0: (S, B, D).
+        loss: (S,) of x_K (S, B, D), a mean over B.
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    path = [x_0.detach()]
+    with torch.no_grad():
+        for k in range(flow_steps):
+            path.append(step(k, path[-1]))
+    x = path[-1].requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x).sum(), x)
+    of_points, of_parameters = [_mean_norm(gradient)], []
+    for k in reversed(range(flow_steps)):
+        x = path[k].requires_grad_()
+        gradient, *own = torch.autograd.grad(step(k, x), [x, *parameters], gradient, materialize_grads=True)
+        of_points.append(_mean_norm(gradient))
+        of_parameters.append(torch.cat([part.flatten(1) for part in own], 1).norm(dim=1))
+    norms = {f"gradient_norm_x_{k}": norm for k, norm in enumerate(reversed(of_points))}
+    return norms | {f"gradient_norm_parameters_{k}": norm for k, norm in enumerate(reversed(of_parameters))}
+
+
+def _mean_norm(gradient: Tensor) -> Tensor:
+    """Mean over the batch of the norm of each sample's own gradient, (S,), from that of the mean loss (S, B, D)."""
+    return (gradient * gradient.shape[1]).norm(dim=-1).mean(1)
 
 
 def path_log_prob(x_0: Tensor, step_noise: Tensor, std: float, x_1: Tensor, log_det: TanhLogDet) -> Tensor:

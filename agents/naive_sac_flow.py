@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.flow import integrate, matching_loss
+from agents.base import Adam, Agent, Metrics, Noise, Phase, check_config, frozen_copy, gradient_step, polyak_update
+from agents.flow import euler_step, integrate, matching_loss, rollout_gradient_norms
 from agents.networks import Critic, PlainVelocity
 from datasets.batch import Batch
 
@@ -59,7 +59,10 @@ class NaiveSACFlow(Agent):
 
     def policy(self, obs: Tensor, x_0: Tensor) -> Tensor:
         """Action chunk (S, B, H, A) = tanh of the policy flow's endpoint from noise x_0 (S, B, D)."""
-        x_1 = integrate(self.policy_velocity(obs), x_0, self.config.flow_steps)
+        return self.squashed(integrate(self.policy_velocity(obs), x_0, self.config.flow_steps))
+
+    def squashed(self, x_1: Tensor) -> Tensor:
+        """tanh(x_1) as an action chunk (S, B, H, A)."""
         return x_1.tanh().unflatten(-1, (self.chunk_length, -1))
 
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
@@ -118,10 +121,28 @@ class NaiveSACFlow(Agent):
         return loss, {"matching_loss": flow_loss.detach(), "distill_loss": distill_loss.detach()}
 
     def policy_loss(self, batch: Batch, noise: Noise, bc_coef: float) -> tuple[Tensor, Metrics]:
-        """-Q of the policy and its squared distance to the batch's chunk."""
-        action_chunk = self.policy(batch.obs, noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim))
+        """`action_loss` of the policy, through whose flow steps its gradient runs back."""
+        x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
+        return self.action_loss(self.policy(batch.obs, x_0), batch, bc_coef)
+
+    def action_loss(self, action_chunk: Tensor, batch: Batch, bc_coef: float) -> tuple[Tensor, Metrics]:
+        """-Q of an action chunk and its squared distance to the batch's."""
         bc_loss = (action_chunk - batch.action_chunk).square().mean((1, 2, 3))
         q_loss = -self.critic(batch.obs, action_chunk, constant=True).mean((1, 2))
         loss = bc_coef * bc_loss + q_loss
         metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
+        """Of the step towards the batch, which both phases take."""
+        config = self.config
+        bc_coef = config.bc_coef if phase == "offline" else config.bc_coef_online
+        x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
+
+        def step(k: int, x: Tensor) -> Tensor:
+            return euler_step(self.policy_velocity(batch.obs), x, k, config.flow_steps)
+
+        def loss(x_1: Tensor) -> Tensor:
+            return self.action_loss(self.squashed(x_1), batch, bc_coef)[0]
+
+        return rollout_gradient_norms(step, x_0, config.flow_steps, loss, self.policy_velocity.parameters())

@@ -8,13 +8,23 @@ once and reuses it for ever, here every draw is fresh.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.flow import NoiseScheme, TanhLogDet, matching_loss, noisy_rollout, path_entropy, path_log_prob, step_std
+from agents.base import Adam, Agent, Metrics, Noise, Phase, check_config, frozen_copy, gradient_step, polyak_update
+from agents.flow import (
+    NoiseScheme,
+    TanhLogDet,
+    matching_loss,
+    noisy_rollout,
+    noisy_step,
+    path_entropy,
+    path_log_prob,
+    rollout_gradient_norms,
+    step_std,
+)
 from agents.networks import Critic, DecodedVelocity, GatedVelocity, PlainVelocity
 from datasets.batch import Batch
 
@@ -62,6 +72,14 @@ class SACFlowConfig:
                 raise ValueError(f"SACFlowConfig.{name} = {std!r}: must be above 0 unless temperature = 'off'")
 
 
+class Path(NamedTuple):
+    """A noisy rollout: what was drawn for it, and its end."""
+
+    x_0: Tensor  # (S, B, D)
+    step_noise: Tensor  # (S, K, B, D)
+    x_1: Tensor  # (S, B, D), the action chunk before the tanh
+
+
 class SACFlow(Agent):
     """Soft actor-critic with a noisy flow policy over action chunks."""
 
@@ -93,26 +111,32 @@ class SACFlow(Agent):
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
         noise_std = self.config.collect_noise_std if mode == "collect" else self.config.evaluate_noise_std
-        return self.rollout(obs, noise, "act", noise_std)[0]
+        return self.action_chunk(self.rollout(obs, noise, "act", noise_std))
 
-    def rollout(self, obs: Tensor, noise: Noise, draw: str, noise_std: float) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Action chunk tanh(x_K) (S, B, H, A) and its path (x_0, step noise, x_K)."""
-        x_0 = noise.normal(f"{draw}_noise", obs.shape[1], self.chunk_dim)
-        step_noise = noise.normal(f"{draw}_step_noise", self.config.flow_steps, *x_0.shape[1:])
+    def rollout(self, obs: Tensor, noise: Noise, draw: str, noise_std: float) -> Path:
+        x_0, step_noise = self.draw_noise(obs.shape[1], noise, draw)
         x_1 = noisy_rollout(self.velocity_field(obs), x_0, step_noise, noise_std, self.config.noise_scheme)
-        return x_1.tanh().unflatten(-1, (self.chunk_length, -1)), (x_0, step_noise, x_1)
+        return Path(x_0, step_noise, x_1)
 
-    def policy(self, obs: Tensor, noise: Noise, draw: str, noise_std: float) -> tuple[Tensor, Tensor]:
-        """Action chunk (S, B, H, A) and its path_log_prob (S, B), 0 where there is no entropy term."""
-        config = self.config
-        action_chunk, (x_0, step_noise, x_1) = self.rollout(obs, noise, draw, noise_std)
+    def draw_noise(self, batch_size: int, noise: Noise, draw: str) -> tuple[Tensor, Tensor]:
+        """x_0 (S, B, D) and step noise (S, K, B, D) of a rollout."""
+        x_0 = noise.normal(f"{draw}_noise", batch_size, self.chunk_dim)
+        return x_0, noise.normal(f"{draw}_step_noise", self.config.flow_steps, *x_0.shape[1:])
+
+    def action_chunk(self, path: Path) -> Tensor:
+        """tanh(x_1), (S, B, H, A)."""
+        return path.x_1.tanh().unflatten(-1, (self.chunk_length, -1))
+
+    def path_log_prob(self, path: Path, noise_std: float) -> Tensor:
+        """Log density (S, B) of the path, 0 where there is no entropy term."""
+        config, (x_0, step_noise, x_1) = self.config, path
         if config.temperature == "off":
-            return action_chunk, torch.zeros_like(x_1[..., 0])
+            return torch.zeros_like(x_1[..., 0])
         std = step_std(noise_std, config.flow_steps, config.noise_scheme)
         log_prob = path_log_prob(x_0, step_noise, std, x_1, config.tanh_log_det)
         if config.entropy_reference == "centred":
             log_prob = log_prob + path_entropy(self.chunk_dim, config.flow_steps, std)
-        return action_chunk, log_prob
+        return log_prob
 
     @property
     def entropy_coef(self) -> Tensor:
@@ -157,10 +181,10 @@ class SACFlow(Agent):
         """Squared error to the chunk's return plus the soft target value of the policy's next chunk."""
         with torch.no_grad():
             std = self.config.target_noise_std
-            next_action_chunk, next_log_prob = self.policy(batch.next_obs, noise, "next", std)
-            next_q = self.target_critic(batch.next_obs, next_action_chunk)  # (S, N, B)
+            path = self.rollout(batch.next_obs, noise, "next", std)
+            next_q = self.target_critic(batch.next_obs, self.action_chunk(path))  # (S, N, B)
             next_value = next_q.mean(1) if self.config.q_aggregation == "mean" else next_q.amin(1)
-            next_value = next_value - self.entropy_coef.unsqueeze(-1) * next_log_prob
+            next_value = next_value - self.entropy_coef.unsqueeze(-1) * self.path_log_prob(path, std)
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
         q = self.critic(batch.obs, batch.action_chunk)  # (S, N, B)
         # A window that runs into the next episode has no meaningful target: weight 0.
@@ -179,8 +203,12 @@ class SACFlow(Agent):
         return loss, {"matching_loss": loss.detach()}
 
     def policy_loss(self, batch: Batch, noise: Noise, bc_coef: float) -> tuple[Tensor, Metrics]:
-        """-Q and entropy of a noisy rollout, and its squared distance to the batch's chunk."""
-        action_chunk, log_prob = self.policy(batch.obs, noise, "policy", self.config.policy_noise_std)
+        """`loss_of_path` of a noisy rollout, through which its gradient runs back."""
+        return self.loss_of_path(self.rollout(batch.obs, noise, "policy", self.config.policy_noise_std), batch, bc_coef)
+
+    def loss_of_path(self, path: Path, batch: Batch, bc_coef: float) -> tuple[Tensor, Metrics]:
+        """-Q and entropy of a path, and the squared distance of its end to the batch's chunk."""
+        action_chunk, log_prob = self.action_chunk(path), self.path_log_prob(path, self.config.policy_noise_std)
         squared_distance = (action_chunk - batch.action_chunk).square()
         if self.config.mask_bc_by_valid:
             squared_distance = squared_distance * batch.valid.unsqueeze(-1)
@@ -192,6 +220,20 @@ class SACFlow(Agent):
         loss = bc_coef * bc_loss + q_loss
         metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss, "entropy": -log_prob.mean(1)}
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
+        config = self.config
+        bc_coef = config.bc_coef if phase == "offline" else config.bc_coef_online
+        x_0, step_noise = self.draw_noise(batch.obs.shape[1], noise, "policy")
+
+        def step(k: int, x: Tensor) -> Tensor:
+            velocity = self.velocity_field(batch.obs)
+            return noisy_step(velocity, x, k, step_noise, config.policy_noise_std, config.noise_scheme)
+
+        def loss(x_1: Tensor) -> Tensor:
+            return self.loss_of_path(Path(x_0, step_noise, x_1), batch, bc_coef)[0]
+
+        return rollout_gradient_norms(step, x_0, config.flow_steps, loss, self.velocity_field.parameters())
 
     def temperature_loss(self, entropy: Tensor) -> Tensor:
         """Loss (S,) of alpha. The released rule has the entropy's sign inverted: alpha decays while entropy < 0."""

@@ -1,0 +1,169 @@
+"""Norms of the policy loss's gradient along its rollout: what they are, for which agents, and what they must not do."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents.flow import euler_step, rollout_gradient_norms
+from tests.seeded_noise import SeededNoise
+from tests.test_agents import NAMES, assert_equal_states, batch_of, build, train
+from tests.tiny_runs import tiny_config
+
+# The loss of these agents' policy reaches it through one call of a network: the flow is a constant target of it.
+WITHOUT_ROLLOUT = {"fql": "one-step policy", "qc_fql": "one-step policy"}
+WITH_ROLLOUT = [name for name in NAMES if name not in WITHOUT_ROLLOUT]
+
+
+def names_of(flow_steps: int) -> list[str]:
+    points = [f"gradient_norm_x_{k}" for k in range(flow_steps + 1)]
+    return points + [f"gradient_norm_parameters_{k}" for k in range(flow_steps)]
+
+
+# --- the definition
+
+
+@pytest.mark.parametrize("flow_steps", [1, 4, 10])
+def test_a_constant_jacobian_multiplies_the_norm_at_every_step(flow_steps: int) -> None:
+    """v = c x: each step multiplies by 1 + c / K. l = a . x_K with |a| = 5, so norm k is 5 (1 + c / K)^(K - k)."""
+    slope = nn.Parameter(torch.tensor([[[4.0]], [[-0.5]]], dtype=torch.float64))  # one for each of two seeds
+    x_0 = torch.randn(2, 7, 2, dtype=torch.float64)
+    norms = rollout_gradient_norms(
+        lambda k, x: euler_step(lambda t, x: slope * x, x, k, flow_steps),
+        x_0,
+        flow_steps,
+        lambda x: (x @ torch.tensor([3.0, -4.0], dtype=torch.float64)).mean(1),
+        [slope],
+    )
+    assert list(norms) == names_of(flow_steps)
+    factor = 1 + slope.detach().flatten() / flow_steps
+    for k in range(flow_steps + 1):
+        torch.testing.assert_close(norms[f"gradient_norm_x_{k}"], 5 * factor ** (flow_steps - k))
+    # Step k adds a . x_k / K, pushed through the steps after it, to the gradient by c.
+    for k in range(flow_steps):
+        added = (x_0 @ torch.tensor([3.0, -4.0], dtype=torch.float64)).mean(1) * factor ** (flow_steps - 1) / flow_steps
+        torch.testing.assert_close(norms[f"gradient_norm_parameters_{k}"], added.abs())
+
+
+@pytest.mark.parametrize(("gate", "expected"), [(1.0, 9.379), (0.5, 3.574)])
+def test_a_gate_keeps_a_steep_candidate_within_the_computed_bound(gate: float, expected: float) -> None:
+    """v = g (c(x) - x) with c = 4 x, K = 4: (1 - g / 4 + g)^4, against (1 + 4 / 4)^4 = 16 for v = 4 x."""
+    unused = nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
+
+    def growth(velocity: Any) -> float:
+        x_0 = torch.ones(1, 3, 2, dtype=torch.float64)
+        step = lambda k, x: euler_step(velocity, x, k, 4)  # noqa: E731
+        norms = rollout_gradient_norms(step, x_0, 4, lambda x: x.sum(-1).mean(1), [unused])
+        assert float(norms["gradient_norm_parameters_0"]) == 0
+        return float(norms["gradient_norm_x_0"] / norms["gradient_norm_x_4"])
+
+    ours = growth(lambda t, x: gate * (4 * x - x))
+    assert ours == pytest.approx((1 - gate / 4 + gate) ** 4)
+    assert ours < expected + 1e-3 < growth(lambda t, x: 4 * x) == pytest.approx(16)
+
+
+@pytest.mark.parametrize("name", WITH_ROLLOUT)
+@pytest.mark.parametrize("phase", ["offline", "online"])
+def test_norms_are_those_of_the_loss_that_trains_the_policy(name: str, phase: Any) -> None:
+    """Against one pass of autograd through `policy_loss` as an update calls it."""
+    coefs = {"offline": 30.0, "online": 2.0}
+    agent = build(name, [0, 1], bc_coef=coefs["offline"], bc_coef_online=coefs["online"])
+    train(agent, [0, 1], offline=1, online=1)
+    field = agent.get_submodule(agent.policy_modules[0])
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def recording(module: nn.Module, args: Any, velocity: Any) -> Any:
+        def asked(t: Tensor, x: Tensor) -> Tensor:
+            if not x.requires_grad:
+                x.requires_grad_()  # x_0, which was drawn
+            calls.append((x, t))
+            return velocity(t, x)
+
+        return asked
+
+    batch = batch_of([0, 1], agent.chunk_length)
+    norms = agent.gradient_norms(batch, SeededNoise([0, 1]), phase)
+    hook = field.register_forward_hook(recording)
+    loss = agent.policy_loss(batch, SeededNoise([0, 1]), coefs[phase])[0]
+    hook.remove()
+    flow_steps = agent.config.flow_steps
+    assert list(norms) == names_of(flow_steps) and len(calls) == flow_steps
+    gradients = torch.autograd.grad(loss.sum(), [x for x, _ in calls])
+    # The entropy term holds the density of x_0 itself: what that adds does not come back through the rollout.
+    direct = agent.entropy_coef.reshape(2, 1, 1) * calls[0][0] if hasattr(agent, "path_log_prob") else 0.0
+    for k, gradient in enumerate(gradients):
+        of_samples = gradient * batch.obs.shape[1] + (direct if k == 0 else 0.0)
+        expected = torch.linalg.vector_norm(of_samples, dim=2).mean(1)
+        torch.testing.assert_close(norms[f"gradient_norm_x_{k}"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", WITH_ROLLOUT)
+def test_parts_of_the_steps_sum_to_the_gradient_of_an_update(
+    name: str, gradients: dict[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = build(name, [0])
+    batch = batch_of([0], agent.chunk_length)
+    parts: list[Tensor] = []
+    grad = torch.autograd.grad
+
+    def kept(outputs: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        found = grad(outputs, inputs, *rest, **options)
+        if isinstance(inputs, list):
+            parts.append(torch.cat([part.flatten() for part in found[1:]]))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", kept)
+        norms = agent.gradient_norms(batch, SeededNoise([0]), "online")
+    for k, part in enumerate(reversed(parts)):
+        torch.testing.assert_close(norms[f"gradient_norm_parameters_{k}"], part.norm().reshape(1))
+    agent.update_online(batch, SeededNoise([0]))
+    field = agent.get_submodule(agent.policy_modules[0])
+    trained = torch.cat([gradients[p].flatten() for p in field.parameters() if p.requires_grad])
+    torch.testing.assert_close(torch.stack(parts).sum(0), trained, rtol=1e-3, atol=1e-4 * float(trained.abs().max()))
+
+
+# --- every agent
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("phase", ["offline", "online"])
+def test_every_agent_reports_norms_of_each_step_or_has_no_rollout(name: str, phase: Any) -> None:
+    agent = build(name, [0, 1, 2])
+    train(agent, [0, 1, 2])
+    before = {key: value.clone() for key, value in agent.state_tensors().items()}
+    norms = agent.gradient_norms(batch_of([0, 1, 2], agent.chunk_length), SeededNoise([0, 1, 2]), phase)
+    assert list(norms) == ([] if name in WITHOUT_ROLLOUT else names_of(agent.config.flow_steps))
+    for key, value in norms.items():
+        assert value.shape == (3,) and not value.requires_grad and value.isfinite().all() and (value > 0).all(), key
+    assert_equal_states(agent.state_tensors(), before)
+    assert all(parameter.grad is None for parameter in agent.parameters())
+
+
+@pytest.mark.parametrize("name", WITH_ROLLOUT)
+def test_norms_of_a_pack_are_those_of_its_seeds_alone(name: str) -> None:
+    pack = build(name, [5, 6, 7])
+    found = pack.gradient_norms(batch_of([5, 6, 7], pack.chunk_length), SeededNoise([5, 6, 7]), "online")
+    for slot, seed in enumerate([5, 6, 7]):
+        alone = build(name, [seed]).gradient_norms(batch_of([seed], pack.chunk_length), SeededNoise([seed]), "online")
+        for key, value in alone.items():
+            torch.testing.assert_close(found[key][slot], value[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", WITH_ROLLOUT)
+def test_norms_do_not_scale_with_the_batch(name: str) -> None:
+    agent, batch = build(name, [0]), batch_of([0], tiny_config(name).agent_config.chunk_length)
+
+    class Twice(SeededNoise):
+        """The numbers of the first half of a batch again in the second."""
+
+        def normal(self, draw: str, *shape: int) -> Tensor:
+            half = super().normal(draw, *shape[:-2], shape[-2] // 2, shape[-1])
+            return torch.cat([half, half], -2)
+
+    once = agent.gradient_norms(batch, SeededNoise([0]), "online")
+    doubled = replace(batch, **{key: torch.cat([value, value], 1) for key, value in vars(batch).items()})
+    for key, value in agent.gradient_norms(doubled, Twice([0]), "online").items():
+        torch.testing.assert_close(value, once[key], rtol=1e-4, atol=0)
