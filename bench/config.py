@@ -41,6 +41,7 @@ class RunConfig:
     eval_interval_steps: int = 100_000
     eval_episodes: int = 50
     log_interval: int = 5_000  # updates and environment steps between rows of train.csv
+    gradient_norm_interval: int = 10_000  # updates between norms of gradients along the policy's rollout; 0: none
 
     def __post_init__(self) -> None:
         for name in ("suite", "dataset"):
@@ -62,7 +63,7 @@ class RunConfig:
         for name, least in (
             *(("seed", 0), ("offline_updates", 0), ("online_steps", 0), ("warmup_steps", 0)),
             *(("utd_ratio", 1), ("batch_size", 1), ("replay_capacity", 1), ("eval_episodes", 1), ("log_interval", 1)),
-            *(("eval_interval_updates", 1), ("eval_interval_steps", 1)),
+            *(("eval_interval_updates", 1), ("eval_interval_steps", 1), ("gradient_norm_interval", 0)),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -86,13 +87,15 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: all fields, the schema version and the hash of both."""
         fields = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}))
+        if not self.gradient_norm_interval:  # as in runs from before there was such a field, which keep their hash
+            del fields["gradient_norm_interval"]
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return {**fields, "config_hash": hashlib.sha256(canonical.encode()).hexdigest()[:16]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunConfig":
         """The inverse of `to_json`; ConfigError where the file is of another schema or was edited."""
-        fields = dict(data)
+        fields = {"gradient_norm_interval": 0, **data}
         written_hash = fields.pop("config_hash", None)
         version = fields.pop("schema_version", None)
         if version != SCHEMA_VERSION:

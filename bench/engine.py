@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from agents.base import Agent
+from agents.base import Agent, Metrics, Phase
 from bench.config import ConfigError
 from bench.meters import MetricMeans
 from bench.streams import NoiseTape, SeedStreams, Stream, TapeNoise
@@ -30,7 +30,6 @@ from datasets.store import cache_root
 
 Mode = Literal["eager", "compiled", "graph", "compiled-graph"]
 MODES = get_args(Mode)
-Phase = Literal["offline", "online"]
 
 SLOWER: dict[Mode, Mode] = {"compiled-graph": "graph", "graph": "compiled", "compiled": "eager"}
 
@@ -114,6 +113,8 @@ class Engine:
         self._start = Stream("starts", 0, "uniform", (batch_size,), torch.float64)
         self._noise = NoiseTape(SeedStreams(seeds, device, "update", NOISE_BLOCK), device)
         self._acting = NoiseTape(SeedStreams(seeds, device, "acting"), device)
+        self._measured_starts = SeedStreams(seeds, "cpu", "gradient_norms_batch")
+        self._measured_noise = SeedStreams(seeds, device, "gradient_norms")
         self._obs = torch.zeros(len(seeds), 1, agent.obs_dim, device=device)
         self._act: Callable[[], Tensor] | None = None
         self._compiler = compiler
@@ -143,6 +144,13 @@ class Engine:
         if self._act is None:
             self._act = self._prepare_acting()
         return self._act().cpu()
+
+    def gradient_norms(self, phase: Phase, number: int) -> Metrics:
+        """The agent's `gradient_norms` after `number` updates, executed eagerly whatever the mode, on a batch as large
+        as an update's. Batch and noise have streams of their own, so that no update depends on what was measured."""
+        fractions = self._measured_starts.at(number).slice(self._start)
+        batch = self._replay.sample(fractions.to(self._device) if self._replay.on_device else fractions)
+        return self._agent.gradient_norms(batch, self._measured_noise.at(number), phase)
 
     def _run(self, phase: Phase, number: int, count: int) -> None:
         if self._replay.version != self._replay_version:  # graphs hold tensors that the replay no longer uses

@@ -109,6 +109,7 @@ def _quick(suite: str, settings: dict[str, dict[str, Any]], **run: Any) -> list[
             warmup_steps=500,
             batch_size=128,
             log_interval=500,
+            gradient_norm_interval=500,
             **run,
         )
         for agent, own in settings.items()

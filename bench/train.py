@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import datasets
+from agents.base import Phase
 from bench.checkpoint import Progress
 from bench.claims import Claims, Superseded
 from bench.config import RunConfig
@@ -282,16 +283,17 @@ class Training:
             self._status("running")
 
     @property
-    def phase(self) -> str:
+    def phase(self) -> Phase:
         return "online" if self.env_steps else "offline"
 
     @property
     def _updates_to_next_event(self) -> int:
-        """Offline updates up to the next log, evaluation or end, whichever comes first."""
+        """Offline updates up to the next log, evaluation, norms of gradients or end, whichever comes first."""
         config = self.config
         ends = [config.offline_updates, *([self._until[0]] if self._until else [])]
         events = [end - self.updates for end in ends if end > self.updates]
-        return min(*events, *(n - self.updates % n for n in (config.log_interval, config.eval_interval_updates)))
+        intervals = (config.log_interval, config.eval_interval_updates, config.gradient_norm_interval)
+        return min(*events, *(n - self.updates % n for n in intervals if n))
 
     def _update_offline(self) -> None:
         with self._watch.part("update"):
@@ -300,8 +302,10 @@ class Training:
         self.updates += count
         self.evaluated = False
         self._clock.count("updates", count)
-        if self.updates % self.config.log_interval == 0 or self.updates == self.config.offline_updates:
+        ends = self.updates == self.config.offline_updates
+        if self.updates % self.config.log_interval == 0 or ends:
             self._log()
+        self._measure_gradients(count, ends)
 
     def _hand_over(self) -> None:
         """From dataset to environment: opens the rings, makes the environments, restores both after a restart.
@@ -339,13 +343,16 @@ class Training:
                 values = {f"behaviour_{name}": value for name, value in episode.items()}
                 with self._owned(index):
                     self.writers[index].train(self.phase, self.updates, self.env_steps, values)
-        if self.env_steps >= config.warmup_steps:
+        updates = config.utd_ratio if self.env_steps >= config.warmup_steps else 0
+        if updates:
             with self._watch.part("update"):
                 self.engine.update_online(self.updates, config.utd_ratio)
             self.updates += config.utd_ratio
             self._clock.count("updates", config.utd_ratio)
-        if self.env_steps % config.log_interval == 0 or self.env_steps == config.online_steps:
+        ends = self.env_steps == config.online_steps
+        if self.env_steps % config.log_interval == 0 or ends:
             self._log()
+        self._measure_gradients(updates, ends)
 
     def _act(self) -> None:
         """The policies' next chunks, for the rollouts that need one; a seed whose action is not finite fails."""
@@ -388,6 +395,22 @@ class Training:
                 self._fail(
                     index, Diverged(f"seed {self.seeds[index]}: {', '.join(bad)} not finite by update {self.updates}")
                 )
+
+    def _measure_gradients(self, updates: int, phase_ends: bool) -> None:
+        """Norms of gradients along the policies' rollouts, where the last `updates` updates reached a multiple of the
+        interval, and at the end of a phase."""
+        interval = self.config.gradient_norm_interval
+        if not interval or not updates or not (phase_ends or self.updates % interval < updates):
+            return
+        with self._watch.part("update"):
+            norms = self.engine.gradient_norms(self.phase, self.updates)
+            if not norms:
+                return
+            rows = torch.stack(list(norms.values()), 1).tolist()  # one wait for the device
+        for index, _ in self._living():
+            with self._owned(index):
+                values = dict(zip(norms, rows[index], strict=True))
+                self.writers[index].train(self.phase, self.updates, self.env_steps, values)
 
     def _ring_is_unsaved(self) -> bool:
         """The next transition would overwrite one that no checkpoint holds."""

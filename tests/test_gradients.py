@@ -8,8 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from agents.flow import euler_step, rollout_gradient_norms
+from bench.config import ConfigError, RunConfig
+from bench.evaluate import Preempted
 from tests.seeded_noise import SeededNoise
 from tests.test_agents import NAMES, assert_equal_states, batch_of, build, train
+from tests.test_engine import TRACED, Setup
+from tests.test_train import execute, results_of, table
 from tests.tiny_runs import tiny_config
 
 # The loss of these agents' policy reaches it through one call of a network: the flow is a constant target of it.
@@ -167,3 +171,84 @@ def test_norms_do_not_scale_with_the_batch(name: str) -> None:
     doubled = replace(batch, **{key: torch.cat([value, value], 1) for key, value in vars(batch).items()})
     for key, value in agent.gradient_norms(doubled, Twice([0]), "online").items():
         torch.testing.assert_close(value, once[key], rtol=1e-4, atol=0)
+
+
+# --- in a run
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("sac_flow_t", "eager"), ("naive_sac_flow", "eager"), ("flow_mlp", "compiled")]
+)
+def test_measuring_between_updates_changes_no_bit_of_them(name: str, mode: Any) -> None:
+    measured, left_alone = (Setup(name, mode=mode, compiler=TRACED) for _ in range(2))
+    norms = []
+    for setup in (measured, left_alone):
+        for number in range(4):
+            setup.collect(1)
+            setup.engine.update_online(number)
+            if setup is measured:
+                norms.append(setup.engine.gradient_norms("online", number + 1))
+    assert measured.engine.mode == mode
+    assert_equal_states(measured.outcome(), left_alone.outcome())
+    assert measured.metrics.take(2) == left_alone.metrics.take(2)
+    firsts = [float(norm["gradient_norm_x_0"][0]) for norm in norms]
+    assert len(set(firsts)) == len(firsts)  # of another batch each time
+    again = measured.engine.gradient_norms("online", 4)
+    assert all(torch.equal(again[key], value) for key, value in norms[-1].items())
+
+
+def measuring(agent: str, interval: int, **changes: Any) -> RunConfig:
+    """A run of a few updates with an evaluation of one episode at the end of each phase."""
+    few = {"offline_updates": 11, "online_steps": 14, "warmup_steps": 4, "eval_episodes": 1}
+    few |= {"eval_interval_updates": 100, "eval_interval_steps": 100}
+    return tiny_config(agent, suite=f"every-{interval}", gradient_norm_interval=interval, **(few | changes))
+
+
+@pytest.mark.parametrize("agent", ["sac_flow_g", "naive_sac_flow"])
+def test_a_run_with_norms_has_more_rows_and_is_else_the_same(agent: str, data_cache: Any, tmp_path: Any) -> None:
+    config, without = measuring(agent, 5), measuring(agent, 0)
+    execute([config], tmp_path)
+    execute([without], tmp_path)
+    ours, theirs = results_of(config, tmp_path), results_of(without, tmp_path)
+    assert ours["episodes.csv"] == theirs["episodes.csv"]
+    rows = ours["train.csv"].decode().splitlines(keepends=True)
+    own = [row for row in rows if "gradient_norm" in row]
+    assert "".join(row for row in rows if row not in own) == theirs["train.csv"].decode()
+    points = list(dict.fromkeys(tuple(row.split(",")[:3]) for row in own))
+    # Every 5 updates and at the end of each phase; online updates begin at environment step 4.
+    offline = [("offline", updates, "0") for updates in ("5", "10", "11")]
+    assert points == [*offline, ("online", "15", "7"), ("online", "20", "12"), ("online", "22", "14")]
+    assert [row.split(",")[3] for row in own] == names_of(config.agent_config.flow_steps) * len(points)
+
+    for polls in (8, 9):  # offline, then online
+        with pytest.raises(Preempted):
+            execute([config], tmp_path / "stopped", stop_after=polls)
+    execute([config], tmp_path / "stopped")
+    assert results_of(config, tmp_path / "stopped") == ours
+
+
+def test_several_updates_per_step_pass_no_multiple_of_the_interval_by(data_cache: Any, tmp_path: Any) -> None:
+    config = measuring("flow_mlp", 4, utd_ratio=3, online_steps=9)
+    execute([config], tmp_path)
+    rows = [row for row in table(config, tmp_path, "train.csv") if row["name"] == "gradient_norm_x_0"]
+    assert [int(row["updates"]) for row in rows if row["phase"] == "offline"] == [4, 8, 11]
+    # Updates come in threes: 14 (passes 12), 17 (16), 20, 26 (24), 29 (28, and the end); 23 passes none.
+    assert [int(row["updates"]) for row in rows if row["phase"] == "online"] == [14, 17, 20, 26, 29]
+
+
+def test_an_agent_without_a_rollout_has_no_such_rows(data_cache: Any, tmp_path: Any) -> None:
+    config = measuring("qc_fql", 5, online_steps=0)
+    execute([config], tmp_path)
+    names = {row["name"] for row in table(config, tmp_path, "train.csv")}
+    assert "policy_loss" in names and not any("gradient" in name for name in names)
+
+
+def test_the_interval_is_part_of_a_run_and_none_is_as_before_there_was_one() -> None:
+    config = tiny_config()
+    off = config.replace(gradient_norm_interval=0)
+    assert off.to_json()["config_hash"] != config.to_json()["config_hash"]
+    assert "gradient_norm_interval" not in off.to_json()
+    assert RunConfig.from_json(off.to_json()) == off
+    assert RunConfig.from_json(config.to_json()) == config
+    with pytest.raises(ConfigError, match="gradient_norm_interval is -1; it must be an integer of at least 0"):
+        config.replace(gradient_norm_interval=-1)
