@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.gradients import load_norms
 from analysis.load import load_results
 from analysis.read import ResultsError
 
@@ -26,16 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out: Path = options.out or options.results / "figures"
     try:
         suites = load_results(options.results, options.suite, options.allow_incomplete)
+        norms = {suite.name: load_norms(suite, options.results) for suite in suites}
     except (ResultsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     # Late: drawing takes a second to import, which a refusal need not wait for.
     from analysis.figures import draw_suite
+    from analysis.gradient_figures import draw_gradients
     from analysis.tables import suite_rows, to_markdown, write_tables
 
     try:
         out.mkdir(parents=True, exist_ok=True)
         written = [path for suite in suites for path in (*write_tables(suite, out), *draw_suite(suite, out))]
+        written += [path for suite in suites for path in draw_gradients(suite, norms[suite.name], out)]
     except OSError as error:
         print(f"error: cannot write to {out}: {error}", file=sys.stderr)
         return 2
