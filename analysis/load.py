@@ -162,8 +162,8 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
     by_cell: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         by_task[run.config["task"]].append(run)
-        by_agent[run.config["agent"]].append(run)
-        by_cell[run.config["task"], run.config["agent"]].append(run)
+        by_agent[run.agent].append(run)
+        by_cell[run.config["task"], run.agent].append(run)
     for task, members in by_task.items():
         where = f"suite {name}, task {task}"
         refuse_mix(members, lambda run: run.provenance["dataset"].get("name"), f"{where}: dataset")
@@ -211,15 +211,16 @@ def refuse_mix(runs: Sequence[Run], value: Callable[[Run], Any], what: str) -> N
             raise ResultsError(f"{what} is {value(runs[0])} in {runs[0].name} but {value(run)} in {run.name}")
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a config by name; those of the agent as `agent_config.<name>`."""
+    fields: dict[str, Any] = {}
+    for key, value in config.items():
+        fields |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return fields
+
+
 def refuse_config_mix(runs: Sequence[Run]) -> None:
     """ResultsError naming the field, unless the runs are repetitions: equal but for the seed."""
-
-    def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for key, value in config.items():
-            fields |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        return fields
-
     first = {key: value for key, value in runs[0].config.items() if key not in REPETITION_FIELDS}
     for run in runs[1:]:
         other = {key: value for key, value in run.config.items() if key not in REPETITION_FIELDS}

@@ -74,6 +74,11 @@ class Run:
     notes: tuple[str, ...]
 
     @property
+    def agent(self) -> str:
+        """As in the path: the agent, and after an @ the variant of its settings, if it is one."""
+        return label_of(self.config)
+
+    @property
     def offline_phase(self) -> tuple[str, int] | None:
         """Which shared offline phase it goes on from; None where it trained its own."""
         phase = self.provenance.get("offline_phase")
@@ -92,7 +97,7 @@ def read_run(root: Path, name: str) -> Run:
     for field in ("seed", "offline_updates", "online_steps", "eval_episodes"):
         if type(config[field]) is not int or config[field] < 0:
             raise ResultsError(f"{folder}/config.json: {field} is {config[field]!r}, expected a whole number")
-    claimed = f"{config['suite']}/{config['task']}/{config['agent']}/seed_{config['seed']:03d}"
+    claimed = f"{config['suite']}/{config['task']}/{label_of(config)}/seed_{config['seed']:03d}"
     if claimed != name:
         raise ResultsError(f"{folder}/config.json belongs to {claimed}: a copied or renamed folder counts a run twice")
     status_file = folder / "status.json"
@@ -122,6 +127,11 @@ def read_run(root: Path, name: str) -> Run:
     behaviour = read_behaviour(folder / "train.csv")
     notes = tuple(f"{name}: {note}" for note in (*notes, *dropped))
     return Run(name, config, provenance, state, measure, evaluations, behaviour, notes)
+
+
+def label_of(config: dict[str, Any]) -> str:
+    """What an agent is called in paths, tables and figures."""
+    return f"{config['agent']}@{config['variant']}" if config.get("variant") else str(config["agent"])
 
 
 def read_json(path: Path, keys: Iterable[str]) -> dict[str, Any]:

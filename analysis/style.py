@@ -33,6 +33,15 @@ FALLBACK_STYLES = tuple(
     )
 )
 
+# Variants of one agent in an ablation, beside the agent's own style: from dark to light, so that an order shows.
+VARIANT_STYLES = (
+    AgentStyle("#000000", (0, (5, 1.5)), "^"),
+    AgentStyle("#6A3D9A", (0, (1, 1)), "v"),
+    AgentStyle("#B15928", (0, (4, 1.2, 1, 1.2)), "<"),
+    AgentStyle("#1B9E9E", (0, (2.5, 1.2)), ">"),
+    AgentStyle("#999999", (0, (6, 1.2, 1, 1.2, 1, 1.2)), "P"),
+)
+
 COLUMN_WIDTH = 3.4  # inches; one column of a two-column page
 PAGE_WIDTH = 6.9  # inches; both columns
 MATPLOTLIB: dict[str, Any] = {

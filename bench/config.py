@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from bench.errors import ConfigError
 from bench.writer import SCHEMA_VERSION
 from datasets.spec import DataError, nearest
 
+# Fields that runs of older code do not have, and what they stand for then: such runs keep their hash.
+LATER_FIELDS = {"gradient_norm_interval": 0, "variant": ""}
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -26,6 +30,7 @@ class RunConfig:
     seed: int
     dataset: str  # name of a published or generated data set
     agent_config: Any  # the frozen dataclass of the agent
+    variant: str = ""  # name of an ablation of the agent's settings, whose runs lie beside the agent's own
     success_timing: Literal["post", "pre"] = (
         "post"  # success from the state after or before the action (OGBench 1.1 / 1.2)
     )
@@ -48,6 +53,8 @@ class RunConfig:
             value = getattr(self, name)
             if not value or "/" in value or value.startswith("."):
                 raise ConfigError(f"{name} {value!r} cannot be a folder's name; use letters, digits, '-' and '_'")
+        if not re.fullmatch(r"[\w.,=+-]*", self.variant):
+            raise ConfigError(f"variant {self.variant!r} may have letters, digits and any of _ . , = + -")
         try:
             task = datasets.task(self.task)
             object.__setattr__(self, "task", task.name)
@@ -78,8 +85,13 @@ class RunConfig:
         """Gradient updates of the whole run."""
         return self.offline_updates + self.utd_ratio * max(0, self.online_steps - self.warmup_steps + 1)
 
+    @property
+    def label(self) -> str:
+        """The agent and its variant, as in folders, tables and figures."""
+        return f"{self.agent}@{self.variant}" if self.variant else self.agent
+
     def directory(self, results: Path) -> Path:
-        return results / self.suite / self.task / self.agent / f"seed_{self.seed:03d}"
+        return results / self.suite / self.task / self.label / f"seed_{self.seed:03d}"
 
     def replace(self, **changes: Any) -> "RunConfig":
         return dataclasses.replace(self, **changes)
@@ -87,15 +99,16 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: all fields, the schema version and the hash of both."""
         fields = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}))
-        if not self.gradient_norm_interval:  # as in runs from before there was such a field, which keep their hash
-            del fields["gradient_norm_interval"]
+        for name, absent in LATER_FIELDS.items():
+            if fields[name] == absent:
+                del fields[name]
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return {**fields, "config_hash": hashlib.sha256(canonical.encode()).hexdigest()[:16]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunConfig":
         """The inverse of `to_json`; ConfigError where the file is of another schema or was edited."""
-        fields = {"gradient_norm_interval": 0, **data}
+        fields = {**LATER_FIELDS, **data}
         written_hash = fields.pop("config_hash", None)
         version = fields.pop("schema_version", None)
         if version != SCHEMA_VERSION:

@@ -83,7 +83,7 @@ def from_finished_runs(
     budget only, was in a pack of the same size, and was trained on the same kind of device; None without one."""
     config = configs[0]
     domain = datasets.task(config.task).domain
-    for path in sorted(results.glob(f"*/*/{config.agent}/seed_*/complete.json")):
+    for path in sorted(results.glob(f"*/*/{config.label}/seed_*/complete.json")):
         directory = path.parent
         other, provenance = read_json(directory / "config.json"), read_json(directory / "provenance.json")
         if not other or not provenance or _kind(other) != _kind(config.to_json()):

@@ -161,6 +161,6 @@ def collected(directory: Path) -> tuple[RunConfig, Transitions]:
         ends=ends,
     )
     obs, action, final, reward, terminated = rows
-    name = "-".join([config.suite, config.task, config.agent, f"seed{config.seed}", "online"])
+    name = "-".join([config.suite, config.task, config.label, f"seed{config.seed}", "online"])
     digest = hashlib.sha256(packed.tobytes()).hexdigest()
     return config, Transitions(obs, action, reward, terminated, final, name, "generated", digest)

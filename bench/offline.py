@@ -33,7 +33,7 @@ def offline_phase(config: RunConfig) -> RunConfig:
         config.agent_config, **{name: getattr(agent_default, name) for name in agent_class.online_only}
     )
     settings = {name: defaults[name] for name in ONLINE_ONLY} | {"online_steps": 0, "agent_config": agent_config}
-    phase = config.replace(**settings, suite=FOLDER)
+    phase = config.replace(**settings, suite=FOLDER, variant="")
     text = json.dumps(phase.replace(seed=0).to_json(), sort_keys=True)
     return phase.replace(suite=hashlib.sha256(text.encode()).hexdigest()[:12])
 

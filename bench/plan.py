@@ -36,7 +36,7 @@ class Pack:
     def name(self) -> str:
         seeds = [config.seed for config in self.configs]
         span = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]}-{seeds[-1]}"
-        return f"{self.configs[0].task} {self.configs[0].agent} {span}"
+        return f"{self.configs[0].task} {self.configs[0].label} {span}"
 
     @property
     def work(self) -> Work:

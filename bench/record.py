@@ -63,7 +63,7 @@ def record(
         "noise": noise,
     }
     if out is None:
-        run = f"{config.task}-{config.agent}-{recipe['policy'][:8]}"
+        run = f"{config.task}-{config.label}-{recipe['policy'][:8]}"
         out = cache_root() / "recorded" / f"{run}-{episodes}ep-noise{noise:g}-seed{seed}.hdf5"
     if out.suffix not in (".hdf5", ".h5"):
         raise ConfigError(f"{out} must be named as an HDF5 file: {out.stem or 'data'}.hdf5")

@@ -40,13 +40,14 @@ def write_run(
     state: str = "complete",
     by_return: bool = False,
     reference_returns: list[float] | None = None,
+    variant: str = "",
     **config: Any,
 ) -> Path:
     """One run with these success rates (multiples of 1 / EPISODES) every 100 updates and 10 steps.
 
     `by_return`: a task without success, and these are the mean returns of its evaluations.
     """
-    folder = root / suite / task / agent / f"seed_{seed:03d}"
+    folder = root / suite / task / (f"{agent}@{variant}" if variant else agent) / f"seed_{seed:03d}"
     folder.mkdir(parents=True)
     offline_updates, online_steps = 100 * (len(offline) - 1), 10 * len(online)
     settings = {
@@ -63,7 +64,7 @@ def write_run(
         "discount": 0.99,
         "agent_config": {"chunk_length": 5, "bc_coef": 10.0},
     }
-    write_json(folder / "config.json", settings | config)
+    write_json(folder / "config.json", settings | ({"variant": variant} if variant else {}) | config)
     dataset = {"name": f"data-{task}", "origin": origin, "content_hash": f"content-{task}"}
     starts = [{"commit": "0123abcd", "dirty_diff_hash": None}]
     provenance = {"schema_version": 1, "dataset": dataset, "starts": starts, "reference_returns": reference_returns}

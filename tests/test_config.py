@@ -51,6 +51,7 @@ def test_every_field_is_part_of_the_identity():
         "success_timing": "pre",
         "discount": 0.5,
         "online_dataset_rows": 7,
+        "variant": "x",
     }
     for field in dataclasses.fields(config):
         if field.name == "agent":
