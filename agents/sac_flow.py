@@ -114,6 +114,7 @@ class SACFlow(Agent):
         return self.action_chunk(self.rollout(obs, noise, "act", noise_std))
 
     def rollout(self, obs: Tensor, noise: Noise, draw: str, noise_std: float) -> Path:
+        """The policy's path at obs (S, B, O), from numbers drawn under names that begin with `draw`."""
         x_0, step_noise = self.draw_noise(obs.shape[1], noise, draw)
         x_1 = noisy_rollout(self.velocity_field(obs), x_0, step_noise, noise_std, self.config.noise_scheme)
         return Path(x_0, step_noise, x_1)
