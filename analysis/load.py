@@ -238,7 +238,7 @@ def shared_grid(runs: Sequence[Run]) -> tuple[NDArray[np.int64], NDArray[np.int6
     """Offline updates (P,) and online steps (Q,) of the evaluations that all complete runs of an agent have."""
     config = runs[0].config
     # The ends belong to the grid even where no run has reached them yet: they are what the scalars look at.
-    offline, online = {0, config["offline_updates"]}, {0, config["online_steps"]}
+    offline, online = {config["offline_updates"]}, {0, config["online_steps"]}
     for run in runs:
         offline.update(run.evaluations.updates[~run.evaluations.online].tolist())
         online.update(run.evaluations.env_steps[run.evaluations.online].tolist())

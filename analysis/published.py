@@ -1,7 +1,7 @@
 """Published numbers: reading them, whose they are and how they were made, and the compact table that comes with us.
 
-`python -m analysis.published compact PATH` makes `analysis/published.csv` anew from the files of a release.
-Two formats, CSV or gzipped CSV:
+`python -m analysis.published compact PATH` makes `analysis/published.csv` anew from the files of a release,
+`python -m analysis.published import FILE` turns rates per seed into a results folder. Two formats, CSV or gzipped CSV:
 
 * curves: `source,suite,task,method,env_step,mean,std_or_ci,n_seeds`. env_step is online environment steps, 0 the end
   of the offline phase, negative the offline updates still to go; std_or_ci is `ci95:[low;high]`, `std:x` or empty.
@@ -546,8 +546,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compact = commands.add_parser("compact", help="make the table of end points that the project comes with")
     compact.add_argument("path", type=Path, metavar="PATH", help="a file of published numbers, or a folder of them")
     compact.add_argument("--out", type=Path, default=COMPACT, metavar="FILE", help="default: analysis/published.csv")
+    importing = commands.add_parser("import", help="rates per seed as a results folder")
+    importing.add_argument("file", type=Path, metavar="FILE", help="rates per seed")
+    importing.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     options = parser.parse_args(arguments)
-    actions: dict[str, Callable[[], str]] = {"compact": lambda: _compact(options)}
+    actions: dict[str, Callable[[], str]] = {"compact": lambda: _compact(options), "import": lambda: _import(options)}
     try:
         print(actions[options.command]())
     except (ResultsError, OSError) as error:
@@ -562,6 +565,12 @@ def _compact(options: argparse.Namespace) -> str:
     draft.write_text(text, encoding="utf-8", newline="\n")
     draft.replace(options.out)
     return f"wrote {options.out}"
+
+
+def _import(options: argparse.Namespace) -> str:
+    from analysis.imported import import_as_results
+
+    return "\n".join(import_as_results(options.file, options.results))
 
 
 if __name__ == "__main__":

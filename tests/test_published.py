@@ -2,13 +2,19 @@
 
 import gzip
 import itertools
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import published
+from analysis.imported import import_as_results
+from analysis.load import load_results
 from analysis.published import (
     COMPACT,
     COMPARED_STEPS,
@@ -226,3 +232,79 @@ def test_protocols_tell_what_forbids_a_comparison():
     assert "success timing not known" in remarks
     forbidding, _ = differences(ours, protocol_of("qc_plot_data", "FQL"))
     assert forbidding == ["steps per chunk: published 1, ours 5"]
+
+
+# --------------------------------------------------------------------------------------------------- importing
+
+
+def test_imported_rates_have_the_means_of_the_file(tmp_path: Path):
+    tasks = tuple(f"cube-{size}-play-singletask-task{k}-v0" for size in ("double", "triple") for k in (1, 2, 3))
+    path = write_seeds(tmp_path / "mine.csv.gz", seed_rows(("FQL", "QAM-E", "BAM"), tasks, seeds=5))
+    import_as_results(path, tmp_path / "results")
+    table: Any = pd.read_csv(path)
+    suites = load_results(tmp_path / "results")
+    assert [suite.name for suite in suites] == ["mine-cube-double", "mine-cube-triple"]
+    for suite in suites:
+        assert (suite.origin, suite.eval_episodes, suite.success_timing) == ("published", 50, "unknown")
+        assert suite.agents == ("bam", "fql", "qam_e")
+        rows = table[table.task.str.startswith(suite.name.removeprefix("mine-"))]
+        for method, agent in (("FQL", "fql"), ("QAM-E", "qam_e"), ("BAM", "bam")):
+            plain = rows[rows.method == method].groupby(["offline_updates", "online_steps"]).success_rate.mean()
+            cells = suite.cells_of(agent)
+            assert len(cells) == 3
+            offline = np.mean([cell.offline_score.mean(axis=0) for cell in cells], axis=0)
+            online = np.mean([cell.online_score.mean(axis=0) for cell in cells], axis=0)
+            assert offline == pytest.approx([plain[50, 0], plain[100, 0]], abs=1e-12)
+            assert online == pytest.approx([plain[100, 0], plain[100, 20], plain[100, 40]], abs=1e-12)
+
+
+def test_imported_runs_say_where_they_are_from(tmp_path: Path):
+    path = write_seeds(tmp_path / "qam_cube_success_by_seed.csv")
+    import_as_results(path, tmp_path / "results")
+    folder = tmp_path / "results/qam-cube-double/cube-double-task1/qc_fql/seed_002"
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["dataset"]["origin"] == "published"
+    assert provenance["imported"]["file"] == path.name
+    assert "2601.14234" in provenance["imported"]["source"]
+    assert "return and length are 0" in provenance["imported"]["note"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["agent_config"] == {"num_critics": 10, "chunk_length": 5}
+    assert (config["offline_updates"], config["online_steps"]) == (100, 40)
+
+
+def test_methods_without_an_offline_phase_are_left_out_by_name(tmp_path: Path):
+    rows = [*seed_rows(), *(f"RLPD,cube-double-task1,0,{k},{s},0.5" for k in (20, 40) for s in range(4))]
+    lines = import_as_results(write_seeds(tmp_path / "mine.csv", rows), tmp_path / "results")
+    assert "left out: RLPD, it has no offline phase" in lines[0]
+    assert load_results(tmp_path / "results")[0].agents == ("fql", "qam_e")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [*rows[:-1], rows[-1].rsplit(",", 1)[0] + ",0.25"], "expected a multiple of 1/50"),
+        (lambda rows: rows[:-1], "has no row at offline_updates 100, online_steps 40"),
+        (lambda rows: [row for row in rows if ",100,0," not in row], "no row at the end of its offline phase (100, 0)"),
+        (lambda rows: rows + [row.replace("FQL", "fql") for row in rows if "FQL" in row], "cannot be told from"),
+        (lambda rows: [row for row in rows if row.startswith("None")], "no method has an offline phase"),
+    ],
+)
+def test_import_refuses_what_is_no_results_folder(tmp_path: Path, change: Callable, message: str):
+    path = write_seeds(tmp_path / "mine.csv", change(seed_rows()))
+    with pytest.raises(PublishedError) as error:
+        import_as_results(path, tmp_path / "results")
+    assert message in str(error.value)
+    assert not list((tmp_path / "results").glob("*"))
+
+
+def test_import_command_does_not_touch_a_suite_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture):
+    arguments = ["import", str(write_seeds(tmp_path / "mine.csv")), "--results", str(tmp_path / "results")]
+    assert published.main(arguments) == 0
+    assert f"wrote {tmp_path / 'results/mine-cube-double'}: 16 runs" in capsys.readouterr().out
+    before = sorted(path for path in (tmp_path / "results").rglob("*"))
+    assert published.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "exists" in error
+    assert error.count("\n") == 1
+    assert sorted(path for path in (tmp_path / "results").rglob("*")) == before
