@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from analysis import published
-from analysis.imported import import_as_results
-from analysis.load import load_results
+from analysis import published, verdicts
+from analysis.imported import import_as_results, write_run
+from analysis.load import Suite, load_results
 from analysis.published import (
     COMPACT,
     COMPARED_STEPS,
     CURVES_HEADER,
     SEEDS_HEADER,
     SOURCES,
+    Point,
     PublishedError,
+    SeedRate,
     agent_of,
     compact_text,
     differences,
@@ -29,6 +32,7 @@ from analysis.published import (
     read_file,
     read_published,
 )
+from analysis.verdicts import ABOVE, BELOW, CONFORMANT, NOT_COMPARABLE, NOT_ENOUGH, Sample, compare, judge
 
 CURVES = [
     "mine,ogbench-cube-double,cube-double-task1,FQL,-500000,0.1000,,4",
@@ -308,3 +312,340 @@ def test_import_command_does_not_touch_a_suite_that_is_there(tmp_path: Path, cap
     assert "exists" in error
     assert error.count("\n") == 1
     assert sorted(path for path in (tmp_path / "results").rglob("*")) == before
+
+
+# ---------------------------------------------------------------------------------------- the permutation test
+
+
+def sample(values: Any) -> Sample:
+    values = np.asarray(values, dtype=np.float64)
+    return Sample(float(values.mean()), values, 50)
+
+
+def point(mean: float, n: int, low: float = math.nan, high: float = math.nan, std: float = math.nan) -> Point:
+    return Point("qc_plot_data", "s", "cube-double-task1", "QC-FQL", 0, mean, low, high, std, n)
+
+
+def test_splits_are_those_of_scipys_exact_permutation_test():
+    rng = np.random.default_rng(0)
+    for n, m in ((3, 4), (5, 5), (4, 7)):
+        ours, theirs = rng.integers(51, size=n) / 50, rng.integers(20, 51, size=m) / 50
+        exact = stats.permutation_test(
+            (ours, theirs),
+            lambda a, b, axis: abs(a.mean(axis) - b.mean(axis)),
+            alternative="greater",
+            n_resamples=10**6,
+        )
+        assert verdicts.equality_test([(sample(ours), sample(theirs))]).p == pytest.approx(float(exact.pvalue))
+
+
+def test_splits_of_all_or_nothing_runs_are_hypergeometric():
+    # 6 of 6 solved against 1 of 6: two-sided 2 * C(7, 6) / C(12, 6).
+    p = verdicts.equality_test([(sample(np.ones(6)), sample([1, 0, 0, 0, 0, 0]))]).p
+    assert p == pytest.approx(2 * 7 / 924)
+
+
+def test_splits_of_two_tasks_are_those_of_an_enumeration():
+    rng = np.random.default_rng(1)
+    pools = [rng.integers(51, size=6) / 50, rng.integers(51, size=5) / 50]
+    sizes = (3, 2)
+
+    def difference(pool: np.ndarray, taken: tuple[int, ...]) -> float:
+        return pool[list(taken)].mean() - np.delete(pool, taken).mean()
+
+    every = [
+        [difference(pool, taken) for taken in itertools.combinations(range(len(pool)), size)]
+        for pool, size in zip(pools, sizes, strict=True)
+    ]
+    sums = np.array([abs(a + b) / 2 for a, b in itertools.product(*every)])
+    observed = abs(sum(difference(pool, tuple(range(size))) for pool, size in zip(pools, sizes, strict=True))) / 2
+    pairs = [(sample(pool[:size]), sample(pool[size:])) for pool, size in zip(pools, sizes, strict=True)]
+    # Sums over tasks are counted in steps of 0.002 per task.
+    p = verdicts.equality_test(pairs).p
+    assert (sums >= observed + 0.003).mean() - 1e-9 <= p <= (sums >= observed - 0.003).mean() + 1e-9
+
+
+def test_adjustment_is_holms_where_every_task_can_reach_every_p():
+    fine = np.linspace(0.0005, 1.0, 2000)
+    tests = [verdicts.Splits(1 - fine, fine, int(np.argmin(abs(fine - p)))) for p in (0.01, 0.04, 0.03)]
+    assert verdicts.holm(tests) == pytest.approx([0.03, 0.06, 0.06], abs=0.003)
+
+
+def test_tasks_on_which_all_runs_agree_cost_the_others_nothing():
+    apart = (sample(np.ones(5)), sample(np.zeros(5)))
+    same = (sample(np.ones(5)), sample(np.ones(5)))
+    alone = verdicts.holm([verdicts.equality_test([apart])])[0]
+    among = verdicts.holm([verdicts.equality_test([pair]) for pair in (apart, same, same, same, same)])
+    assert alone == pytest.approx(2 / 252)
+    assert among == pytest.approx([alone, 1, 1, 1, 1])
+
+
+# ------------------------------------------------------------------------------- runs that stand for published ones
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "n"),
+    [(0.5, 0.2, 4), (0.5, 0.2, 5), (0.97, 0.04, 4), (0.03, 0.05, 8), (0.9, 0.2, 5), (0.4, 0.0, 4)],
+)
+def test_runs_that_stand_for_others_have_their_mean_and_spread(mean: float, spread: float, n: int):
+    values = verdicts.spread_out(mean, spread, n)
+    assert values.mean() == pytest.approx(mean)
+    assert values.std(ddof=1) == pytest.approx(spread)
+    assert values.min() >= 0
+    assert values.max() <= 1
+
+
+def test_spread_of_a_bootstrap_interval_is_that_of_the_runs():
+    rng = np.random.default_rng(2)
+    ratios = []
+    for _ in range(200):
+        runs = rng.beta(4, 3, size=4)
+        low, high = np.quantile(runs[rng.integers(4, size=(2000, 4))].mean(axis=1), [0.025, 0.975])
+        stand_in = verdicts.published_sample(point(float(runs.mean()), 4, float(low), float(high)))
+        ratios.append(stand_in.values.std(ddof=1) / runs.std(ddof=1))
+    assert np.median(ratios) == pytest.approx(1.0, abs=0.1)
+
+
+def test_published_deviation_is_taken_for_the_smaller_kind():
+    runs = np.array([0.2, 0.4, 0.5, 0.9])
+    stand_in = verdicts.published_sample(point(0.5, 4, std=float(runs.std())))
+    assert stand_in.values.std(ddof=1) == pytest.approx(runs.std(ddof=1))
+
+
+def test_without_a_spread_runs_are_all_or_nothing():
+    assert verdicts.published_sample(point(0.56, 5)).values == pytest.approx([1, 1, 0.8, 0, 0])
+    assert verdicts.published_sample(point(1.0, 5)).values == pytest.approx(np.ones(5))
+
+
+# ---------------------------------------------------------------------------------------------------- the rule
+
+
+def verdict_of(ours: Any, theirs: Any) -> str:
+    return compare([(sample(ours), sample(theirs))])[0][2]
+
+
+def test_verdicts_of_plain_cases():
+    low, high = np.full(8, 0.2) + np.linspace(-0.1, 0.1, 8), np.full(8, 0.8) + np.linspace(-0.1, 0.1, 8)
+    assert verdict_of(low, high) == BELOW
+    assert verdict_of(high, low) == ABOVE
+    assert verdict_of(high, high) == CONFORMANT
+    assert verdict_of(np.tile([0.0, 1.0], 4), np.tile([1.0, 0.0], 4)) == NOT_ENOUGH
+
+
+def test_tiny_difference_on_a_saturated_task_is_conformant():
+    (gap, p, verdict, _) = compare([(sample(np.full(12, 0.98)), sample(np.ones(12)))])[0]
+    assert p < 1e-4
+    assert gap.high < 0
+    assert verdict == CONFORMANT
+
+
+def test_interval_of_runs_without_spread_is_that_of_their_episodes():
+    gap = verdicts.difference([(sample(np.ones(5)), sample(np.ones(5)))])
+    likely = 251 / 252
+    error = math.sqrt(2 * likely * (1 - likely) / 50 / 5)
+    assert gap.high == pytest.approx(2.306004 * error)  # t(0.975, 8)
+    assert gap.low == -gap.high
+
+
+def test_interval_of_the_difference_is_welchs():
+    rng = np.random.default_rng(3)
+    ours, theirs = rng.uniform(size=5), rng.uniform(0.2, 0.6, size=9)
+    gap = verdicts.difference([(sample(ours), sample(theirs))])
+    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    assert (gap.low, gap.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_three_seeds_are_too_few_for_conformant_and_for_an_alarm_against_three():
+    assert verdict_of(np.ones(3), np.ones(12)) == NOT_ENOUGH
+    assert verdict_of(np.zeros(3), np.ones(3)) == NOT_ENOUGH  # one split in ten is as extreme
+    assert verdict_of(np.zeros(3), np.ones(12)) == BELOW
+    assert verdict_of([0.5], np.full(12, 0.5)) == NOT_ENOUGH
+
+
+def test_seeds_that_cannot_help_are_said_to_be_theirs():
+    theirs = [0.0, 1.0, 1.0, 0.0]
+    reason = compare([(sample(np.full(50, 0.5)), sample(theirs))])[0][3]
+    assert "published seeds alone leave" in reason
+
+
+# ------------------------------------------------------------------------------------------------- error rates
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        [0, 0, 0, 0, 0, 1, 1, 1, 1, 1],
+        [0, 0.9, 0.92, 0.94, 0.96, 0.98, 1, 1, 1, 1],
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1],
+    ],
+)
+@pytest.mark.parametrize("ours", [3, 5, 7])
+def test_no_more_than_one_split_in_twenty_is_a_false_alarm(pool: list[float], ours: int):
+    runs = np.array(pool)
+    splits = list(itertools.combinations(range(10), ours))
+    alarms = sum(verdict_of(runs[list(taken)], np.delete(runs, taken)) in (BELOW, ABOVE) for taken in splits)
+    assert alarms / len(splits) <= 0.05
+
+
+def draw_suite(rng: np.random.Generator, seeds: int, learned: float) -> list[np.ndarray]:
+    """Rates on five tasks: a run has learned, with another probability on each, or collapsed; one is saturated."""
+    tasks = []
+    for share in (0.3, 0.6, 0.8, 0.95, 1.0):
+        level = 1.0 if share == 1.0 else learned
+        rate = np.where(rng.random(seeds) < share, level, 0.05) + rng.normal(0, 0.05, size=seeds) * (share < 1)
+        tasks.append(rng.binomial(50, np.clip(rate, 0, 1)) / 50)
+    return tasks
+
+
+def alarm_in_suite(ours: list[np.ndarray], theirs: list[Sample]) -> bool:
+    found = compare([(sample(a), b) for a, b in zip(ours, theirs, strict=True)])
+    return any(verdict in (BELOW, ABOVE) for _, _, verdict, _ in found)
+
+
+@pytest.mark.parametrize("form", ["per seed", "interval", "deviation"])
+def test_equal_method_is_called_different_in_one_suite_of_twenty_at_most(form: str):
+    rng = np.random.default_rng(4)
+    trials, alarms = 200, 0
+
+    def told(runs: np.ndarray) -> Sample:
+        if form == "per seed":
+            return sample(runs)
+        if form == "deviation":
+            return verdicts.published_sample(point(float(runs.mean()), len(runs), std=float(runs.std())))
+        low, high = np.quantile(runs[rng.integers(len(runs), size=(500, len(runs)))].mean(axis=1), [0.025, 0.975])
+        return verdicts.published_sample(point(float(runs.mean()), len(runs), float(low), float(high)))
+
+    for _ in range(trials):
+        alarms += alarm_in_suite(draw_suite(rng, 6, 0.8), [told(runs) for runs in draw_suite(rng, 6, 0.8)])
+    # 5 % of them with two standard errors of the count itself.
+    assert alarms <= 0.05 * trials + 2 * math.sqrt(0.05 * 0.95 * trials)
+
+
+def test_worse_method_is_caught_with_twelve_seeds():
+    rng = np.random.default_rng(5)
+    caught = [
+        alarm_in_suite(draw_suite(rng, 12, 0.3), [sample(runs) for runs in draw_suite(rng, 12, 0.8)]) for _ in range(40)
+    ]
+    assert all(caught)
+
+
+# --------------------------------------------------------------------------------------- a suite of our own runs
+
+
+def write_suite(
+    root: Path,
+    rates: dict[str, float],
+    seeds: int = 8,
+    agent: str = "qc_fql",
+    suite: str = "ogbench-cube-triple",
+    origin: str = "published",
+    settings: dict[str, Any] | None = None,
+    **config: Any,
+) -> Path:
+    """Runs at the published protocol, evaluated at the steps of the compact table, with these rates after 1M steps."""
+    rng = np.random.default_rng(6)
+    for (task, rate), seed in itertools.product(rates.items(), range(seeds)):
+        points = [SeedRate(0, "", task, 500_000, 0, seed, 0.0)]
+        for step in COMPARED_STEPS:
+            shown = rng.binomial(50, rate * step / 1_000_000) / 50
+            points.append(SeedRate(0, "", task, 1_000_000, step, seed, shown))
+        content = {
+            "suite": suite,
+            "task": task,
+            "agent": agent,
+            "seed": seed,
+            "dataset": "cube-triple-play-v0",
+            "success_timing": "post",
+            "offline_updates": 1_000_000,
+            "online_steps": 1_000_000,
+            "eval_episodes": 50,
+            "utd_ratio": 1,
+            "config_hash": f"{task}-{agent}-{seed}",
+            "agent_config": {"num_critics": 2, "chunk_length": 5, "critic_updates_per_offline_step": 1}
+            | (settings or {}),
+        }
+        folder = root / suite / task / agent / f"seed_{seed:03d}"
+        write_run(folder, content | config, {}, points)
+        provenance = json.loads((folder / "provenance.json").read_text())
+        provenance["dataset"]["origin"] = origin
+        (folder / "provenance.json").write_text(json.dumps(provenance))
+    return root
+
+
+def load_one(root: Path) -> Suite:
+    (suite,) = load_results(root)
+    return suite
+
+
+def rows_of(root: Path, source: str = "qc_plot_data", step: int = 1_000_000) -> dict[str, verdicts.Row]:
+    rows = judge(load_one(root), root, read_published())
+    return {row.task: row for row in rows if row.source == source and row.step == step}
+
+
+TRIPLE = {"cube-triple-task1": 1.0, "cube-triple-task2": 0.4, "cube-triple-task3": 0.5, "cube-triple-task5": 0.0}
+
+
+def test_runs_get_a_verdict_by_task_and_one_over_all(tmp_path: Path):
+    # QC-FQL is published with 1.00, 0.89, 0.52 [0.29, 0.70] and 0.00 on these tasks.
+    rows = rows_of(write_suite(tmp_path, TRIPLE))
+    assert {task: row.verdict for task, row in rows.items()} == {
+        "cube-triple-task1": CONFORMANT,
+        "cube-triple-task2": BELOW,
+        "cube-triple-task3": NOT_ENOUGH,
+        "cube-triple-task5": CONFORMANT,
+        "all tasks": BELOW,
+    }
+    low = rows["cube-triple-task2"]
+    assert low.ours is not None and low.difference is not None
+    assert low.ours.seeds == (8, 8)
+    assert low.published.mean == pytest.approx(0.89, abs=0.005)
+    assert low.difference.mean == pytest.approx(low.ours.mean - low.published.mean)
+    assert rows["all tasks"].num_tasks == 4
+
+
+def test_steps_that_get_a_verdict_are_fixed_in_advance(tmp_path: Path):
+    rows = judge(load_one(write_suite(tmp_path, TRIPLE)), tmp_path, read_published())
+    assert {row.step for row in rows if row.source == "qc_plot_data"} == set(COMPARED_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"settings": {"num_critics": 10}}, "critics: published 2, ours 10"),
+        ({"settings": {"chunk_length": 1}}, "steps per chunk: published 5, ours 1"),
+        ({"settings": {"critic_updates_per_offline_step": 2}}, "critic updates per offline step: published 1, ours 2"),
+        ({"origin": "generated"}, "data: published published, ours generated"),
+        ({"success_timing": "pre"}, "success timing: published post, ours pre"),
+        ({"utd_ratio": 2}, "updates per online step: published 1, ours 2"),
+    ],
+)
+def test_other_protocol_is_not_comparable_and_says_why(tmp_path: Path, changes: dict[str, Any], reason: str):
+    rows = rows_of(write_suite(tmp_path, TRIPLE, seeds=2, **changes))
+    assert {row.verdict for row in rows.values()} == {NOT_COMPARABLE}
+    assert all(reason in row.reason for row in rows.values())
+    assert "all tasks" not in rows
+
+
+def test_source_that_may_be_the_best_checkpoint_is_not_comparable(tmp_path: Path):
+    rows = rows_of(write_suite(tmp_path, TRIPLE, seeds=2), source="cfp_paper_table5")
+    assert rows
+    assert all(row.reason == "may be the best checkpoint of each curve" for row in rows.values())
+
+
+def test_ten_critics_are_compared_with_ten(tmp_path: Path):
+    root = write_suite(tmp_path, TRIPLE, settings={"num_critics": 10})
+    rows = rows_of(root, source="qam_cube_success_by_seed", step=500_000)
+    assert rows["cube-triple-task3"].verdict == BELOW  # published 0.81
+    assert rows["cube-triple-task5"].verdict == CONFORMANT
+    assert "success timing not known" in rows["cube-triple-task5"].reason
+
+
+def test_method_with_our_chunks_is_chosen_where_a_source_has_two(tmp_path: Path):
+    settings = {"chunk_length": 5}
+    root = write_suite(tmp_path, {"cube-double-task1": 0.5}, seeds=2, agent="ifql", suite="s", settings=settings)
+    assert {row.method for row in rows_of(root).values()} == {"QC-IFQL"}
+
+
+def test_suite_without_published_tasks_has_no_verdict(tmp_path: Path):
+    root = write_suite(tmp_path, {"cube-single-task1": 0.5}, seeds=2)
+    assert judge(load_one(root), root, read_published()) == []
