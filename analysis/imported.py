@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis.load import EPISODE_COLUMNS, SCHEMA_VERSION
 from analysis.published import PublishedError, SeedRate, agent_of, protocol_of, read_seed_rates, source_of
+from analysis.read import EPISODE_COLUMNS, SCHEMA_VERSION
 
 EVAL_EPISODES = 50
 NOTE = (

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.load import ResultsError
 from analysis.metrics import CONFIDENCE
+from analysis.read import ResultsError
 from analysis.wording import count_label
 
 COMPACT = Path(__file__).with_name("published.csv")

@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.load import SUCCESS, Cell, Suite, read_json
+from analysis.load import Cell, Suite
 from analysis.metrics import CONFIDENCE, FLOOR_SEEDS, Array, stratified_t
 from analysis.published import (
     COMPARED_STEPS,
@@ -47,6 +47,7 @@ from analysis.published import (
     series_of,
     source_of,
 )
+from analysis.read import SUCCESS, read_json
 from analysis.style import styles_of
 from analysis.tables import ALL_TASKS, aligned
 from analysis.wording import count_label, counted
@@ -338,10 +339,8 @@ def source_order(source: str) -> tuple[bool, str]:
 def our_protocol(suite: Suite, results_dir: Path, agent: str) -> Protocol:
     """How our numbers were made, from the config of a run; the runs of an agent are checked to be alike by `load`."""
     cell = suite.cells_of(agent)[0]
-    config = read_json(
-        results_dir / suite.name / cell.task / agent / f"seed_{cell.seeds[0]:03d}" / "config.json", ("agent_config",)
-    )
-    settings = config["agent_config"]
+    config = read_json(results_dir / suite.name / cell.task / agent / f"seed_{cell.seeds[0]:03d}" / "config.json", ())
+    settings = config.get("agent_config", {})
     return Protocol(
         num_critics=settings.get("num_critics"),
         chunk_length=settings.get("chunk_length"),

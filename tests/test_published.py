@@ -1,6 +1,8 @@
 """Published numbers: reading them, taking them for runs, and the verdict on ours. All data are made here."""
 
+import csv
 import gzip
+import io
 import itertools
 import json
 import math
@@ -11,9 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
 from scipy import stats
 
-from analysis import published, verdicts
+from analysis import overlay, published, verdicts
+from analysis.__main__ import main
 from analysis.imported import import_as_results, write_run
 from analysis.load import Suite, load_results
 from analysis.published import (
@@ -649,3 +654,71 @@ def test_method_with_our_chunks_is_chosen_where_a_source_has_two(tmp_path: Path)
 def test_suite_without_published_tasks_has_no_verdict(tmp_path: Path):
     root = write_suite(tmp_path, {"cube-single-task1": 0.5}, seeds=2)
     assert judge(load_one(root), root, read_published()) == []
+
+
+# ------------------------------------------------------------------------------------------ tables and figure
+
+
+def test_command_writes_verdicts_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture):
+    root = write_suite(tmp_path / "results", TRIPLE, seeds=6)
+    out = tmp_path / "out"
+    assert main(["--results", str(root), "--out", str(out)]) == 0
+    again = overlay.draw_published(load_one(root), root, read_published(), tmp_path)
+    assert [path.name for path in again] == [f"ogbench-cube-triple_published.{kind}" for kind in ("pdf", "svg", "png")]
+    for path in again:
+        assert path.read_bytes() == (out / path.name).read_bytes()
+    table = pd.read_csv(out / "ogbench-cube-triple_verdicts.csv")
+    row = table[(table.source == "qc_plot_data") & (table.step == 10**6) & (table.task == "cube-triple-task2")].iloc[0]
+    assert row.verdict == BELOW
+    assert row.difference == pytest.approx(row.ours - row.published, abs=2e-6)
+    assert row.difference_low < row.difference < row.difference_high < 0
+    assert (row.ours_seeds_min, row.published_seeds_min) == (6, 4)
+    text = (out / "ogbench-cube-triple_verdicts.md").read_text()
+    assert "| cube-triple-task2 | +1M " in text
+    assert "### qc_fql against QC-FQL, Q-chunking release" in text
+    assert "qc_fql" in capsys.readouterr().out.split("against published numbers")[1]
+    image = imread(out / "ogbench-cube-triple_published.png")[..., :3]
+    colours = (np.array(to_rgb("#E69F00")), np.array(to_rgb(overlay.GREYS[0].color)))
+    for colour in colours:
+        assert (np.abs(image - colour).max(axis=-1) < 0.05).sum() > 100
+
+
+def test_command_refuses_a_bad_published_file(tmp_path: Path, capsys: pytest.CaptureFixture):
+    root = write_suite(tmp_path / "results", TRIPLE, seeds=2)
+    bad = write_curves(tmp_path / "bad.csv", [CURVES[0], "x"])
+    assert main(["--results", str(root), "--published", str(bad)]) == 2
+    assert capsys.readouterr().err == f"error: {bad}, line 3: 1 fields, expected 8\n"
+    assert not (root / "figures").exists()
+
+
+def test_given_curves_are_drawn_and_judged(tmp_path: Path):
+    root = write_suite(tmp_path / "results", TRIPLE, seeds=5)
+    steps = range(-1_000_000, 1_000_001, 100_000)
+    rows = [f"mine,s,cube-triple-task1,QC FQL,{step},0.5,std:0.1,6" for step in steps]
+    points = read_published(write_curves(tmp_path / "mine.csv", rows))
+    suite = load_one(root)
+    judged = [row for row in judge(suite, root, points) if row.source == "mine"]
+    assert [row.step for row in judged] == list(COMPARED_STEPS)
+    assert judged[-1].verdict == ABOVE
+    assert "critics not known" in judged[-1].reason
+    figure = overlay.published_figure(suite, root, verdicts.counterparts(suite, root, points))
+    entries = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert any(entry.startswith("mine, 6 seeds") and "critics not known" in entry for entry in entries)
+    assert any(entry.startswith("Q-chunking release, 4 seeds") for entry in entries)
+    curve = [line for line in figure.axes[0].lines if np.size(line.get_xdata()) == 21 and line.get_linestyle() != "-"]
+    assert any(np.allclose(line.get_ydata(), 0.5) for line in curve)
+
+
+def test_published_points_beyond_our_budget_are_left_out(tmp_path: Path):
+    root = write_suite(tmp_path, TRIPLE, seeds=2)
+    suite = load_one(root)
+    assert overlay.published_position(suite, 0) == 0.0
+    assert overlay.published_position(suite, 500_000) == pytest.approx(overlay.phase_widths(suite)[1] / 2)
+    assert overlay.published_position(suite, -1_000_000) == pytest.approx(-overlay.phase_widths(suite)[0])
+    assert overlay.published_position(suite, 1_100_000) is None
+
+
+def test_verdict_table_has_one_header_and_no_loose_commas(tmp_path: Path):
+    suite = load_one(write_suite(tmp_path, TRIPLE, seeds=2))
+    text = verdicts.to_csv(suite, judge(suite, tmp_path, read_published()))
+    assert len({len(row) for row in csv.reader(io.StringIO(text))}) == 1

@@ -1,0 +1,220 @@
+"""The figure of one suite against published numbers: a row of panels per agent, a panel per task.
+
+Ours as in the other figures, in colour; published means in grey, a source a shade, a line and a marker, with limits
+where there are any. Where only a few points of a curve are published, nothing is drawn between them. Whether the two
+may be compared is for `analysis.verdicts` to say; what differs stands in the legend.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.typing import LineStyleType
+
+from analysis.figures import (
+    CHARACTERS_PER_INCH,
+    PANEL_COLUMNS,
+    PANEL_STYLE,
+    axis_sentence,
+    draw_curve,
+    dress,
+    dress_score,
+    house_style,
+    new_figure,
+    phase_widths,
+    save,
+)
+from analysis.load import Suite
+from analysis.published import Point, Series, differences, protocol_of, source_of
+from analysis.read import SUCCESS
+from analysis.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
+from analysis.verdicts import counterparts, our_protocol, source_order
+from analysis.wording import counted, provenance_facts, wrapped
+
+
+class GreyStyle(NamedTuple):
+    color: str
+    line: LineStyleType
+    marker: str
+
+
+GREYS = (
+    GreyStyle("0.25", (0, (4, 1.5)), "o"),
+    GreyStyle("0.5", (0, (1.5, 1.2)), "s"),
+    GreyStyle("0.4", (0, (5, 1.2, 1, 1.2)), "^"),
+    GreyStyle("0.6", (0, (3, 1, 1, 1, 1, 1)), "D"),
+    GreyStyle("0.35", (0, (7, 2)), "v"),
+    GreyStyle("0.65", (0, (2, 2)), "P"),
+)
+OURS = "#0072B2"
+MARKERS_PER_PANEL = 7
+Counterparts = Mapping[tuple[str, str, str], Sequence[Series]]
+
+
+def draw_published(suite: Suite, results_dir: Path, points: Sequence[Point], out: Path) -> list[Path]:
+    """Writes `<suite>_published.*` into `out`; returns their paths, none where nothing is published for the suite."""
+    found = counterparts(suite, results_dir, points) if suite.measure is SUCCESS else {}
+    if not found:
+        return []
+    with house_style(PANEL_STYLE):
+        return save(published_figure(suite, results_dir, found), out / f"{suite.name}_published")
+
+
+def published_figure(suite: Suite, results_dir: Path, found: Counterparts) -> Figure:
+    """Panels of the agents that have a published counterpart."""
+    agents = list(dict.fromkeys(agent for agent, _, _ in found))
+    sources = sorted({source for _, source, _ in found}, key=source_order)
+    shades = {source: GREYS[k % len(GREYS)] for k, source in enumerate(sources)}
+    entries = legend_entries(suite, results_dir, found, shades)
+    columns = min(len(suite.tasks), PANEL_COLUMNS)
+    deep = -(-len(suite.tasks) // columns)  # rows of one agent
+    width = max(COLUMN_WIDTH, PAGE_WIDTH * columns / PANEL_COLUMNS)
+    lines = sum(label.count("\n") + 1 for label in entries.values())
+    figure = new_figure(width, 0.9 + 1.15 * deep * len(agents) + 0.125 * (lines + 1))
+    grid = figure.subplots(deep * len(agents), columns, squeeze=False)
+    for row, agent in enumerate(agents):
+        for index, axes in enumerate(grid[row * deep : (row + 1) * deep].flat):
+            if index >= len(suite.tasks):
+                axes.set_axis_off()
+                continue
+            task = suite.tasks[index]
+            draw_panel(axes, suite, agent, task, found, shades)
+            if row == 0 or deep > 1:
+                axes.set_title(task, pad=3)
+            if index % columns == 0:
+                axes.set_ylabel(agent)
+            else:
+                axes.tick_params(labelleft=False)
+            if row < len(agents) - 1 or index + columns < len(suite.tasks):
+                axes.tick_params(labelbottom=False)
+    joined = {curve.source for curves in found.values() for curve in curves if is_curve(curve)}
+    facts = [*provenance_facts(suite), "95 % t band, pointwise", "thin lines: single runs", axis_sentence(suite)]
+    title = [f"{suite.name}, ours (colour) and published (grey): success rate by agent and task"]
+    title += wrapped(facts, int(width * CHARACTERS_PER_INCH))
+    figure.suptitle("\n".join(title), x=0.01, ha="left", linespacing=1.3)
+    figure.legend(
+        [Line2D([], [], **marks(style, source in joined)) for source, style in shades.items()],
+        [entries[source] for source in shades],
+        loc="outside lower left",
+        fontsize=MATPLOTLIB["legend.fontsize"] - 0.5,
+        labelspacing=0.35,
+    )
+    return figure
+
+
+def draw_panel(
+    axes: Axes, suite: Suite, agent: str, task: str, found: Counterparts, shades: Mapping[str, GreyStyle]
+) -> None:
+    """One agent on one task: published below, ours on top."""
+    for (name, source, _), curves in found.items():
+        for curve in curves if name == agent else ():
+            if curve.task == task:
+                draw_series(axes, suite, curve, shades[source])
+    if (task, agent) in suite.cells:
+        draw_curve(axes, suite, [suite.cells[task, agent]], coloured(styles_of(suite.agents)[agent]), 0)
+    dress(axes, suite, narrow=True)
+    dress_score(axes, SUCCESS, [])
+
+
+def coloured(style: AgentStyle) -> AgentStyle:
+    """The style of an agent, in blue where it is a grey one: grey is what others published."""
+    red, green, blue = to_rgb(style.color)
+    return style if max(red, green, blue) - min(red, green, blue) > 0.1 else style._replace(color=OURS)
+
+
+def draw_series(axes: Axes, suite: Suite, curve: Series, style: GreyStyle) -> None:
+    """Published points that lie within our budget, with their limits."""
+    places, points = [], []
+    for point in curve.points:
+        place = published_position(suite, point.step)
+        if place is not None:
+            places.append(place)
+            points.append(point)
+    if not points:
+        return
+    mean = np.array([point.mean for point in points])
+    limits = np.array([point.interval for point in points])
+    known = ~np.isnan(limits).any(axis=1)
+    below, above = np.maximum(0.0, mean - limits[:, 0]), np.maximum(0.0, limits[:, 1] - mean)
+    if is_curve(curve):
+        axes.fill_between(places, mean - below, mean + above, where=known.tolist(), color=style.color, alpha=0.15, lw=0)
+    elif known.any():
+        axes.errorbar(
+            np.array(places)[known],
+            mean[known],
+            yerr=[below[known], above[known]],
+            fmt="none",
+            ecolor=style.color,
+            elinewidth=0.7,
+            capsize=1.5,
+            capthick=0.7,
+            zorder=2.2,
+            clip_on=False,
+        )
+    every = -(-len(points) // MARKERS_PER_PANEL)
+    axes.plot(places, mean, markevery=every, zorder=2.3, clip_on=False, **marks(style, is_curve(curve)))
+
+
+def is_curve(curve: Series) -> bool:
+    """Whether its points are close enough to be joined."""
+    return len(curve.points) > MARKERS_PER_PANEL
+
+
+def published_position(suite: Suite, step: int) -> float | None:
+    """Place of a published step on our axis, each phase in its own unit; None beyond our budget."""
+    left, right = phase_widths(suite)
+    budget, wide = (suite.offline_updates, left) if step < 0 else (suite.online_steps, right)
+    if step == 0:
+        return 0.0
+    return step / budget * wide if budget and abs(step) <= budget else None
+
+
+def marks(style: GreyStyle, joined: bool) -> dict[str, Any]:
+    """How a published curve is drawn, in panels and in the legend."""
+    return {
+        "color": style.color,
+        "linestyle": style.line if joined else "none",
+        "linewidth": 0.8,
+        "marker": style.marker,
+        "markersize": 2.8,
+        "markerfacecolor": "white",
+        "markeredgewidth": 0.7,
+    }
+
+
+def legend_entries(
+    suite: Suite, results_dir: Path, found: Counterparts, shades: Mapping[str, GreyStyle]
+) -> dict[str, str]:
+    """Of each source: its name, seeds, its names for our agents, and how its protocol differs from ours."""
+    width = max(COLUMN_WIDTH, PAGE_WIDTH * min(len(suite.tasks), PANEL_COLUMNS) / PANEL_COLUMNS)
+    entries = {}
+    for source in shades:
+        members = {key: curves for key, curves in found.items() if key[1] == source}
+        numbers = [count for curves in members.values() for curve in curves for count in curve.seeds]
+        low, high = min(numbers), max(numbers)
+        seeds = counted(high, "seed") if low == high else f"{low} to {high} seeds"
+        names = [f"{method} = {agent}" for agent, _, method in members if method.lower().replace("-", "_") != agent]
+        facts = [f"{source_of(source).label}, {seeds}", *names]
+        told: dict[str, list[str]] = {}
+        beyond = False
+        for (agent, _, method), curves in members.items():
+            forbidding, remarks = differences(our_protocol(suite, results_dir, agent), protocol_of(source, method))
+            for difference in (*forbidding, *remarks):
+                told.setdefault(difference, []).append(agent)
+            steps = [point.step for curve in curves for point in curve.points]
+            beyond |= any(published_position(suite, step) is None for step in steps)
+        for difference, agents in told.items():
+            everyone = len(agents) == len({agent for agent, _, _ in members})
+            facts.append(difference if everyone else f"{difference} ({', '.join(agents)})")
+        facts += ["may be the best checkpoint of each curve"] * source_of(source).best_of_curve
+        facts += ["points beyond our budget left out"] * beyond
+        limits = [point.interval[0] for curves in members.values() for curve in curves for point in curve.points]
+        facts += ["no limits published"] * all(map(math.isnan, limits))
+        entries[source] = "\n".join(wrapped(facts, int((width - 0.7) * (CHARACTERS_PER_INCH + 3))))
+    return entries
