@@ -222,7 +222,7 @@ def differences(ours: Protocol, theirs: Protocol) -> tuple[list[str], list[str]]
             remarks.append(f"{words} not known")
         else:
             told = [count_label(value) if isinstance(value, int) else value for value in (b, a)]
-            (remarks if field.name in HARMLESS else forbidding).append(f"{words}: published {told[0]}, ours {told[1]}")
+            (remarks if field.name in HARMLESS else forbidding).append(f"{words}: theirs {told[0]}, ours {told[1]}")
     return forbidding, remarks
 
 

@@ -299,7 +299,8 @@ def judge(suite: Suite, results_dir: Path, points: Sequence[Point], margin: floa
         if source_of(source).best_of_curve:
             forbidding.append("may be the best checkpoint of each curve")
         steps = compared_steps(curves)
-        shared = [step for step in steps if scores_at(suite.cells[curves[0].task, agent], step) is not None]
+        cells = [suite.cells[curve.task, agent] for curve in curves]
+        shared = [step for step in steps if any(scores_at(cell, step) is not None for cell in cells)]
         if not shared:
             forbidding.append(f"no evaluation of ours at {' or '.join(map(step_label, steps))}")
         if forbidding:

@@ -236,11 +236,11 @@ def test_protocols_tell_what_forbids_a_comparison():
     ours = protocol_of("qc_plot_data", "QC-FQL")
     assert differences(ours, ours) == ([], [])
     forbidding, remarks = differences(ours, protocol_of("qam_cube_success_by_seed", "FQL"))
-    assert forbidding == ["critics: published 10, ours 2"]
-    assert "online steps: published 500k, ours 1M" in remarks
+    assert forbidding == ["critics: theirs 10, ours 2"]
+    assert "online steps: theirs 500k, ours 1M" in remarks
     assert "success timing not known" in remarks
     forbidding, _ = differences(ours, protocol_of("qc_plot_data", "FQL"))
-    assert forbidding == ["steps per chunk: published 1, ours 5"]
+    assert forbidding == ["steps per chunk: theirs 1, ours 5"]
 
 
 # --------------------------------------------------------------------------------------------------- importing
@@ -613,15 +613,29 @@ def test_steps_that_get_a_verdict_are_fixed_in_advance(tmp_path: Path):
     assert {row.step for row in rows if row.source == "qc_plot_data"} == set(COMPARED_STEPS)
 
 
+def test_step_that_one_task_has_not_reached_gets_a_verdict_on_the_others(tmp_path: Path):
+    root = write_suite(tmp_path, TRIPLE, seeds=5)
+    for folder in (root / "ogbench-cube-triple/cube-triple-task1/qc_fql").iterdir():
+        (folder / "complete.json").unlink()
+        status = json.loads((folder / "status.json").read_text())
+        (folder / "status.json").write_text(json.dumps(status | {"state": "running"}))
+        kept = [row for row in (folder / "episodes.csv").read_text().splitlines() if ",1000000," not in row[8:]]
+        (folder / "episodes.csv").write_text("\n".join(kept) + "\n")
+    (suite,) = load_results(root, allow_incomplete=True)
+    rows = [row for row in judge(suite, root, read_published()) if (row.source, row.step) == ("qc_plot_data", 10**6)]
+    assert sorted(row.task for row in rows) == ["all tasks", *sorted(TRIPLE)[1:]]
+    assert rows[-1].num_tasks == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"settings": {"num_critics": 10}}, "critics: published 2, ours 10"),
-        ({"settings": {"chunk_length": 1}}, "steps per chunk: published 5, ours 1"),
-        ({"settings": {"critic_updates_per_offline_step": 2}}, "critic updates per offline step: published 1, ours 2"),
-        ({"origin": "generated"}, "data: published published, ours generated"),
-        ({"success_timing": "pre"}, "success timing: published post, ours pre"),
-        ({"utd_ratio": 2}, "updates per online step: published 1, ours 2"),
+        ({"settings": {"num_critics": 10}}, "critics: theirs 2, ours 10"),
+        ({"settings": {"chunk_length": 1}}, "steps per chunk: theirs 5, ours 1"),
+        ({"settings": {"critic_updates_per_offline_step": 2}}, "critic updates per offline step: theirs 1, ours 2"),
+        ({"origin": "generated"}, "data: theirs published, ours generated"),
+        ({"success_timing": "pre"}, "success timing: theirs post, ours pre"),
+        ({"utd_ratio": 2}, "updates per online step: theirs 1, ours 2"),
     ],
 )
 def test_other_protocol_is_not_comparable_and_says_why(tmp_path: Path, changes: dict[str, Any], reason: str):
