@@ -1,68 +1,168 @@
-"""`python -m analysis`: tables to the terminal, figures and tables to files. Reads `results/`, writes nothing else."""
+"""`python -m analysis [figures|report|explain]`: figures and tables, one HTML page of everything, or what stands behind
+one point of a figure. Reads `results/`, writes what it is asked for and nothing else.
+
+A command is a pair of functions in COMMANDS: its options, and what it does with them. Both import late: drawing takes a
+second to import, which `--help` and a refusal need not wait for.
+"""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
-from analysis.gradients import load_norms
 from analysis.load import load_results
-from analysis.published import read_published
 from analysis.read import ResultsError
+from analysis.wording import did_you_mean
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 after one line on what is wrong with the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis", description="Figures and tables from the runs under a results folder."
-    )
+class OutputError(Exception):
+    """Where what was asked for cannot be written, and why: one line."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with the command line in one line, as everything here does."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: figures inside the results folder")
-    parser.add_argument("--suite", nargs="+", metavar="NAME", help="only these suites; default: all")
+
+
+def add_incomplete(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-incomplete",
         action="store_true",
         help="also use runs that are not complete; figures and tables say how many",
     )
+
+
+# -------------------------------------------------------------------------------------------------------- figures
+
+
+def figures_options(parser: argparse.ArgumentParser) -> None:
+    add_results(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: figures inside the results folder")
+    parser.add_argument("--suite", nargs="+", metavar="NAME", help="only these suites; default: all")
+    add_incomplete(parser)
     parser.add_argument(
         "--published",
         type=Path,
         metavar="PATH",
         help="published curves or rates per seed, a CSV file or a folder; default: the end points that come along",
     )
-    options = parser.parse_args(arguments)
+
+
+def figures(options: argparse.Namespace) -> None:
+    """Tables to the terminal, figures and tables to files."""
+    from analysis.gradients import load_norms
+    from analysis.published import read_published
+
     out: Path = options.out or options.results / "figures"
-    try:
-        published = read_published(options.published)
-        suites = load_results(options.results, options.suite, options.allow_incomplete)
-        norms = {suite.name: load_norms(suite, options.results) for suite in suites}
-    except (ResultsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    # Late: drawing takes a second to import, which a refusal need not wait for.
-    from analysis.figures import draw_suite
+    # Whatever may be refused is read before the first file is written.
+    published = read_published(options.published)
+    suites = load_results(options.results, options.suite, options.allow_incomplete)
+    norms = {suite.name: load_norms(suite, options.results) for suite in suites}
+    from analysis.ablations import draw_ablations
+    from analysis.comparison_figures import draw_comparisons
+    from analysis.comparison_tables import write_comparisons
+    from analysis.figures import draw_overview, draw_suite
     from analysis.gradient_figures import draw_gradients
     from analysis.overlay import draw_published
+    from analysis.paper_tables import write_paper_table
     from analysis.tables import suite_rows, to_markdown, write_tables
     from analysis.verdicts import judge, summarised, write_verdicts
 
     verdicts = {suite.name: judge(suite, options.results, published) for suite in suites}
-
     try:
         out.mkdir(parents=True, exist_ok=True)
-        written = [path for suite in suites for path in (*write_tables(suite, out), *draw_suite(suite, out))]
-        written += [path for suite in suites for path in draw_gradients(suite, norms[suite.name], out)]
+        written = draw_overview(suites, out)
         for suite in suites:
+            for write in (write_tables, write_paper_table, write_comparisons):
+                written += write(suite, out)
+            for draw in (draw_suite, draw_comparisons, draw_ablations):
+                written += draw(suite, out)
+            written += draw_gradients(suite, norms[suite.name], out)
             written += write_verdicts(suite, verdicts[suite.name], out)
             written += draw_published(suite, options.results, published, out)
     except OSError as error:
-        print(f"error: cannot write to {out}: {error}", file=sys.stderr)
-        return 2
+        raise OutputError(f"cannot write to {out}: {error}") from error
     for suite in suites:
         print(to_markdown(suite, suite_rows(suite)))
         if verdicts[suite.name]:
             print(summarised(suite, verdicts[suite.name]))
     print("\n".join(f"wrote {path}" for path in written))
+
+
+# -------------------------------------------------------------------------------------------------------- explain
+
+
+def explain_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("figure", metavar="FIGURE", help="a figure's file or name: results/figures/quick_success.pdf")
+    parser.add_argument("--curve", required=True, metavar="AGENT", help="the agent whose curve it is")
+    parser.add_argument(
+        "--step", required=True, metavar="N", help="online environment step (0: the hand-over), or offline:UPDATES"
+    )
+    parser.add_argument("--task", metavar="NAME", help="the panel of this task, or this task's part of a mean")
+    add_results(parser)
+    add_incomplete(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def explain(options: argparse.Namespace) -> None:
+    """The mean and interval of one point, and the runs behind it, to the terminal."""
+    from analysis.explain import explain, print_point, to_json
+
+    point = explain(
+        options.results, options.figure, options.curve, options.step, options.task, options.allow_incomplete
+    )
+    if options.json:
+        sys.stdout.write(to_json(point))
+    else:
+        print_point(point)
+
+
+# ----------------------------------------------------------------------------------------------------------- main
+
+
+class Command(NamedTuple):
+    """What stands after `python -m analysis`."""
+
+    does: str  # for --help
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+COMMANDS = {
+    "figures": Command("figures and tables from the runs under a results folder", figures_options, figures),
+    "explain": Command("the runs and episodes behind one point of a figure", explain_options, explain),
+}
+DEFAULT = "figures"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 after one line on what is wrong with the results or the command line."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        print(f"error: no command {words[0]!r}{did_you_mean(words[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    name = words.pop(0) if words and words[0] in COMMANDS else DEFAULT
+    others = "\n".join(f"  python -m analysis {other:8} {command.does}" for other, command in COMMANDS.items())
+    parser = OneLineParser(
+        prog=f"python -m analysis {name}",
+        description=f"{COMMANDS[name].does[0].upper()}{COMMANDS[name].does[1:]}.",
+        epilog=f"commands ({DEFAULT} where none is named):\n{others}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    COMMANDS[name].add_options(parser)
+    try:
+        COMMANDS[name].run(parser.parse_args(words))
+    except (ResultsError, OutputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

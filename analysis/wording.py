@@ -1,6 +1,7 @@
 """What figures and tables say about the runs they rest on, so that both say the same."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 from analysis.load import Suite
 from analysis.metrics import FLOOR_SEEDS, SMOKE_SEEDS
@@ -73,3 +74,10 @@ def agent_label(suite: Suite, agent: str) -> str:
     if incomplete := suite.incomplete(agent):
         marks.append(f"{incomplete} incomplete")
     return f"{agent} ({', '.join(marks)})" if marks else agent
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What an error message says after an unknown name: the nearest one, and what there is."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    return (f" (did you mean {near[0]!r}?)" if near else "") + f"; there are: {', '.join(names) or 'none'}"

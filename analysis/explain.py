@@ -1,0 +1,263 @@
+"""What stands behind one point of a figure: its mean, its interval, and the runs and episodes that give it."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.curves import curve_of
+from analysis.load import Suite, find_runs, load_results
+from analysis.metrics import CONFIDENCE
+from analysis.read import ResultsError, Run, read_episodes
+from analysis.wording import counted, did_you_mean
+
+FORMATS = (".pdf", ".svg", ".png")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One run at a point: its score and the rows of episodes.csv that give it."""
+
+    run: str
+    seed: int
+    config_hash: str
+    code: tuple[str, ...]  # a commit for each state of the code that trained it, +hash with uncommitted changes
+    score: float
+    episodes: int
+    successes: int | None  # None: a task without success
+    mean_return: float
+    episode_seeds: tuple[int, int]  # lowest and highest
+    file: str
+    lines: str  # of the file, the header is line 1: 52-101
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a curve; `task` is None where it is a mean over the tasks of the suite."""
+
+    figure: str
+    suite: str
+    task: str | None
+    agent: str
+    scored_by: str
+    phase: str  # "offline" or "online"
+    at: int  # gradient updates offline, environment steps online
+    handover: bool  # the end of the offline phase, which is also online step 0
+    mean: float
+    low: float
+    high: float
+    runs: tuple[Evidence, ...]
+    without: tuple[str, ...]  # runs of the curve that have not come to this point
+
+
+def explain(
+    results: Path, figure: str, agent: str, step: str, task: str | None = None, allow_incomplete: bool = False
+) -> Point:
+    """The point of `agent`'s curve at `step` ("50000", or "offline:100000") in the figure of this file name or stem.
+
+    Raises ResultsError, one line, for a name or a step that does not exist, with the nearest that does.
+    """
+    phase, at = read_step(step)
+    suite, task = find_figure(results, figure, task, allow_incomplete)
+    if agent not in suite.agents:
+        raise ResultsError(f"no curve {agent!r} in {stem_of(figure)}{did_you_mean(agent, suite.agents)}")
+    cells = [suite.cells[task, agent]] if task and (task, agent) in suite.cells else []
+    cells = cells if task else suite.cells_of(agent)
+    if not cells:
+        raise ResultsError(f"{agent} has no run on {task} in suite {suite.name}")
+    curve = curve_of(suite, cells)
+    grid = curve.offline_updates if phase == "offline" else curve.online_steps
+    place = int(np.searchsorted(grid, at))
+    if place == len(grid) or grid[place] != at:
+        raise ResultsError(f"no evaluation of {agent} at {phase} {unit(phase)} {at}: {neighbours(grid, at, phase)}")
+    point = place if phase == "offline" else curve.handover + place
+    if point == curve.handover:  # online step 0 has no rows of its own
+        phase, at = "offline", suite.offline_updates
+    names = {f"{suite.name}/{cell.task}/{agent}/seed_{seed:03d}" for cell in cells for seed in cell.seeds.tolist()}
+    members = [run for run in suite.runs if run.name in names]
+    found = [(run, evidence(results, run, phase, at)) for run in members]
+    measure = suite.measures[cells[0].task]
+    return Point(
+        figure=stem_of(figure),
+        suite=suite.name,
+        task=task,
+        agent=agent,
+        scored_by=measure.name,
+        phase=phase,
+        at=at,
+        handover=point == curve.handover,
+        mean=float(curve.interval.mean[point]),
+        low=float(curve.interval.low[point]),
+        high=float(curve.interval.high[point]),
+        runs=tuple(proof for _, proof in found if proof),
+        without=tuple(f"{run.name} ({run.state})" for run, proof in found if not proof),
+    )
+
+
+def read_step(text: str) -> tuple[str, int]:
+    """ "50000" -> ("online", 50000), "offline:100_000" -> ("offline", 100000)."""
+    match = re.fullmatch(r"(?:(online|offline):)?(\d[\d_]*)", text.strip())
+    if not match:
+        raise ResultsError(f"--step is {text!r}; expected an online environment step such as 50000, or offline:UPDATES")
+    return match[1] or "online", int(match[2].replace("_", ""))
+
+
+def unit(phase: str) -> str:
+    return "update" if phase == "offline" else "step"
+
+
+def neighbours(grid: NDArray[np.int64], at: int, phase: str) -> str:
+    """The nearest point of the grid, and what the grid is."""
+    nearest = int(grid[np.abs(grid - at).argmin()])
+    argument = f"offline:{nearest}" if phase == "offline" else str(nearest)
+    return f"the nearest is --step {argument} ({counted(len(grid), 'evaluation')} from {grid[0]} to {grid[-1]})"
+
+
+# --------------------------------------------------------------------------------------------------- which figure
+
+
+def stem_of(figure: str) -> str:
+    """Name of a figure without folder and format; the name of a suite may hold dots."""
+    name = Path(figure).name
+    return next((name.removesuffix(suffix) for suffix in FORMATS if name.endswith(suffix)), name)
+
+
+def find_figure(results: Path, figure: str, task: str | None, allow_incomplete: bool) -> tuple[Suite, str | None]:
+    """The suite of a figure, and the task of the panel that is meant (None: the mean over the tasks)."""
+    stem = stem_of(figure)
+    suites = list(dict.fromkeys(name.split("/")[0] for name in find_runs(results)))
+    owners = [name for name in suites if stem.startswith(f"{name}_")]
+    if not owners:
+        expected = [f"{name}_{kind}" for name in suites for kind in ("success", "tasks")]
+        raise ResultsError(f"no suite under {results} has a figure {stem!r}{did_you_mean(stem, expected)}")
+    # Of suites "a" and "a_b" the figure a_b_success belongs to the longer one.
+    (suite,) = load_results(results, [max(owners, key=len)], allow_incomplete)
+    curves = {f"{suite.name}_{suite.measure.file_name}"} if suite.measure else set()
+    if stem not in curves | {f"{suite.name}_tasks"}:
+        known = sorted(curves | {f"{suite.name}_tasks"})
+        raise ResultsError(f"{stem!r} is not a figure of curves of suite {suite.name}{did_you_mean(stem, known)}")
+    if task is not None and task not in suite.tasks:
+        raise ResultsError(f"no task {task!r} in suite {suite.name}{did_you_mean(task, suite.tasks)}")
+    if stem in curves:
+        return suite, task
+    if task is None and len(suite.tasks) > 1:
+        raise ResultsError(f"{stem} has a panel per task; choose one with --task: {', '.join(suite.tasks)}")
+    return suite, task or suite.tasks[0]
+
+
+# ------------------------------------------------------------------------------------------------------ which runs
+
+
+def evidence(results: Path, run: Run, phase: str, at: int) -> Evidence | None:
+    """The rows of one evaluation of a run; None where the run has not come there, or not to its last episode."""
+    points = run.evaluations
+    progress = points.env_steps if phase == "online" else points.updates
+    place = np.flatnonzero((points.online == (phase == "online")) & (progress == at))
+    if not place.size:
+        return None
+    file = results / run.name / "episodes.csv"
+    rows, _ = read_episodes(file, run.complete)
+    column = "env_steps" if phase == "online" else "updates"
+    rows = rows[(rows["phase"] == phase) & (rows[column] == at)]
+    success, returns = (np.asarray(rows[name], dtype=np.float64) for name in ("success", "return"))
+    seeds = np.asarray(rows["episode_seed"], dtype=np.int64)
+    return Evidence(
+        run=run.name,
+        seed=run.config["seed"],
+        config_hash=str(run.config.get("config_hash", "")),
+        code=states_of_code(run),
+        score=float(points.score[place[0]]),
+        episodes=len(rows),
+        successes=None if np.isnan(success).any() else int(success.sum()),
+        mean_return=float(returns.mean()),
+        episode_seeds=(int(seeds.min()), int(seeds.max())),
+        file=file.as_posix(),
+        lines=ranges(np.asarray(rows.index, dtype=np.int64) + 2),  # rows begin in line 2
+    )
+
+
+def states_of_code(run: Run) -> tuple[str, ...]:
+    """Commits of the run's starts in order, each once; 0123abcd+55aa55aa has uncommitted changes of this hash."""
+    states: dict[str, None] = {}
+    for start in run.provenance["starts"]:
+        commit, diff = start.get("commit"), start.get("dirty_diff_hash")
+        states[(str(commit)[:12] if commit else "no repository") + (f"+{str(diff)[:8]}" if diff else "")] = None
+    return tuple(states)
+
+
+def ranges(numbers: NDArray[np.int64]) -> str:
+    """[2, 3, 4, 9] -> "2-4,9"; ascending numbers."""
+    groups = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ",".join(f"{group[0]}-{group[-1]}" if len(group) > 1 else str(group[0]) for group in groups)
+
+
+# --------------------------------------------------------------------------------------------------------- output
+
+
+def to_json(point: Point) -> str:
+    """One object; numbers that are not defined are null."""
+
+    def defined(value: Any) -> Any:
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    content = {key: defined(value) for key, value in asdict(point).items()}
+    return json.dumps(content | {"confidence": CONFIDENCE}, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def heading(point: Point) -> list[str]:
+    """What the point is and what it says, in lines."""
+    where = f"{point.phase} {unit(point.phase)} {point.at}" + (", the hand-over (online step 0)" * point.handover)
+    tasks = {run.run.split("/")[1] for run in point.runs}
+    over = f"on {point.task}" if point.task else f"over {counted(len(tasks), 'task')}"
+    if np.isnan(point.mean):
+        value = f"no {point.scored_by} here: a task has no run that has come so far"
+    else:
+        value = f"{point.scored_by} {point.mean:.4f}"
+        if not np.isnan(point.low):
+            value += f", {CONFIDENCE:.0%} t interval [{point.low:.4f}, {point.high:.4f}]"
+    lines = [
+        f"{point.figure}: {point.agent} {over} at {where}",
+        f"{value}; {counted(len(point.runs), 'run')}, {counted(sum(run.episodes for run in point.runs), 'episode')}",
+    ]
+    if point.without:
+        lines.append(f"not in it, since they have not come so far: {', '.join(point.without)}")
+    return lines
+
+
+def table(runs: Sequence[Evidence]) -> list[list[str]]:
+    """Cells for people, the heading first."""
+    lines = [["run", "seed", "config hash", "code", "score", "episodes", "episode seeds", "rows"]]
+    for run in runs:
+        counts = f"mean return of {run.episodes}"
+        if run.successes is not None:
+            counts = f"{run.successes} of {run.episodes} solved"
+        seeds = "-".join(map(str, dict.fromkeys(run.episode_seeds)))
+        rows = f"{run.file}:{run.lines}"
+        facts = [run.run, str(run.seed), run.config_hash, ", ".join(run.code), f"{run.score:.4g}", counts, seeds, rows]
+        lines.append(facts)
+    return lines
+
+
+def print_point(point: Point) -> None:
+    """Lines and a table: folded to the width of a terminal, else one line per run however long."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = table(point.runs)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=sum(max(len(line[k]) for line in lines) + 3 for k in range(8)) + 80)
+    for line in heading(point):
+        print(line)
+    shown = Table(box=None, pad_edge=False)
+    for name in lines[0]:
+        shown.add_column(name, overflow="fold")
+    for line in lines[1:]:
+        shown.add_row(*map(Text, line))
+    console.print(shown)
