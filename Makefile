@@ -7,14 +7,14 @@ SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(
 
 # Extras: the suites' own needs, or those asked for; the tests cover all.
 EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE))))
-ALL_EXTRAS := robomimic minari bullet
+ALL_EXTRAS := robomimic minari bullet browser
 
-.PHONY: help setup bench plan status figures test test-slurm parity check clean
+.PHONY: help setup bench plan status figures report test test-slurm parity check clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
 
-setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv (once, 2 minutes) [EXTRAS="robomimic minari bullet"]
+setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv (once, 2 minutes) [EXTRAS="robomimic minari bullet browser"]
 
 .venv/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
@@ -41,6 +41,9 @@ status: setup ## how the runs under results/ fare: make status [SUITE=…]
 
 figures: setup ## draw everything under results/
 	@$(PY) -m analysis --results $(RESULTS)
+
+report: setup ## one HTML page of everything under results/
+	@$(PY) -m analysis report --results $(RESULTS)
 
 test: .venv/.complete $(ALL_EXTRAS:%=.venv/.extra-%) ## the tests, with all extras (no GPU, no network)
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -97,6 +97,40 @@ def figures(options: argparse.Namespace) -> None:
     print("\n".join(f"wrote {path}" for path in written))
 
 
+# --------------------------------------------------------------------------------------------------------- report
+
+
+def report_options(parser: argparse.ArgumentParser) -> None:
+    add_results(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: figures/report.html inside the results folder"
+    )
+    parser.add_argument("--suite", nargs="+", metavar="NAME", help="only these suites; default: all")
+    parser.add_argument(
+        "--embed-videos",
+        type=float,
+        default=8.0,
+        metavar="MB",
+        help="put so many megabytes of recorded videos into the page and link the others; default: 8",
+    )
+
+
+def report(options: argparse.Namespace) -> None:
+    """One HTML page, and a protocol card per suite beside it. Runs that are not complete are shown as such."""
+    out: Path = options.out or options.results / "figures" / "report.html"
+    if out.is_dir():
+        raise OutputError(f"--out {out} is a folder; name the HTML file to write")
+    from analysis.report import write_report
+
+    try:
+        written = write_report(options.results, out, options.suite, int(options.embed_videos * 1e6))
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error}") from error
+    for name, reason in written.refused.items():
+        print(f"warning: suite {name} is left out of the report: {reason}", file=sys.stderr)
+    print("\n".join(f"wrote {path}" for path in written.written))
+
+
 # -------------------------------------------------------------------------------------------------------- explain
 
 
@@ -138,6 +172,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "figures": Command("figures and tables from the runs under a results folder", figures_options, figures),
+    "report": Command("one HTML page of all suites and runs, complete or not", report_options, report),
     "explain": Command("the runs and episodes behind one point of a figure", explain_options, explain),
 }
 DEFAULT = "figures"

@@ -145,9 +145,11 @@ def find_figure(results: Path, figure: str, task: str | None, allow_incomplete: 
         raise ResultsError(f"no task {task!r} in suite {suite.name}{did_you_mean(task, suite.tasks)}")
     if stem in curves:
         return suite, task
-    if task is None and len(suite.tasks) > 1:
-        raise ResultsError(f"{stem} has a panel per task; choose one with --task: {', '.join(suite.tasks)}")
-    return suite, task or suite.tasks[0]
+    if task is None:
+        task, *others = suite.tasks
+        if others:
+            raise ResultsError(f"{stem} has a panel per task; choose one with --task: {', '.join(suite.tasks)}")
+    return suite, task
 
 
 # ------------------------------------------------------------------------------------------------------ which runs

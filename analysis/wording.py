@@ -81,3 +81,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, 1)
     return (f" (did you mean {near[0]!r}?)" if near else "") + f"; there are: {', '.join(names) or 'none'}"
+
+
+def listed_values(values: Sequence[int]) -> str:
+    """Ascending whole numbers, those in a row as a range: 0 to 4, 7."""
+    groups: list[list[int]] = []
+    for value in values:
+        if groups and value == groups[-1][-1] + 1:
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    return ", ".join(str(group[0]) if len(group) == 1 else f"{group[0]} to {group[-1]}" for group in groups)

@@ -1,0 +1,502 @@
+"use strict";
+// The report's page: charts, legends, sortable tables, pages of runs. Data stand in two script elements of type JSON.
+// Names and logs are put in as text, never as markup.
+(() => {
+const $ = (id) => document.getElementById(id);
+const SVG = $("svg").namespaceURI;
+const data = JSON.parse($("chart-data").textContent);
+let runs = null; // parsed when the first run is opened: it is the larger part
+const hiddenAgents = new Set();
+const charts = new Map(); // figure element -> chart that is drawn in it
+
+function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) if (value != null) node.setAttribute(key, value);
+  node.append(...children.filter((child) => child != null));
+  return node;
+}
+
+function shape(tag, attributes, text) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text != null) node.textContent = text;
+  return node;
+}
+
+// ------------------------------------------------------------------------------------------------------- numbers
+
+const short = (value) => (value == null ? "–" : Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(+value.toPrecision(4)));
+const whole = (value) => value.toLocaleString("en-US");
+
+function count(value) {
+  for (const [factor, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (value >= factor) return +(value / factor).toPrecision(3) + unit;
+  return String(+value.toPrecision(3));
+}
+
+function ticks(low, high, most = 5) {
+  const step0 = (high - low) / most, power = 10 ** Math.floor(Math.log10(step0));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= step0 * 0.999);
+  const found = [];
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step);
+  return found;
+}
+
+// -------------------------------------------------------------------------------------------------------- charts
+// A chart has two phases on one axis, each in its own unit and on its own linear scale, with the hand-over between.
+// lines: {agent, name, x: [0..1], at: [text], mean, low, high, runs: [{name, href, y}]}; agent is null on a run's page.
+
+function phases(offline, online, share) {
+  const left = offline && online ? share : offline ? 1 : 0;
+  return { left, offline, online, at: (isOnline, step) => (isOnline ? left + (step / Math.max(1, online)) * (1 - left) : (step / Math.max(1, offline)) * left) };
+}
+
+const place = (isOnline, step) => (isOnline ? `online step ${whole(step)}` : `offline update ${whole(step)}`);
+
+class Chart {
+  constructor(figure, spec) {
+    this.figure = figure;
+    this.spec = spec;
+    this.width = 0;
+    figure.tabIndex = 0;
+    figure.setAttribute("role", "group");
+    figure.addEventListener("pointermove", (event) => this.point(event));
+    figure.addEventListener("pointerdown", (event) => this.point(event));
+    figure.addEventListener("pointerleave", () => this.leave());
+    figure.addEventListener("blur", () => this.leave());
+    figure.addEventListener("click", (event) => event.detail && this.open());
+    figure.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  range() {
+    if (this.spec.unit) return [-0.03, 1.03];
+    let low = Infinity, high = -Infinity;
+    const widen = (value) => { if (value != null) { low = Math.min(low, value); high = Math.max(high, value); } };
+    this.spec.references.forEach(widen);
+    for (const line of this.spec.lines) {
+      line.runs.forEach((run) => run.y.forEach(widen));
+      if (!line.runs.length) line.mean.forEach(widen);
+    }
+    if (low > high) return [0, 1];
+    const margin = 0.05 * (high - low) || Math.abs(high) * 0.05 || 1;
+    return [low - margin, high + margin];
+  }
+
+  height(width) {
+    return Math.round(this.spec.height || Math.min(380, Math.max(150, width * (width < 330 ? 0.72 : 0.5))));
+  }
+
+  // Room for the drawing, so that nothing moves when it comes.
+  reserve(width) {
+    if (width >= 40) this.figure.append(element("div", { class: "plot", style: `height: ${this.height(width)}px` }));
+  }
+
+  draw(width) {
+    if (width < 40 || width === this.width) return; // not on the screen
+    this.width = width;
+    const { spec } = this, narrow = width < 330;
+    const height = this.height(width);
+    const [low, high] = this.range();
+    const marks = spec.unit ? [0, 0.25, 0.5, 0.75, 1] : ticks(low, high, narrow ? 4 : 5);
+    const label = (value) => (spec.unit && value % 0.5 ? "" : Math.abs(value) >= 1e5 ? value.toExponential(0) : String(+value.toPrecision(6)));
+    const left = 12 + 6.4 * Math.max(...marks.map((value) => label(value).length)), right = 12, top = 8;
+    const bottom = narrow ? 20 : 36;
+    const inner = { left, right: width - right, top, bottom: height - bottom };
+    this.x = (value) => inner.left + value * (inner.right - inner.left);
+    this.y = (value) => inner.bottom - ((value - low) / (high - low)) * (inner.bottom - inner.top);
+    const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+    for (const value of marks) {
+      svg.append(shape("line", { class: "grid", x1: inner.left, x2: inner.right, y1: this.y(value), y2: this.y(value) }));
+      svg.append(shape("text", { x: inner.left - 6, y: this.y(value) + 4, "text-anchor": "end" }, label(value)));
+    }
+    for (const value of spec.references) svg.append(shape("line", { class: "reference", x1: inner.left, x2: inner.right, y1: this.y(value), y2: this.y(value) }));
+    this.axis(svg, inner, height, narrow);
+    const clip = `clip${(Chart.number = (Chart.number || 0) + 1)}`;
+    const clipPath = shape("clipPath", { id: clip });
+    clipPath.append(shape("rect", { x: inner.left - 4, y: inner.top - 4, width: inner.right - inner.left + 8, height: inner.bottom - inner.top + 8 }));
+    svg.append(clipPath);
+    const body = shape("g", { "clip-path": `url(#${clip})` });
+    spec.lines.forEach((line) => body.append(this.back(line)));
+    [...spec.lines].reverse().forEach((line) => body.append(this.front(line)));
+    svg.append(body);
+    // What is pointed at lies in a layer of its own: thousands of lines below it need not be painted again.
+    this.overlay = shape("svg", { class: "over", width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+    this.figure.querySelector(".plot")?.remove();
+    this.figure.append(element("div", { class: "plot" }, svg, this.overlay));
+    this.svg = svg;
+    this.chosen = null;
+  }
+
+  axis(svg, inner, height, narrow) {
+    const { left, offline, online } = this.spec.phases;
+    svg.append(shape("line", { class: "axis", x1: inner.left, x2: inner.right, y1: inner.bottom, y2: inner.bottom }));
+    const marks = [];
+    if (offline) marks.push([0, "0", "start"]);
+    if (offline && online) {
+      svg.append(shape("line", { class: "handover", x1: this.x(left), x2: this.x(left), y1: inner.top, y2: inner.bottom }));
+      marks.push([left, `${count(offline)} | 0`, "middle"]);
+    } else marks.push(offline ? [1, count(offline), "end"] : [0, "0", "start"]);
+    if (online) marks.push([1, count(online), "end"]);
+    if (!narrow && offline && inner.right * left > 160) marks.push([left / 2, count(offline / 2), "middle"]);
+    if (!narrow && online) marks.push([left + (1 - left) / 2, count(online / 2), "middle"]);
+    for (const [value, text, anchor] of marks) svg.append(shape("text", { x: this.x(value), y: inner.bottom + 14, "text-anchor": anchor }, text));
+    if (narrow) return;
+    const names = [];
+    if (offline) names.push([left / 2, inner.right * left > 220 ? "offline (gradient updates)" : "offline updates"]);
+    if (online) names.push([left + (1 - left) / 2, inner.right * (1 - left) > 220 ? "online (environment steps)" : "online steps"]);
+    for (const [value, text] of names) svg.append(shape("text", { x: this.x(value), y: height - 6, "text-anchor": "middle" }, text));
+  }
+
+  path(xs, ys) {
+    let text = "", pen = "M";
+    for (let k = 0; k < xs.length; k++) {
+      if (ys[k] == null) { pen = "M"; continue; }
+      text += `${pen}${this.x(xs[k]).toFixed(1)} ${this.y(ys[k]).toFixed(1)}`;
+      pen = "L";
+    }
+    return text;
+  }
+
+  back(line) {
+    const group = shape("g", line.agent == null ? {} : { "data-agent": line.agent });
+    const look = data.agents[line.agent], all = this.spec.lines.length;
+    if (line.low) {
+      // One piece of band for each stretch without gaps.
+      let start = 0, text = "";
+      const known = (k) => k < line.x.length && line.low[k] != null && line.high[k] != null;
+      while (start < line.x.length) {
+        if (!known(start)) { start++; continue; }
+        let end = start;
+        while (known(end)) end++;
+        const xs = line.x.slice(start, end);
+        text += this.path(xs, line.high.slice(start, end)) + this.path(xs.slice().reverse(), line.low.slice(start, end).reverse()).replace("M", "L") + "Z";
+        start = end;
+      }
+      group.append(shape("path", { d: text, fill: look.color, "fill-opacity": Math.max(0.06, 0.2 - 0.02 * all) }));
+    }
+    if (line.runs.length) {
+      const opacity = Math.min(0.5, Math.max(0.05, 14 / (line.runs.length * all)));
+      group.append(shape("path", { class: "runs", d: line.runs.map((run) => this.path(line.x, run.y)).join(""), stroke: look.color, "stroke-opacity": opacity }));
+    }
+    return group;
+  }
+
+  front(line) {
+    const group = shape("g", line.agent == null ? {} : { "data-agent": line.agent });
+    if (line.agent == null) {
+      group.append(shape("path", { class: "one", d: this.path(line.x, line.mean) }));
+      if (line.x.length < 40) for (const k of line.x.keys()) if (line.mean[k] != null) group.append(shape("circle", { cx: this.x(line.x[k]), cy: this.y(line.mean[k]), r: 2, fill: "var(--ink)" }));
+      return group;
+    }
+    const look = data.agents[line.agent];
+    group.append(shape("path", { class: "mean", d: this.path(line.x, line.mean), stroke: look.color, "stroke-dasharray": look.dash }));
+    const step = Math.max(1, Math.floor(line.x.length / 7));
+    const first = Math.floor((this.spec.lines.indexOf(line) * step) / this.spec.lines.length);
+    for (let k = first; k < line.x.length; k += step) if (line.mean[k] != null) {
+      group.append(shape("path", { d: look.marker, transform: `translate(${this.x(line.x[k]).toFixed(1)} ${this.y(line.mean[k]).toFixed(1)})`, fill: look.color, stroke: "var(--paper)", "stroke-width": 0.5 }));
+    }
+    return group;
+  }
+
+  // The nearest point of a mean or a run to a place in pixels; a mean wins where both are near.
+  nearest(px, py) {
+    let best = null, bestDistance = 26;
+    const withRuns = !document.body.classList.contains("no-runs");
+    for (const line of this.spec.lines) {
+      if (hiddenAgents.has(line.agent)) continue;
+      for (let k = 0; k < line.x.length; k++) {
+        const dx = this.x(line.x[k]) - px;
+        if (Math.abs(dx) > bestDistance) continue;
+        const consider = (value, run, weight) => {
+          if (value == null) return;
+          const distance = Math.hypot(dx, this.y(value) - py) * weight;
+          if (distance < bestDistance) { bestDistance = distance; best = { line, k, run, value }; }
+        };
+        consider(line.mean[k], null, 0.6);
+        if (withRuns) for (const run of line.runs) consider(run.y[k], run, 1);
+      }
+    }
+    return best;
+  }
+
+  point(event) {
+    if (!this.svg) return;
+    const box = this.svg.getBoundingClientRect();
+    this.choose(this.nearest(event.clientX - box.left, event.clientY - box.top));
+  }
+
+  choose(found) {
+    if (found && this.chosen && found.line === this.chosen.line && found.k === this.chosen.k && found.run === this.chosen.run) return;
+    this.chosen = found;
+    this.overlay.replaceChildren();
+    this.figure.style.cursor = found?.run?.href ? "pointer" : "";
+    if (!found) { $("tooltip").hidden = true; return; }
+    const { line, k, run, value } = found;
+    const color = line.agent == null ? "var(--ink)" : data.agents[line.agent].color;
+    this.overlay.append(shape("path", { class: "marked", d: this.path(line.x, run ? run.y : line.mean), stroke: color }));
+    this.overlay.append(shape("circle", { cx: this.x(line.x[k]), cy: this.y(value), r: 5, fill: color, stroke: "#fff", "stroke-width": 1.5, "pointer-events": "none" }));
+    const box = this.svg.getBoundingClientRect();
+    const limits = !run && line.low && line.low[k] != null ? ` [${short(line.low[k])}, ${short(line.high[k])}]` : "";
+    const title = run ? run.name : line.agent == null ? line.name : `${line.name}, mean of ${line.size}`;
+    showTooltip(box.left + this.x(line.x[k]), box.top + this.y(value), title, [`${this.spec.measure} ${short(value)}${limits}`, line.at[k]]);
+  }
+
+  leave() {
+    if (this.chosen) this.choose(null);
+  }
+
+  open() {
+    if (this.chosen?.run?.href) location.hash = this.chosen.run.href;
+  }
+
+  key(event) {
+    const lines = this.spec.lines.filter((line) => !hiddenAgents.has(line.agent) && line.mean.some((value) => value != null));
+    const moves = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
+    if (event.key === "Escape") return this.leave();
+    if (!moves[event.key] || !lines.length) return;
+    event.preventDefault();
+    const [across, along] = moves[event.key];
+    const old = this.chosen && lines.includes(this.chosen.line) ? this.chosen : null;
+    const line = lines[old ? (lines.indexOf(old.line) + across + lines.length) % lines.length : 0];
+    const known = [...line.x.keys()].filter((k) => line.mean[k] != null);
+    const from = old ? known.reduce((a, b) => (Math.abs(line.x[b] - old.line.x[old.k]) < Math.abs(line.x[a] - old.line.x[old.k]) ? b : a)) : known[0];
+    const k = old ? known[Math.min(known.length - 1, Math.max(0, known.indexOf(from) + along))] : from;
+    this.choose({ line, k, run: null, value: line.mean[k] });
+  }
+}
+
+function showTooltip(x, y, title, lines) {
+  const tip = $("tooltip");
+  tip.replaceChildren(element("b", {}, title), ...lines.map((line) => element("div", {}, line)));
+  tip.hidden = false;
+  const { width, height } = tip.getBoundingClientRect();
+  const top = y - height - 12 < 4 ? y + 14 : y - height - 12;
+  tip.style.left = `${Math.max(8, Math.min(innerWidth - width - 8, x - width / 2))}px`;
+  tip.style.top = `${Math.max(4, Math.min(innerHeight - height - 4, top))}px`;
+}
+
+// Charts are drawn when they come near the screen, again when their width changes, and all before printing.
+const near = new IntersectionObserver((entries) => entries.forEach((entry) => entry.isIntersecting && drawChart(entry.target)), { rootMargin: "400px" });
+const sized = new ResizeObserver((entries) => entries.forEach((entry) => charts.get(entry.target)?.width && drawChart(entry.target)));
+
+function innerWidthOf(figure) {
+  const style = getComputedStyle(figure);
+  return Math.floor(figure.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight));
+}
+
+function drawChart(figure) {
+  charts.get(figure)?.draw(innerWidthOf(figure));
+}
+
+function addChart(figure, spec) {
+  const chart = new Chart(figure, spec);
+  charts.set(figure, chart);
+  if (figure.isConnected) chart.reserve(innerWidthOf(figure));
+  near.observe(figure);
+  sized.observe(figure);
+}
+
+function suiteSpec(suite, task) {
+  const cells = new Map();
+  for (const cell of suite.cells) if (task < 0 || cell.task === task) cells.set(cell.agent, [...(cells.get(cell.agent) || []), cell]);
+  const scale = phases(suite.offline, suite.online, suite.share);
+  const lines = suite.curves.filter((curve) => curve.task === task).sort((a, b) => a.agent - b.agent).map((curve) => {
+    const name = data.agents[curve.agent].name, [updates, steps] = suite.grids[curve.agent];
+    const points = [...updates.map((step) => [0, step]), ...steps.slice(1).map((step) => [1, step])];
+    const own = cells.get(curve.agent).flatMap((cell) => cell.seeds.map((seed, k) => {
+      const path = `${suite.name}/${suite.tasks[cell.task]}/${name}/seed_${String(seed).padStart(3, "0")}`;
+      return { name: `${name} on ${suite.tasks[cell.task]}, seed ${seed}`, href: `#/run/${encodeURIComponent(path)}`, y: cell.scores[k] };
+    }));
+    return { agent: curve.agent, name, x: points.map(([online, step]) => scale.at(online, step)), at: points.map(([online, step]) => place(online, step)), mean: curve.mean, low: curve.low, high: curve.high, runs: own, size: own.length === 1 ? "1 run" : `${own.length} runs` };
+  });
+  const first = Math.max(0, task);
+  return { lines, phases: scale, unit: suite.unit_scale[first], references: suite.references[first], measure: task < 0 ? suite.measure : suite.measures[task] };
+}
+
+for (const section of document.querySelectorAll("[data-suite]")) {
+  const suite = data.suites[section.dataset.suite];
+  for (const figure of section.querySelectorAll("figure.chart")) addChart(figure, suiteSpec(suite, Number(figure.dataset.task)));
+}
+
+// ------------------------------------------------------------------------------------------------------- legends
+
+const hideRules = document.head.appendChild(document.createElement("style"));
+
+for (const button of document.querySelectorAll("[data-toggle]")) button.addEventListener("click", () => {
+  const agent = Number(button.dataset.toggle);
+  hiddenAgents.has(agent) ? hiddenAgents.delete(agent) : hiddenAgents.add(agent);
+  hideRules.textContent = [...hiddenAgents].map((hidden) => `.chart [data-agent="${hidden}"]{display:none}`).join("");
+  for (const other of document.querySelectorAll(`[data-toggle="${agent}"]`)) other.setAttribute("aria-pressed", String(!hiddenAgents.has(agent)));
+});
+
+for (const box of document.querySelectorAll("[data-runs]")) box.addEventListener("change", () => {
+  document.body.classList.toggle("no-runs", !box.checked);
+  for (const other of document.querySelectorAll("[data-runs]")) other.checked = box.checked;
+});
+
+// -------------------------------------------------------------------------------------------------------- tables
+
+function sortTable(table, heading) {
+  const column = [...heading.parentNode.children].indexOf(heading), body = table.tBodies[0];
+  const numeric = heading.classList.contains("number");
+  // Numbers begin with the largest, names with the first letter.
+  const descending = heading.hasAttribute("aria-sort") ? heading.getAttribute("aria-sort") === "ascending" : numeric;
+  for (const other of heading.parentNode.children) other.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  const names = new Intl.Collator("en", { numeric: true });
+  const value = (row) => {
+    const cell = row.cells[column];
+    if (!cell) return null;
+    const text = cell.dataset.value ?? cell.textContent.trim();
+    return numeric ? (text === "" || Number.isNaN(Number(text)) ? null : Number(text)) : text;
+  };
+  const rows = [...body.rows].map((row) => [value(row), row]);
+  rows.sort(([a], [b]) => {
+    if (a === null || b === null) return (a === null) - (b === null); // what is not defined stands last
+    const order = numeric ? a - b : names.compare(a, b);
+    return descending ? -order : order;
+  });
+  body.append(...rows.map(([, row]) => row));
+}
+
+for (const table of document.querySelectorAll("table.sortable"))
+  for (const heading of table.tHead.rows[0].cells) heading.querySelector("button").addEventListener("click", () => sortTable(table, heading));
+
+// --------------------------------------------------------------------------------------------------- page of a run
+
+function definitions(entries) {
+  return element("dl", {}, ...entries.filter(([, value]) => value !== undefined).map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, value instanceof Node ? value : words(value)))));
+}
+
+function words(value) {
+  if (value === null || value === "") return "–";
+  if (Array.isArray(value)) return value.map(words).join(", ");
+  if (typeof value === "object") return Object.entries(value).map(([key, inner]) => `${key} ${words(inner)}`).join(", ");
+  return typeof value === "number" && Number.isInteger(value) && Math.abs(value) >= 1e4 ? whole(value) : String(value);
+}
+
+function scalarFigure(name, parts, scale, note) {
+  const line = { agent: null, name, x: [], at: [], mean: [], runs: [] };
+  for (const { online, steps, values } of parts) {
+    steps.forEach((step, k) => { line.x.push(scale.at(online, step)); line.at.push(place(online, step)); line.mean.push(values[k]); });
+  }
+  const figure = element("figure", { class: "chart", "aria-label": name }, element("figcaption", {}, name));
+  addChart(figure, { lines: [line], phases: scale, references: [], measure: name.split(" (")[0], height: 170, ...note });
+  return figure;
+}
+
+function scalarFigures(series, scale) {
+  const byName = new Map();
+  for (const [name, online, differences, values, rows, bad] of series) {
+    let step = 0;
+    const part = { online, steps: differences.map((difference) => (step += difference)), values, rows, bad };
+    byName.set(name, [...(byName.get(name) || []), part]);
+  }
+  return [...byName].map(([name, parts]) => {
+    const shown = parts.reduce((sum, part) => sum + part.values.length, 0), all = parts.reduce((sum, part) => sum + part.rows, 0);
+    const bad = parts.reduce((sum, part) => sum + part.bad, 0);
+    const notes = [shown < all ? `${whole(shown)} of ${whole(all)} rows` : "", bad ? `${whole(bad)} rows are not finite` : ""].filter(Boolean);
+    return scalarFigure(notes.length ? `${name} (${notes.join(", ")})` : name, parts, scale);
+  });
+}
+
+function runPage(run) {
+  const grid = runs.pool[run.grid], starts = run.starts.map(({ shared, ...own }) => ({ ...runs.pool[shared], ...own }));
+  const config = runs.pool[run.config], suite = data.suites[run.suite], dataset = runs.pool[run.dataset];
+  const scale = phases(suite.offline, suite.online, suite.share);
+  const page = [
+    element("a", { class: "back", href: "#/" }, "← Back to the report"),
+    element("h1", {}, `${config.agent} on ${config.task}, seed ${run.seed}`),
+    element("p", { class: "facts" }, element("span", { class: `state ${run.state}` }, run.state), ` ${run.name}`),
+  ];
+  if (run.status.error) page.push(element("p", { class: "banner refused" }, run.status.error));
+  if (run.status.warning) page.push(element("p", { class: "banner" }, run.status.warning));
+  if (run.notes.length) page.push(element("ul", { class: "notes" }, ...run.notes.map((note) => element("li", {}, note))));
+
+  if (run.log.length) page.push(element("h2", {}, "Last lines of the log"), run.log_of ? element("p", { class: "small" }, `From ${run.log_of}, the first run of its pack.`) : null, element("pre", { tabindex: 0 }, run.log.join("\n")));
+
+  page.push(element("h2", {}, "Evaluations"));
+  if (grid.at.length) {
+    const parts = (values) => [0, 1].map((online) => {
+      const of = grid.at.map((_, k) => k).filter((k) => grid.online[k] === online);
+      return { online, steps: of.map((k) => grid.at[k]), values: of.map((k) => values[k]) };
+    });
+    const score = run.measure === "return" ? [] : [scalarFigure(run.measure, parts(run.score), scale, { unit: run.measure === "success rate" })];
+    page.push(element("div", { class: "panels scalars" }, ...score, scalarFigure("mean return", parts(run.return), scale), scalarFigure("mean length", parts(run.length), scale)));
+    const seeds = run.episode_seeds;
+    page.push(element("p", { class: "small" }, `${config.eval_episodes} episodes at each of ${grid.at.length} points, episode seeds ${seeds[0]} to ${seeds[1]}.`));
+  } else page.push(element("p", {}, "No evaluation has finished."));
+
+  if (run.videos.length) {
+    page.push(element("h3", {}, "Recorded episodes"), element("div", { class: "videos" }, ...run.videos.map((video) => {
+      const film = video.still ? element("img", { src: video.data ?? video.file, alt: video.caption }) : element("video", { src: video.data ?? video.file, controls: "", loop: "", muted: "", playsinline: "", preload: "metadata" });
+      return element("figure", {}, video.data ? film : element("a", { href: video.file }, `${video.file.split("/").pop()} (not inside this page)`), element("figcaption", { class: "small" }, video.caption));
+    })));
+  }
+  for (const [title, series, none] of [["Training scalars", run.train, "None recorded."], ["Rates and shares of time", run.timing, "None recorded."]]) {
+    const figures = scalarFigures(series, scale);
+    const thinned = series.some(([, , , values, rows]) => values.length < rows);
+    page.push(element("h2", {}, title));
+    if (thinned) page.push(element("p", { class: "small" }, "Down-sampled: of each stretch of rows the lowest and the highest are shown."));
+    page.push(figures.length ? element("div", { class: "panels scalars" }, ...figures) : element("p", {}, none));
+  }
+
+  page.push(element("h2", {}, "Status"), definitions(Object.entries(run.status)));
+  page.push(element("h2", {}, "Provenance"), definitions([["config hash", run.hash], ...Object.entries(dataset).map(([key, value]) => [`data set: ${key}`, value]), ...Object.entries(runs.pool[run.provenance])]));
+  page.push(element("h3", {}, `Starts (${run.num_starts})`));
+  if (starts.length < run.num_starts) page.push(element("p", { class: "small" }, `The first and the last ${starts.length - 1} are shown.`));
+  const keys = [...new Set(starts.flatMap((start) => Object.keys(start)))].filter((key) => key !== "versions");
+  const order = ["started_at", "seconds", "resumed_from", "commit", "dirty_diff_hash", "device", "device_type", "host", "engine", "threads", "pack"];
+  keys.sort((a, b) => (order.indexOf(a) + 1 || 99) - (order.indexOf(b) + 1 || 99) || (a < b ? -1 : 1));
+  const cells = (start) => keys.map((key) => element("td", {}, key === "commit" && start[key] ? start[key].slice(0, 12) : words(start[key] ?? null)));
+  page.push(element("div", { class: "scroll", role: "region", "aria-label": "Starts", tabindex: 0 }, element("table", {}, element("thead", {}, element("tr", {}, ...keys.map((key) => element("th", { scope: "col", style: "padding:6px 12px;font-weight:600" }, key)))), element("tbody", {}, ...starts.map((start) => element("tr", {}, ...cells(start)))))));
+  const versions = [...new Set(starts.map((start) => words(start.versions ?? null)))];
+  page.push(definitions(versions.filter(Boolean).map((text, k) => [versions.length > 1 ? `versions (${k + 1})` : "versions", text])));
+
+  const { agent_config: settings = {}, ...rest } = config;
+  page.push(element("h2", {}, "Config"), definitions(Object.entries(rest)), element("h3", {}, `Settings of ${config.agent}`), definitions(Object.entries(settings)));
+  return page.filter(Boolean);
+}
+
+const reportTitle = document.title;
+let before = null; // where the report was scrolled to when a run was opened
+
+function route() {
+  const wanted = location.hash.startsWith("#/run/") ? decodeURIComponent(location.hash.slice(6)) : null;
+  const page = $("run"), report = $("report");
+  for (const figure of page.querySelectorAll("figure.chart")) { near.unobserve(figure); sized.unobserve(figure); charts.delete(figure); }
+  page.replaceChildren();
+  $("tooltip").hidden = true;
+  if (wanted === null) {
+    page.hidden = true;
+    if (report.hidden) {
+      report.hidden = false;
+      document.title = reportTitle;
+      const target = location.hash.length > 1 ? $(location.hash.slice(1)) : null;
+      if (before !== null && !target) scrollTo(0, before);
+      else target?.scrollIntoView();
+    }
+    return;
+  }
+  runs ??= JSON.parse($("run-data").textContent);
+  const run = runs.runs.find((candidate) => candidate.name === wanted);
+  if (!report.hidden) before = scrollY;
+  report.hidden = true;
+  page.hidden = false;
+  document.title = run ? `${run.name}: run` : "No such run";
+  page.append(...(run ? runPage(run) : [element("a", { class: "back", href: "#/" }, "← Back to the report"), element("h1", {}, "No such run"), element("p", {}, `There is no run ${wanted} in this report.`)]));
+  scrollTo(0, 0);
+  page.focus({ preventScroll: true });
+}
+
+addEventListener("hashchange", route);
+addEventListener("keydown", (event) => event.key === "Escape" && ($("tooltip").hidden = true));
+addEventListener("scroll", () => ($("tooltip").hidden = true), { passive: true });
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; details.dataset.closed = ""; }
+  for (const figure of charts.keys()) drawChart(figure);
+});
+addEventListener("afterprint", () => {
+  for (const details of document.querySelectorAll("details[data-closed]")) { details.open = false; delete details.dataset.closed; }
+});
+route();
+})();

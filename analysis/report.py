@@ -1,0 +1,375 @@
+"""One HTML page of everything under `results/`: tables, figures to point at, every run, failures, protocol cards.
+
+The page stands alone: style, script and data are inside, nothing is fetched, it opens from a file. The same results
+give the same bytes. A suite that cannot be read is named with its reason, and the others are shown.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.markers import MarkerStyle
+from numpy.typing import NDArray
+
+from analysis.curves import all_scores, curve_of
+from analysis.load import (
+    NORMALISED_RETURN,
+    STATES,
+    SUCCESS,
+    ResultsError,
+    Suite,
+    find_runs,
+    load_results,
+    shared_phases,
+)
+from analysis.protocol import Section, protocol, write_protocol
+from analysis.run_record import RunRecord, Scalar, Video, embedded_bytes, read_record
+from analysis.style import AgentStyle, styles_of
+from analysis.tables import ALL_TASKS, COLUMNS, Row, caption, show, show_runs, show_seeds, suite_rows, task_label
+from analysis.wording import count_label, counted, provenance_facts
+
+TEMPLATES = Path(__file__).resolve().parent
+SCALAR_BYTES = 16_000_000  # all scalars of all runs on the page; beyond it each gets fewer points
+FEWEST_POINTS = 8  # per scalar and phase, however many runs there are
+VIDEO_BYTES = 8_000_000  # of videos inside the page by default; the others are linked
+SHOWN_STARTS = 10  # of a run that was started more often: the first and the last ones
+OFFLINE_SHARE = 0.4  # of the width of an axis that has both phases, as in the figures
+DIGITS = 5  # of numbers in the page's data: more than a chart can show
+ORIGIN_WORDS = {
+    "published": "published data: the data set as released with the benchmark",
+    "generated": "generated data: made by a script, not the published data; do not compare with published results",
+    "user": "data from a file that a user named; do not compare with published results",
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One suite on the page."""
+
+    suite: Suite
+    slug: str  # of its section
+    records: list[RunRecord]
+    card: list[Section]
+    rows: list[Row]
+    states: Counter[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and which suites could not be read (name -> reason)."""
+
+    written: list[Path]
+    refused: dict[str, str]
+
+
+def write_report(
+    results: Path, out: Path, suites: Sequence[str] | None = None, video_bytes: int = VIDEO_BYTES
+) -> Report:
+    """Writes the page to `out` and `<suite>_protocol.md` and `.tex` beside it.
+
+    Runs that are not complete are taken in and marked. Raises ResultsError where no suite could be read.
+    """
+    loaded, refused = load_each(results, suites)
+    shown = []
+    for index, suite in enumerate(loaded):
+        records = []
+        for run in suite.runs:
+            records.append(read_record(results, run, video_bytes))
+            video_bytes -= embedded_bytes(records[-1].videos)
+        slug = "suite-" + (re.sub(r"[^A-Za-z0-9-]+", "-", suite.name).strip("-") or str(index))
+        if slug in {other.slug for other in shown}:
+            slug += f"-{index}"
+        states = Counter(run.state for run in suite.runs)
+        shown.append(Shown(suite, slug, records, protocol(suite, records), suite_rows(suite), states))
+    page = render(shown, refused, os.path.relpath(results, out.parent))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    half = out.with_name(f".{out.name}.half")  # a page that is open in a browser is replaced whole
+    half.write_text(page, encoding="utf-8", newline="\n")
+    half.replace(out)
+    written = [out]
+    for one in shown:
+        written += write_protocol(one.suite, one.card, out.parent)
+    return Report(written, refused)
+
+
+def load_each(results: Path, names: Sequence[str] | None) -> tuple[list[Suite], dict[str, str]]:
+    """Every suite that can be read, and why the others cannot."""
+    present = sorted({name.split("/")[0] for name in find_runs(results, names)})
+    suites, refused = [], {}
+    for name in present:
+        try:
+            suites += load_results(results, [name], allow_incomplete=True)
+        except ResultsError as error:
+            refused[name] = str(error)
+    if not suites:
+        more = f" (and {counted(len(refused) - 1, 'suite')} more)" if len(refused) > 1 else ""
+        raise ResultsError(f"{next(iter(refused.values()))}{more}")
+    # Read one by one, suites do not know of the offline phases that they share.
+    shared = shared_phases({suite.name: suite.runs for suite in suites})
+    notes = {suite.name: tuple(note for name, note in shared if name == suite.name) for suite in suites}
+    return [replace(suite, notes=(*suite.notes, *notes[suite.name])) for suite in suites], refused
+
+
+# ------------------------------------------------------------------------------------------------------- the page
+
+
+def render(shown: Sequence[Shown], refused: dict[str, str], results: str) -> str:
+    """The page; `results` is the way from its folder to the results folder, for links to videos."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = count_label
+    script, style = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
+    agents = styles_of({agent for one in shown for agent in one.suite.agents})
+    runs, thinned = runs_data(shown, results)
+    unfinished = [record for one in shown for record in by_need(one.records)]
+    # The browser runs this script and no other, whatever names, logs and notes hold; and fetches nothing.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html").render(
+        digest=digest,
+        script=script,
+        style=style,
+        suites=shown,
+        refused=refused,
+        origins={
+            origin: ORIGIN_WORDS[origin] for origin in ORIGIN_WORDS if any(o.suite.origin == origin for o in shown)
+        },
+        agents=list(agents),
+        swatches={agent: swatch(look) for agent, look in agents.items()},
+        state_names=[state for state in STATES if state != "complete"],
+        columns=COLUMNS,
+        all_tasks=ALL_TASKS,
+        facts=provenance_facts,
+        caption=caption,
+        task_label=task_label,
+        counted=counted,
+        show=show,
+        show_seeds=show_seeds,
+        show_runs=show_runs,
+        progress=progress,
+        unfinished=unfinished,
+        logs=[record for record in unfinished if record.run.state == "failed" and record.log],
+        chart_data=embedded(
+            {"agents": list(map(agent_data, agents, agents.values())), "suites": suites_data(shown, agents)}
+        ),
+        run_data=embedded(runs),
+        thinned=thinned,
+    )
+
+
+def embedded(data: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element or begins a comment."""
+    text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False, ensure_ascii=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def by_need(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Runs that are not complete, failed ones first."""
+    order = {"failed": 0, "preempted": 1, "running": 2}
+    unfinished = [record for record in records if not record.run.complete]
+    return sorted(unfinished, key=lambda record: (order[record.run.state], record.run.name))
+
+
+def progress(record: RunRecord) -> str:
+    """How far a run has come, in words."""
+    config, status = record.run.config, record.status
+    if status.get("phase") == "online":
+        return f"online step {status.get('env_steps', 0):,} of {config['online_steps']:,}"
+    if "updates" in status:
+        return f"offline update {status['updates']:,} of {config['offline_updates']:,}"
+    return "not known"
+
+
+# ------------------------------------------------------------------------------------------------- data of charts
+
+
+def agent_data(name: str, look: AgentStyle) -> dict[str, Any]:
+    """How an agent is drawn: the marks of analysis/style.py for SVG."""
+    return {"name": name, "color": look.color, "dash": dashes(look), "marker": marker_path(look.marker)}
+
+
+def dashes(look: AgentStyle, width: float = 1.6) -> str:
+    """Lengths of dashes and gaps in pixels; matplotlib gives them in widths of the line."""
+    pattern = look.line[1] if isinstance(look.line, tuple) else ()
+    return " ".join(f"{length * width:g}" for length in pattern or ())
+
+
+def marker_path(marker: str, size: float = 3.2) -> str:
+    """matplotlib's marker as an SVG path around (0, 0), `size` pixels to each side."""
+    style = MarkerStyle(marker)
+    path = style.get_path().transformed(style.get_transform())
+    letters = {1: "M", 2: "L", 3: "Q", 4: "C"}
+    parts = []
+    for points, code in path.iter_segments(curves=True):
+        letter = letters.get(int(code))
+        if letter is None:
+            parts.append("Z")
+            continue
+        # SVG counts downwards.
+        pairs = np.asarray(points, dtype=np.float64).reshape(-1, 2) * (2 * size, -2 * size)
+        parts.append(letter + " ".join(f"{value:.4g}" for value in pairs.ravel()))
+    return "".join(parts)
+
+
+def swatch(look: AgentStyle) -> dict[str, str]:
+    """What the legend draws."""
+    return {"color": look.color, "dash": dashes(look), "marker": marker_path(look.marker)}
+
+
+def suites_data(shown: Sequence[Shown], agents: dict[str, AgentStyle]) -> list[dict[str, Any]]:
+    """Curves and scores of each suite; tasks and agents by their number."""
+    number = {agent: index for index, agent in enumerate(agents)}
+    return [suite_data(one.suite, number) for one in shown]
+
+
+def suite_data(suite: Suite, number: dict[str, int]) -> dict[str, Any]:
+    grids, curves, cells = {}, [], []
+    for agent in suite.agents:
+        of_agent = suite.cells_of(agent)
+        grids[str(number[agent])] = [of_agent[0].offline_updates.tolist(), of_agent[0].online_steps.tolist()]
+        wholes = [(-1, of_agent)] if suite.measure else []
+        for task, members in [*wholes, *((suite.tasks.index(cell.task), [cell]) for cell in of_agent)]:
+            interval = curve_of(suite, members).interval
+            band = {name: numbers(getattr(interval, name)) for name in ("mean", "low", "high")}
+            curves.append({"agent": number[agent], "task": task, **band})
+        for cell in of_agent:
+            scores = [numbers(run) for run in all_scores(cell)]
+            place = {"agent": number[agent], "task": suite.tasks.index(cell.task)}
+            cells.append({**place, "seeds": cell.seeds.tolist(), "scores": scores})
+    return {
+        "name": suite.name,
+        "tasks": suite.tasks,
+        "measure": suite.measure.name if suite.measure else None,
+        "measures": [suite.measures[task].name for task in suite.tasks],
+        "unit_scale": [suite.measures[task] is SUCCESS for task in suite.tasks],
+        "references": [[0, 1] if suite.measures[task] is NORMALISED_RETURN else [] for task in suite.tasks],
+        "offline": suite.offline_updates,
+        "online": suite.online_steps,
+        "share": OFFLINE_SHARE,
+        "grids": grids,
+        "curves": curves,
+        "cells": cells,
+    }
+
+
+def numbers(values: NDArray[np.float64]) -> list[float | int | None]:
+    """For JSON: rounded, whole numbers without a point, null for what is not defined."""
+    return [compact(value) for value in values.tolist()]
+
+
+def compact(value: float) -> float | int | None:
+    if not np.isfinite(value):
+        return None
+    rounded = float(f"{value:.{DIGITS}g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
+
+
+# --------------------------------------------------------------------------------------------------- data of runs
+
+
+class Pool:
+    """Values that many runs have in common, each once; runs carry their number."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.index: dict[str, int] = {}
+
+    def add(self, value: Any) -> int:
+        key = json.dumps(value, sort_keys=True)
+        if key not in self.index:
+            self.index[key] = len(self.values)
+            self.values.append(value)
+        return self.index[key]
+
+
+def runs_data(shown: Sequence[Shown], results: str) -> tuple[dict[str, Any], int | None]:
+    """Everything that the pages of runs show, and to how many points scalars had to be thinned (None: not)."""
+    pool = Pool()
+    series = [scalar for one in shown for record in one.records for scalar in (*record.train, *record.timing)]
+    points = points_within(series, SCALAR_BYTES)
+    runs = [
+        run_data(record, pool, points, results) | {"suite": index}
+        for index, one in enumerate(shown)
+        for record in one.records
+    ]
+    return {"pool": pool.values, "runs": runs}, points
+
+
+def points_within(series: Sequence[Scalar], budget: int) -> int | None:
+    """Most points per scalar and phase so that all scalars stay within `budget` bytes; None where they all fit."""
+    lengths = np.array([len(scalar.x) for scalar in series])
+    per_point = 14  # bytes: a value of five digits, a step as the distance to the one before, commas
+    if lengths.sum() * per_point <= budget:
+        return None
+    low, high = FEWEST_POINTS, int(lengths.max())
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(lengths, middle).sum() * per_point <= budget else (low, middle - 1)
+    return low
+
+
+def run_data(record: RunRecord, pool: Pool, points: int | None, results: str) -> dict[str, Any]:
+    run = record.run
+    config = {key: value for key, value in run.config.items() if key not in ("seed", "config_hash")}
+    starts = run.provenance["starts"]
+    kept = starts if len(starts) <= SHOWN_STARTS else [starts[0], *starts[1 - SHOWN_STARTS :]]
+    rest = {key: value for key, value in run.provenance.items() if key not in ("starts", "dataset", "schema_version")}
+    status = {key: value for key, value in record.status.items() if key not in ("schema_version", "state")}
+    evaluations = run.evaluations
+    at = np.where(evaluations.online, evaluations.env_steps, evaluations.updates)
+    return {
+        "name": run.name,
+        "state": run.state,
+        "seed": run.config["seed"],
+        "hash": run.config.get("config_hash"),
+        "config": pool.add(config),
+        "dataset": pool.add(run.provenance["dataset"]),
+        "provenance": pool.add(rest),
+        "starts": [start_data(start, pool) for start in kept],
+        "num_starts": len(starts),
+        "status": status,
+        "measure": run.measure.name if run.measure else None,
+        "grid": pool.add({"online": evaluations.online.astype(int).tolist(), "at": at.tolist()}),
+        "score": numbers(evaluations.score),
+        "return": numbers(record.mean_return),
+        "length": numbers(record.mean_length),
+        "episode_seeds": record.episode_seeds,
+        "train": [scalar_data(scalar, points) for scalar in record.train],
+        "timing": [scalar_data(scalar, points) for scalar in record.timing],
+        "notes": [note.removeprefix(f"{run.name}: ") for note in run.notes] + list(record.damage),
+        "log": list(record.log),
+        "log_of": record.log_of if record.log_of != run.name else "",
+        "videos": [video_data(video, run.name, results) for video in record.videos],
+    }
+
+
+def start_data(start: dict[str, Any], pool: Pool) -> dict[str, Any]:
+    """A start of a run; what starts have in common is in the pool."""
+    own = ("started_at", "seconds", "resumed_from", "pack", "slurm_job")
+    shared = {key: value for key, value in start.items() if key not in own}
+    return {key: start[key] for key in own if key in start} | {"shared": pool.add(shared)}
+
+
+def scalar_data(scalar: Scalar, points: int | None) -> list[Any]:
+    """[name, is online, steps as differences, values, rows, rows that are not finite]."""
+    thin = scalar if points is None else scalar.thinned(points)
+    steps = np.diff(thin.x, prepend=0).tolist()
+    return [thin.name, int(thin.phase == "online"), steps, numbers(thin.value), scalar.rows, scalar.not_finite]
+
+
+def video_data(video: Video, run: str, results: str) -> dict[str, Any]:
+    link = Path(results, run, "videos", video.file).as_posix()
+    return {"caption": video.caption, "file": link, "data": video.data, "still": video.still}
