@@ -178,7 +178,7 @@ def departure_facts(suite: Suite) -> Iterable[tuple[str, str]]:
                     released = released.get(agent, released[""])
                 known |= field in settings
                 if field in settings and settings[field] != released:
-                    found[f"{field} {plain(settings[field])} (released: {plain(released)})"] = None
+                    found[f"{field} {plain(settings[field])} instead of {plain(released)}"] = None
         none = "none in its settings" if known else "unknown: it has no setting whose released value is known here"
         yield agent, "; ".join(found) or none
     yield "in every run", "what the fidelity table of the README prints in bold"

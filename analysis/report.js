@@ -52,6 +52,8 @@ function phases(offline, online, share) {
 
 const place = (isOnline, step) => (isOnline ? `online step ${whole(step)}` : `offline update ${whole(step)}`);
 
+let active = null; // the chart that shows the tooltip
+
 class Chart {
   constructor(figure, spec) {
     this.figure = figure;
@@ -60,8 +62,13 @@ class Chart {
     figure.tabIndex = 0;
     figure.setAttribute("role", "group");
     figure.addEventListener("pointermove", (event) => this.point(event));
-    figure.addEventListener("pointerdown", (event) => this.point(event));
-    figure.addEventListener("pointerleave", () => this.leave());
+    figure.addEventListener("pointerdown", (event) => {
+      // A finger cannot hover: its first press tells, a second one on the same line opens.
+      const before = this.chosen?.run;
+      this.point(event);
+      this.opens = event.pointerType === "mouse" || (before && before === this.chosen?.run);
+    });
+    figure.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.leave());
     figure.addEventListener("blur", () => this.leave());
     figure.addEventListener("click", (event) => event.detail && this.open());
     figure.addEventListener("keydown", (event) => this.key(event));
@@ -227,6 +234,7 @@ class Chart {
   choose(found) {
     if (found && this.chosen && found.line === this.chosen.line && found.k === this.chosen.k && found.run === this.chosen.run) return;
     this.chosen = found;
+    active = this;
     this.overlay.replaceChildren();
     this.figure.style.cursor = found?.run?.href ? "pointer" : "";
     if (!found) { $("tooltip").hidden = true; return; }
@@ -235,9 +243,11 @@ class Chart {
     this.overlay.append(shape("path", { class: "marked", d: this.path(line.x, run ? run.y : line.mean), stroke: color }));
     this.overlay.append(shape("circle", { cx: this.x(line.x[k]), cy: this.y(value), r: 5, fill: color, stroke: "#fff", "stroke-width": 1.5, "pointer-events": "none" }));
     const box = this.svg.getBoundingClientRect();
-    const limits = !run && line.low && line.low[k] != null ? ` [${short(line.low[k])}, ${short(line.high[k])}]` : "";
-    const title = run ? run.name : line.agent == null ? line.name : `${line.name}, mean of ${line.size}`;
-    showTooltip(box.left + this.x(line.x[k]), box.top + this.y(value), title, [`${this.spec.measure} ${short(value)}${limits}`, line.at[k]]);
+    const number = this.spec.unit ? (value) => value.toFixed(3) : short;
+    const limits = !run && line.low && line.low[k] != null ? ` [${number(line.low[k])}, ${number(line.high[k])}]` : "";
+    const size = line.runs.filter((member) => member.y[k] != null).length;
+    const title = run ? run.name : line.agent == null ? line.name : `${line.name}, mean of ${size} ${size === 1 ? "run" : "runs"}`;
+    showTooltip(box.left + this.x(line.x[k]), box.top + this.y(value), title, [`${this.spec.measure} ${number(value)}${limits}`, line.at[k]]);
   }
 
   leave() {
@@ -245,7 +255,7 @@ class Chart {
   }
 
   open() {
-    if (this.chosen?.run?.href) location.hash = this.chosen.run.href;
+    if (this.opens && this.chosen?.run?.href) location.hash = this.chosen.run.href;
   }
 
   key(event) {
@@ -306,7 +316,7 @@ function suiteSpec(suite, task) {
       const path = `${suite.name}/${suite.tasks[cell.task]}/${name}/seed_${String(seed).padStart(3, "0")}`;
       return { name: `${name} on ${suite.tasks[cell.task]}, seed ${seed}`, href: `#/run/${encodeURIComponent(path)}`, y: cell.scores[k] };
     }));
-    return { agent: curve.agent, name, x: points.map(([online, step]) => scale.at(online, step)), at: points.map(([online, step]) => place(online, step)), mean: curve.mean, low: curve.low, high: curve.high, runs: own, size: own.length === 1 ? "1 run" : `${own.length} runs` };
+    return { agent: curve.agent, name, x: points.map(([online, step]) => scale.at(online, step)), at: points.map(([online, step]) => place(online, step)), mean: curve.mean, low: curve.low, high: curve.high, runs: own };
   });
   const first = Math.max(0, task);
   return { lines, phases: scale, unit: suite.unit_scale[first], references: suite.references[first], measure: task < 0 ? suite.measure : suite.measures[task] };
@@ -490,6 +500,7 @@ function route() {
 
 addEventListener("hashchange", route);
 addEventListener("keydown", (event) => event.key === "Escape" && ($("tooltip").hidden = true));
+addEventListener("pointerdown", (event) => active && !active.figure.contains(event.target) && active.leave());
 addEventListener("scroll", () => ($("tooltip").hidden = true), { passive: true });
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; details.dataset.closed = ""; }

@@ -90,7 +90,8 @@ def write_report(
             slug += f"-{index}"
         states = Counter(run.state for run in suite.runs)
         shown.append(Shown(suite, slug, records, protocol(suite, records), suite_rows(suite), states))
-    page = render(shown, refused, os.path.relpath(results, out.parent))
+    named = {name: reason.replace(f"{results}/", "") for name, reason in refused.items()}
+    page = render(shown, named, os.path.relpath(results, out.parent))
     out.parent.mkdir(parents=True, exist_ok=True)
     half = out.with_name(f".{out.name}.half")  # a page that is open in a browser is replaced whole
     half.write_text(page, encoding="utf-8", newline="\n")

@@ -102,7 +102,7 @@ def test_point_that_is_hovered_tells_its_step_and_value(page: Any):
     tip = page.locator("#tooltip")
     title, value, step = tip.inner_text().split("\n")
     assert title == "my_agent, mean of 19 runs"
-    assert re.fullmatch(r"success rate 0\.\d+ \[0\.\d+, 0\.\d+\]", value)
+    assert re.fullmatch(r"success rate 0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", value)
     assert step == "offline update 300"
     box = tip.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= page.viewport_size["width"]
@@ -150,6 +150,18 @@ def test_run_that_is_pressed_in_a_chart_opens_its_page(page: Any):
     page.mouse.click(x, y)
     assert page.locator("#run h1").inner_text() == "sac_flow_g on reach, seed 0"
     assert page.locator("#run figcaption").first.inner_text() == "mean return"
+
+
+def test_finger_reads_a_run_first_and_opens_it_then(browser: Any, report: str):
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.goto(report)
+    x, y = place_of(page, page.locator("#suite-raw figure.whole"), "sac_flow_g", "runs")
+    page.touchscreen.tap(x, y)
+    assert page.locator("#tooltip").inner_text().startswith("sac_flow_g on reach, seed 0")
+    assert page.locator("#report").is_visible()
+    page.touchscreen.tap(x, y)
+    assert page.locator("#run h1").inner_text() == "sac_flow_g on reach, seed 0"
+    page.close()
 
 
 def test_single_runs_can_be_left_out(page: Any):
