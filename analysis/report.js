@@ -503,7 +503,7 @@ addEventListener("keydown", (event) => event.key === "Escape" && ($("tooltip").h
 addEventListener("pointerdown", (event) => active && !active.figure.contains(event.target) && active.leave());
 addEventListener("scroll", () => ($("tooltip").hidden = true), { passive: true });
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; details.dataset.closed = ""; }
+  for (const details of document.querySelectorAll("section:not(#runs) details:not([open])")) { details.open = true; details.dataset.closed = ""; }
   for (const figure of charts.keys()) drawChart(figure);
 });
 addEventListener("afterprint", () => {
