@@ -396,9 +396,10 @@ function scalarFigure(name, parts, scale, note) {
 
 function scalarFigures(series, scale) {
   const byName = new Map();
-  for (const [name, online, differences, values, rows, bad] of series) {
+  for (const [number, online, unit, differences, values, rows, bad] of series) {
     let step = 0;
-    const part = { online, steps: differences.map((difference) => (step += difference)), values, rows, bad };
+    const name = runs.pool[number];
+    const part = { online, steps: differences.map((difference) => (step += difference * unit)), values, rows, bad };
     byName.set(name, [...(byName.get(name) || []), part]);
   }
   return [...byName].map(([name, parts]) => {
@@ -444,7 +445,7 @@ function runPage(run) {
   }
   for (const [title, series, none] of [["Training scalars", run.train, "None recorded."], ["Rates and shares of time", run.timing, "None recorded."]]) {
     const figures = scalarFigures(series, scale);
-    const thinned = series.some(([, , , values, rows]) => values.length < rows);
+    const thinned = series.some(([, , , , values, rows]) => values.length < rows);
     page.push(element("h2", {}, title));
     if (thinned) page.push(element("p", { class: "small" }, "Down-sampled: of each stretch of rows the lowest and the highest are shown."));
     page.push(figures.length ? element("div", { class: "panels scalars" }, ...figures) : element("p", {}, none));

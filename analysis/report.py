@@ -7,6 +7,7 @@ give the same bytes. A suite that cannot be read is named with its reason, and t
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -38,12 +39,13 @@ from analysis.tables import ALL_TASKS, COLUMNS, Row, caption, show, show_runs, s
 from analysis.wording import count_label, counted, provenance_facts
 
 TEMPLATES = Path(__file__).resolve().parent
-SCALAR_BYTES = 16_000_000  # all scalars of all runs on the page; beyond it each gets fewer points
-FEWEST_POINTS = 8  # per scalar and phase, however many runs there are
+SCALAR_BYTES = 12_000_000  # all scalars of all runs on the page; beyond it each gets fewer points
+POINT_BYTES, SERIES_BYTES = 9, 20  # what they weigh on the page
+FEWEST_POINTS = 4  # per scalar and phase, however many runs there are
 VIDEO_BYTES = 8_000_000  # of videos inside the page by default; the others are linked
 SHOWN_STARTS = 10  # of a run that was started more often: the first and the last ones
 OFFLINE_SHARE = 0.4  # of the width of an axis that has both phases, as in the figures
-DIGITS = 5  # of numbers in the page's data: more than a chart can show
+DIGITS, SCALAR_DIGITS = 5, 4  # of scores, of training scalars: more than a chart can show
 ORIGIN_WORDS = {
     "published": "published data: the data set as released with the benchmark",
     "generated": "generated data: made by a script, not the published data; do not compare with published results",
@@ -266,15 +268,15 @@ def suite_data(suite: Suite, number: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def numbers(values: NDArray[np.float64]) -> list[float | int | None]:
+def numbers(values: NDArray[np.float64], digits: int = DIGITS) -> list[float | int | None]:
     """For JSON: rounded, whole numbers without a point, null for what is not defined."""
-    return [compact(value) for value in values.tolist()]
+    return [compact(value, digits) for value in values.tolist()]
 
 
-def compact(value: float) -> float | int | None:
-    if not np.isfinite(value):
+def compact(value: float, digits: int) -> float | int | None:
+    if not math.isfinite(value):
         return None
-    rounded = float(f"{value:.{DIGITS}g}")
+    rounded = float(f"{value:.{digits}g}")
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
 
 
@@ -312,13 +314,14 @@ def runs_data(shown: Sequence[Shown], results: str) -> tuple[dict[str, Any], int
 def points_within(series: Sequence[Scalar], budget: int) -> int | None:
     """Most points per scalar and phase so that all scalars stay within `budget` bytes; None where they all fit."""
     lengths = np.array([len(scalar.x) for scalar in series])
-    per_point = 14  # bytes: a value of five digits, a step as the distance to the one before, commas
-    if lengths.sum() * per_point <= budget:
+    budget -= len(lengths) * SERIES_BYTES
+    if lengths.sum() * POINT_BYTES <= budget:
         return None
     low, high = FEWEST_POINTS, int(lengths.max())
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if np.minimum(lengths, middle).sum() * per_point <= budget else (low, middle - 1)
+        fits = np.minimum(lengths, middle).sum() * POINT_BYTES <= budget
+        low, high = (middle, high) if fits else (low, middle - 1)
     return low
 
 
@@ -328,7 +331,8 @@ def run_data(record: RunRecord, pool: Pool, points: int | None, results: str) ->
     starts = run.provenance["starts"]
     kept = starts if len(starts) <= SHOWN_STARTS else [starts[0], *starts[1 - SHOWN_STARTS :]]
     rest = {key: value for key, value in run.provenance.items() if key not in ("starts", "dataset", "schema_version")}
-    status = {key: value for key, value in record.status.items() if key not in ("schema_version", "state")}
+    hidden = ("schema_version", "state")
+    status = {key: value for key, value in record.status.items() if value is not None and key not in hidden}
     evaluations = run.evaluations
     at = np.where(evaluations.online, evaluations.env_steps, evaluations.updates)
     return {
@@ -348,8 +352,8 @@ def run_data(record: RunRecord, pool: Pool, points: int | None, results: str) ->
         "return": numbers(record.mean_return),
         "length": numbers(record.mean_length),
         "episode_seeds": record.episode_seeds,
-        "train": [scalar_data(scalar, points) for scalar in record.train],
-        "timing": [scalar_data(scalar, points) for scalar in record.timing],
+        "train": [scalar_data(scalar, pool, points) for scalar in record.train],
+        "timing": [scalar_data(scalar, pool, points) for scalar in record.timing],
         "notes": [note.removeprefix(f"{run.name}: ") for note in run.notes] + list(record.damage),
         "log": list(record.log),
         "log_of": record.log_of if record.log_of != run.name else "",
@@ -364,11 +368,14 @@ def start_data(start: dict[str, Any], pool: Pool) -> dict[str, Any]:
     return {key: start[key] for key in own if key in start} | {"shared": pool.add(shared)}
 
 
-def scalar_data(scalar: Scalar, points: int | None) -> list[Any]:
-    """[name, is online, steps as differences, values, rows, rows that are not finite]."""
+def scalar_data(scalar: Scalar, pool: Pool, points: int | None) -> list[Any]:
+    """[name, is online, unit, steps as differences in that unit, values, rows, rows that are not finite]."""
     thin = scalar if points is None else scalar.thinned(points)
-    steps = np.diff(thin.x, prepend=0).tolist()
-    return [thin.name, int(thin.phase == "online"), steps, numbers(thin.value), scalar.rows, scalar.not_finite]
+    steps = np.diff(thin.x, prepend=0)
+    unit = max(1, int(np.gcd.reduce(steps))) if len(steps) else 1  # as a rule the log interval
+    values = numbers(thin.value, SCALAR_DIGITS)
+    online = int(thin.phase == "online")
+    return [pool.add(thin.name), online, unit, (steps // unit).tolist(), values, scalar.rows, scalar.not_finite]
 
 
 def video_data(video: Video, run: str, results: str) -> dict[str, Any]:
