@@ -122,10 +122,7 @@ def report(options: argparse.Namespace) -> None:
         raise OutputError(f"--out {out} is a folder; name the HTML file to write")
     from analysis.report import write_report
 
-    try:
-        written = write_report(options.results, out, options.suite, int(options.embed_videos * 1e6))
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error}") from error
+    written = write_report(options.results, out, options.suite, int(options.embed_videos * 1e6))
     for name, reason in written.refused.items():
         print(f"warning: suite {name} is left out of the report: {reason}", file=sys.stderr)
     print("\n".join(f"wrote {path}" for path in written.written))

@@ -1,5 +1,6 @@
 """The report's page read without a browser: its structure and numbers, what it says of failures, protocol cards."""
 
+import io
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 
 from agents import AGENTS
-from analysis import protocol, report
+from analysis import protocol, report, tables
 from analysis.__main__ import main
 from analysis.curves import curve_of
 from analysis.load import load_results
@@ -89,7 +90,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_report_results(tmp_path_factory.mktemp("report"))
-    add_videos(root / "cube-double/cube-double-task1/fql/seed_000")
+    add_videos(root / "raw/reach/sac_flow_g/seed_000")
     assert main(["report", "--results", str(root)]) == 0
     return root
 
@@ -138,8 +139,8 @@ def test_every_table_can_be_sorted_from_the_keyboard(page: Page):
 
 
 def test_tables_have_the_numbers_of_the_csv(results: Path, page: Page):
-    assert main(["--results", str(results), "--out", str(results / "csv"), "--suite", "bullet"]) == 0
-    table = pd.read_csv(results / "csv/bullet_table.csv").set_index(["task", "agent"])
+    (suite,) = load_results(results, ["bullet"])
+    table = pd.read_csv(io.StringIO(tables.to_csv(suite, tables.suite_rows(suite)))).set_index(["task", "agent"])
     for caption, task_column in (("bullet, all tasks", False), ("bullet, by task", True)):
         heading, *rows = page.tables[caption]
         columns = [text for text, _ in heading]
@@ -291,10 +292,10 @@ def test_damaged_train_csv_is_told_with_the_run_and_stops_nothing(tmp_path: Path
 
 
 def test_videos_are_embedded_as_far_as_they_fit_and_linked_beyond(results: Path, tmp_path: Path):
-    name = "cube-double/cube-double-task1/fql/seed_000"
+    name = "raw/reach/sac_flow_g/seed_000"
     for limit, embedded in ((8_000_000, [True, True]), (1000, [True, False]), (0, [False, False])):
         out = tmp_path / str(limit) / "page.html"
-        report.write_report(results, out, ["cube-double"], limit)
+        report.write_report(results, out, ["raw"], limit)
         run = next(run for run in Page(out).json("run-data")["runs"] if run["name"] == name)
         videos = run["videos"]
         assert [video["data"] is not None for video in videos] == embedded
@@ -369,6 +370,9 @@ def test_nothing_readable_is_one_line_and_writes_nothing(tmp_path: Path, capsys:
     write_run(tmp_path, suite="fine")
     assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.endswith("is a folder; name the HTML file to write\n")
+    (tmp_path / "file").write_text("")
+    assert main(["report", "--results", str(tmp_path), "--out", str(tmp_path / "file/page.html")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_run_that_has_not_begun_is_named(tmp_path: Path):
