@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from analysis.curves import all_scores, curve_of
 from analysis.load import Cell, Suite, task_order
-from analysis.metrics import Array, stratified_t
+from analysis.metrics import Array
 from analysis.read import NORMALISED_RETURN, SUCCESS, Measure
 from analysis.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
 from analysis.wording import agent_label, count_label, counted, provenance_facts, wrapped
@@ -178,11 +179,9 @@ def draw_curve(
     """Mean of one agent over the runs of `cells` (one per task), band and runs; order = its place in the legend of
     `num_agents` (default: the suite's)."""
     num_agents = num_agents or len(suite.agents)
-    cell = cells[0]  # the tasks of an agent share one grid of evaluations
-    x = axis_position(suite, cell.offline_updates, cell.online_steps)
-    runs = [all_scores(cell) for cell in cells]
-    draw_runs(axes, x, np.concatenate(runs), style, num_agents)
-    curve = stratified_t(runs, bounds=suite.measures[cell.task].bounds)
+    shown = curve_of(suite, cells)
+    x, curve = axis_position(suite, shown.offline_updates, shown.online_steps), shown.interval
+    draw_runs(axes, x, np.concatenate([all_scores(cell) for cell in cells]), style, num_agents)
     axes.fill_between(x, curve.low, curve.high, color=style.color, alpha=max(0.1, 0.2 - 0.02 * num_agents), linewidth=0)
     step = max(1, len(x) // MARKERS_PER_LINE)
     axes.plot(
@@ -197,11 +196,6 @@ def draw_curve(
         markeredgewidth=0.3,
         zorder=3 + num_agents - order,  # the first of the legend lies on top
     )
-
-
-def all_scores(cell: Cell) -> Array:
-    """(n, P + Q - 1): offline and online, the hand-over once."""
-    return np.concatenate([cell.offline_score, cell.online_score[:, 1:]], axis=1)
 
 
 def draw_runs(axes: Axes, x: Array, scores: Array, style: AgentStyle, num_agents: int) -> None:

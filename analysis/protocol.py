@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.explain import states_of_code
-from analysis.load import NORMALISED_RETURN, Run, Suite
+from analysis.load import Suite
+from analysis.read import NORMALISED_RETURN, Run
 from analysis.run_record import RunRecord
 from analysis.tables import caption, escape
 from analysis.wording import counted, listed_values, seeds_label

@@ -22,17 +22,9 @@ from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
 from analysis.curves import all_scores, curve_of
-from analysis.load import (
-    NORMALISED_RETURN,
-    STATES,
-    SUCCESS,
-    ResultsError,
-    Suite,
-    find_runs,
-    load_results,
-    shared_phases,
-)
+from analysis.load import Suite, find_runs, load_results, shared_phases
 from analysis.protocol import Section, protocol, write_protocol
+from analysis.read import NORMALISED_RETURN, STATES, SUCCESS, ResultsError
 from analysis.run_record import RunRecord, Scalar, Video, embedded_bytes, read_record
 from analysis.style import AgentStyle, styles_of
 from analysis.tables import ALL_TASKS, COLUMNS, Row, caption, show, show_runs, show_seeds, suite_rows, task_label
