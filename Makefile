@@ -7,14 +7,14 @@ SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(
 
 # Extras: the suites' own needs, or those asked for; the tests cover all.
 EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE))))
-ALL_EXTRAS := robomimic minari bullet browser
+ALL_EXTRAS := robomimic minari bullet tensorboard wandb browser
 
 .PHONY: help setup bench plan status figures report test test-slurm parity check clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
 
-setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv (once, 2 minutes) [EXTRAS="robomimic minari bullet browser"]
+setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv (once, 2 minutes) [EXTRAS="robomimic minari bullet tensorboard wandb browser"]
 
 .venv/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
@@ -25,7 +25,7 @@ setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environm
 	@touch $@
 
 .venv/.extra-%: requirements-%.lock | .venv/.complete
-	@echo "Installing what $* tasks need on top (once)"
+	@echo "Installing what the extra $* needs on top (once)"
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 

@@ -1,5 +1,5 @@
-"""`python -m bench run | plan | launch | status | logs | cancel | retry | data`: suites and single runs, here or as a
-grid on a cluster, what they cost, how they fare, and data to train on."""
+"""`python -m bench run | plan | launch | status | logs | cancel | retry | mirror | data`: suites and single runs, here
+or as a grid on a cluster, what they cost, how they fare, and data to train on."""
 
 import argparse
 import os
@@ -16,6 +16,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matr
 
 from bench.errors import ConfigError, WorkerError
 from bench.execution import EXIT_PREEMPTED
+from bench.mirror import add_mirror_command
 from bench.provenance import ForeignPackage, check_checkout
 from bench.slurm import SlurmError
 from bench.status import add_status_commands
@@ -23,7 +24,7 @@ from bench.writer import StorageError, read_json
 from datasets.spec import DataError, nearest
 
 AGENT_OPTION = "--agent-config."
-LIGHT = ("status", "logs", "cancel")  # commands that look at files only, without torch and so at once
+LIGHT = ("status", "logs", "cancel", "mirror")  # commands that look at files only, without torch and so at once
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,6 +88,7 @@ def build_parser(heavy: bool) -> Parser:
         add_launch_commands(commands, run_command)
         add_data_commands(commands)
     add_status_commands(commands)
+    add_mirror_command(commands)
     return parser
 
 

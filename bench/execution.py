@@ -11,7 +11,7 @@ EXIT_PREEMPTED = 75  # of a process whose runs were stopped: sysexits' EX_TEMPFA
 
 @dataclass(frozen=True)
 class Execution:
-    """What `python -m bench worker` is told besides the runs."""
+    """What `python -m bench worker` is told besides the runs, and what goes on beside it."""
 
     device: str = "auto"
     threads: int = 1
@@ -21,6 +21,7 @@ class Execution:
     checkpoint_seconds: float = 300.0
     data_dir: Path | None = None
     lease_seconds: float = LEASE_SECONDS  # without a sign of life, after which another process may take a run over
+    mirrors: tuple[str, ...] = ()  # where the rows are copied meanwhile (bench.trackers.MIRRORS), not by the worker
 
     def arguments(self) -> list[str]:
         """The options of `python -m bench worker`."""

@@ -91,13 +91,14 @@ class Launch:
             raise ConfigError(f"{folder / 'launch.json'} was written by another version of this project")
         execution = said.pop("execution")
         data_dir = Path(named) if (named := execution.pop("data_dir")) else None
+        mirrors = tuple(execution.pop("mirrors", ()))
         arrays = tuple(_array(array) for array in said.pop("arrays"))
         return Launch(
             results=Path(said.pop("results")),
             code=Path(said.pop("code")),
             arguments=tuple(said.pop("arguments")),
             exclude=tuple(said.pop("exclude")),
-            execution=Execution(**execution, data_dir=data_dir),
+            execution=Execution(**execution, data_dir=data_dir, mirrors=mirrors),
             arrays=arrays,
             **said,
         )

@@ -28,6 +28,7 @@ from bench.options import add_execution_options, add_run_options, execution_of, 
 from bench.plan import PACK_LIMIT, Pack, Plan, describe_plan, estimate_plan, make_packs, run_state, sort_out
 from bench.progress import duration
 from bench.snapshot import snapshot_path, take_snapshot
+from bench.trackers import check_mirrors
 from bench.writer import StorageError
 from datasets.spec import nearest
 
@@ -92,6 +93,7 @@ def launch_command(options: argparse.Namespace, overrides: dict[str, str], run_h
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
     minutes_of(options.time)
+    check_mirrors(options.mirror)
     configs = selected_configs(options, overrides)
     results = options.results.absolute()
     with contextlib.nullcontext() if options.dry_run else only_launch(results):
@@ -177,14 +179,14 @@ def _profile_actions(parser: argparse.ArgumentParser) -> Sequence[argparse.Actio
 _SITE_TYPES: dict[str, type] = {
     **dict.fromkeys(("partition", "account", "qos", "constraint", "exclude", "time", "mem", "gres"), str),
     **dict.fromkeys(("gpus_per_node", "cpus_per_task", "packs_per_job", "max_parallel", "pack"), int),
-    "setup": list,
+    **dict.fromkeys(("setup", "mirror"), list),
 }
 
 
 def _typed(path: Path, key: str, value: Any, action: argparse.Action) -> Any:
     if action.type is list:
         if not (isinstance(value, list) and all(isinstance(line, str) for line in value)):
-            raise ConfigError(f"{path}: {key} must be a list of lines, not {value!r}")
+            raise ConfigError(f"{path}: {key} must be a list of strings, not {value!r}")
         return value
     try:
         return action.type(str(value)) if callable(action.type) else str(value)

@@ -14,6 +14,7 @@ from bench.engine import MODES
 from bench.errors import ConfigError
 from bench.execution import Execution
 from bench.suites import SUITES, tuned_config
+from bench.trackers import MIRRORS, check_mirrors
 from datasets.spec import nearest
 
 RUN_FIELDS = tuple(
@@ -47,6 +48,7 @@ def add_run_options(parser: argparse.ArgumentParser, suite: str = "--suite") -> 
     how.add_argument("--results", type=Path, default=Path("results"))
     how.add_argument("--pack", type=int, help="seeds trained together in one process; default by device")
     how.add_argument("--jobs", type=int, help="packs side by side on this machine; default one per core, or per GPU")
+    how.add_argument("--mirror", nargs="+", default=[], help=f"show the runs in {', '.join(MIRRORS)} meanwhile")
 
 
 def add_execution_options(parser: argparse.ArgumentParser) -> None:
@@ -146,6 +148,7 @@ def execution_of(options: argparse.Namespace) -> Execution:
         checkpoint_seconds=options.checkpoint_seconds,
         data_dir=options.data_dir,
         lease_seconds=options.lease_seconds,
+        mirrors=check_mirrors(getattr(options, "mirror", [])),
     )
 
 

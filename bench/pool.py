@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from bench.beside import Beside
 from bench.claims import Claim, Claims
 from bench.execution import EXIT_PREEMPTED, Execution
 from bench.writer import StorageError, is_complete, read_json, utc, write_json
@@ -91,34 +92,37 @@ def run_works(
     waiting, running, failures = list(works), {}, []
     slots: list[int] = list(range(jobs))
     stopping = False
-    while waiting or running:
-        busy = {directory for work in (*waiting, *running) for directory in work.directories}
-        ready = [work for work in waiting if not work.after & busy]
-        while ready and slots and not stopping:
-            work, slot = ready.pop(0), slots.pop(0)
-            waiting.remove(work)
-            running[work] = (start_worker(work, execution, gpus[slot % len(gpus)] if gpus else None), slot)
-            watcher.started(work)
-        if should_stop() and not stopping:
-            stopping = True
-            waiting.clear()
-            for process, _ in running.values():
-                process.send_signal(signal.SIGTERM)
-        for work, (process, slot) in list(running.items()):
-            if process.poll() is None:
-                continue
-            del running[work]
-            slots.append(slot)
-            ending = ending_of(work, process.returncode, stopping)
-            watcher.ended(work)
-            parts = [part for part in work.apart() if not is_complete(part.directories[0])]
-            if ending is not None and ending.crashed and len(work.directories) > 1 and parts and not stopping:
-                watcher.divided(work, parts)
-                waiting[:0] = parts
-            elif ending is not None:
-                failures.append(ending)
-        watcher.refresh()
-        time.sleep(POLL_SECONDS)
+    directories = [directory for work in works for directory in work.directories]
+    with Beside(directories, execution.mirrors) as mirror:
+        while waiting or running:
+            busy = {directory for work in (*waiting, *running) for directory in work.directories}
+            ready = [work for work in waiting if not work.after & busy]
+            while ready and slots and not stopping:
+                work, slot = ready.pop(0), slots.pop(0)
+                waiting.remove(work)
+                running[work] = (start_worker(work, execution, gpus[slot % len(gpus)] if gpus else None), slot)
+                watcher.started(work)
+            if should_stop() and not stopping:
+                stopping = True
+                waiting.clear()
+                for process, _ in running.values():
+                    process.send_signal(signal.SIGTERM)
+            for work, (process, slot) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[work]
+                slots.append(slot)
+                ending = ending_of(work, process.returncode, stopping)
+                watcher.ended(work)
+                parts = [part for part in work.apart() if not is_complete(part.directories[0])]
+                if ending is not None and ending.crashed and len(work.directories) > 1 and parts and not stopping:
+                    watcher.divided(work, parts)
+                    waiting[:0] = parts
+                elif ending is not None:
+                    failures.append(ending)
+            watcher.refresh()
+            mirror.look()
+            time.sleep(POLL_SECONDS)
     return failures
 
 

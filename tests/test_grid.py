@@ -134,7 +134,7 @@ def test_a_profile_holds_the_site_s_options_and_the_command_line_has_the_last_wo
         ('[launch]\npartitoin = "gpu"\n', "no option 'partitoin' (did you mean 'partition'?)"),
         ('partition = "gpu"\n', "all options stand in the table [launch]"),
         ('[launch]\ngpus_per_node = "many"\n', "gpus_per_node = 'many' makes no sense"),
-        ('[launch]\nsetup = "module load cuda"\n', "setup must be a list of lines"),
+        ('[launch]\nsetup = "module load cuda"\n', "setup must be a list of strings"),
         ("[launch\n", "is not valid TOML"),
     ],
 )
