@@ -36,6 +36,7 @@ PROFILE = Path("bench.toml")
 ARRAY_LIMIT = 1000  # tasks; Slurm's own limit where that is lower
 EVAL_WORKERS = 2  # per pack, where nothing is said: jobs are billed by core
 SIGNAL_SECONDS = 120  # of warning before the time limit; a third of a short one
+MB_OF_MIRROR = 300  # of which 80 for TensorBoard and 40 for W&B's own process were seen
 MB_PER_PACK, MB_PER_PROCESS = 1_500, 700  # resident, as Slurm adds it up without cgroups; measured on cube-single
 
 
@@ -309,7 +310,8 @@ def memory_mb(launch: Launch) -> int:
     """What the largest job needs: torch, simulator and networks in each process that is busy, some are shared."""
     seeds = max(len(work.directories) for array in launch.arrays for job in array.jobs for work in job.works)
     packs = max(len(job.works) for array in launch.arrays for job in array.jobs)
-    return packs * (MB_PER_PACK + MB_PER_PROCESS * launch.execution.processes(seeds))
+    training = packs * (MB_PER_PACK + MB_PER_PROCESS * launch.execution.processes(seeds))
+    return training + (MB_OF_MIRROR if launch.execution.mirrors else 0)
 
 
 def describe_launch(launch: Launch, options: argparse.Namespace) -> None:

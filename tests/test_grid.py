@@ -128,6 +128,12 @@ def test_a_profile_holds_the_site_s_options_and_the_command_line_has_the_last_wo
     assert "3 jobs with 3 packs of seeds, 3 runs; each job 1 GPU, 6 cores" in printed
 
 
+def test_a_profile_may_ask_for_a_mirror_and_the_job_has_memory_for_it(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
+    (tmp_path / "site.toml").write_text('[launch]\ngpus-per-node = 1\npack = 2\nmirror = ["tensorboard"]\n')
+    assert "#SBATCH --mem=5300M\n" in dry_run(tmp_path, "--profile", str(tmp_path / "site.toml"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -152,7 +158,7 @@ def a_launch(results: Path, **changes) -> Launch:
         Array(array_name(identity, 0), (job, replace(job, seconds=None)), (), "77"),
         Array(array_name(identity, 1), (job,), (array_name(identity, 0),)),
     )
-    execution = Execution(device="cpu", data_dir=results / "data", env_workers=None)
+    execution = Execution(device="cpu", data_dir=results / "data", env_workers=None, mirrors=("tensorboard",))
     launch = Launch(identity, "grid", results, results / "code", ("--x", "y"), execution, 1, 4, ("n1",), arrays=arrays)
     return replace(launch, **changes)
 
