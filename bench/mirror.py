@@ -8,6 +8,7 @@ first row. So it needs no state of its own, and holds every point once. Imports 
 import argparse
 import bisect
 import csv
+import errno
 import os
 import platform
 import resource
@@ -44,11 +45,12 @@ class Tail:
     @property
     def is_replaced(self) -> bool:
         """Whether there is another file in its place, or it has been cut."""
-        own = os.fstat(self._file.fileno())
         try:
-            there = self.path.stat()
-        except FileNotFoundError:
-            return True
+            own, there = os.fstat(self._file.fileno()), self.path.stat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):  # NFS, of a file that another machine has replaced
+                return True
+            raise
         return (own.st_dev, own.st_ino) != (there.st_dev, there.st_ino) or own.st_size < self._read
 
     def rows(self) -> list[dict[str, str]]:
@@ -208,7 +210,7 @@ def mirror_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     if options.beside and left and os.read(sys.stdin.fileno(), 1) == b"":
         await_orphans(left)
     look_at(left, failed, last=True)
-    begun = sum(follower.has_begun for follower in followers) - len(failed)
+    begun = sum(follower.has_begun and follower.directory not in failed for follower in followers)
     print(f"{begun} of {len(followers)} runs are mirrored to {' and '.join(mirrors)}", flush=True)
     return 1 if failed else 0
 

@@ -1,6 +1,7 @@
 """Runs in TensorBoard and W&B: each number once, at its step, whatever becomes of the run; training never notices."""
 
 import csv
+import errno
 import importlib.machinery
 import importlib.util
 import json
@@ -314,6 +315,23 @@ def test_a_tensorboard_that_looks_on_forgets_what_was_cut_off(growing):
     assert same(curves_of(reader.Reload()), in_files(growing.directory))
 
 
+def test_a_file_that_another_machine_replaced_on_nfs_is_read_anew(growing, monkeypatch):
+    growing.take()
+    growing.log(7, 1.0)
+    follower = Follower(growing.directory, ["tensorboard"])
+    follower.look()
+    growing.log(14, 2.0)
+
+    def stale(_: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", stale)
+        follower.look()
+    follower.close()
+    assert same(in_tensorboard(growing.directory), in_files(growing.directory))
+
+
 def test_a_row_that_is_half_written_is_waited_for(growing):
     growing.take()
     growing.log(7, 1.0)
@@ -389,7 +407,9 @@ def test_a_mirror_that_cannot_write_is_one_line_of_warning(growing, capfd):
         pass
     error = capfd.readouterr().err
     assert error.startswith("WARNING: the mirror has ended with exit code 1") and error.count("\n") == 1
-    assert f"failed: {growing.directory}: FileExistsError" in (growing.directory / LOG).read_text()
+    log = (growing.directory / LOG).read_text()
+    assert f"failed: {growing.directory}: FileExistsError" in log
+    assert "0 of 1 runs are mirrored to tensorboard" in log
 
 
 def test_signals_to_all_processes_of_a_job_leave_the_mirror_its_last_rows(growing, capfd):
