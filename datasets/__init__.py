@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.generate import ensure, generate
+from datasets.pictures import usable_renderer
 from datasets.sources import (
     TASKS,
     default_dataset,
@@ -49,6 +50,7 @@ __all__ = [
     "parse_name",
     "published",
     "register",
+    "renderer",
     "task",
     "unavailable",
     "verify",
@@ -71,13 +73,22 @@ def make_env(task_name: str, success_timing: str = "post") -> "gymnasium.Env":
     `reset(seed=…)` decides all of an episode but its actions. Reward, termination and `info["success"]` describe the
     state after the action ("post", as in the published results) or before it ("pre", as in OGBench's data and in its
     environments from 1.2.0); tasks without a notion of success have no such info. Raises DataError for an unknown task
-    or timing, and for one whose simulator is not installed.
+    or timing, and for one whose simulator is not installed. `view()` of the environment gives pictures
+    (`datasets.pictures.View`).
     """
     spec = task(task_name)
     check_timing(spec, success_timing)
     source = source_of(spec)
     require_extra(source)
     return source.make_env(spec, success_timing)
+
+
+def renderer(task_name: str) -> str | None:
+    """What MUJOCO_GL must be before the simulator is imported so that `make_env(task_name).view()` can draw; None where
+    that does not matter. Raises DataError, which says what to install, where this machine cannot draw the task."""
+    source = source_of(task(task_name))
+    require_extra(source)
+    return usable_renderer() if source.NEEDS_OPENGL else None
 
 
 def check_timing(spec: TaskSpec, success_timing: str) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SUITE = "bullet"
 EXTRA = "bullet"
+NEEDS_OPENGL = False
 PACKAGES = ("pybullet", "pybullet_envs_gymnasium", "gymnasium", "numpy")
 KINDS = {"random": False}  # and whether a set is made for one task
 MAX_EPISODE_STEPS = 1000

@@ -3,15 +3,16 @@
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 
 from datasets.bullet import DIMS
 from datasets.flat_files import Step, episode_arrays
+from datasets.pictures import Look
 from datasets.spec import ACTION_LIMIT, Dataset
 
 
@@ -34,6 +35,7 @@ with _silent_stderr():
 import pybullet_envs_gymnasium  # noqa: E402, F401  registers the environments with gymnasium
 from pybullet_utils.bullet_client import BulletClient  # noqa: E402
 
+CONTROL_SECONDS = 0.0165  # of a step: the package's four substeps
 RECIPE_VERSION = 1  # raise it when a change to this module changes the data
 _ENV_IDS = {
     "hopper-bullet": "HopperBulletEnv-v0",
@@ -41,6 +43,13 @@ _ENV_IDS = {
     "ant-bullet": "AntBulletEnv-v0",
     "walker2d-bullet": "Walker2DBulletEnv-v0",
 }
+
+
+class BulletState(NamedTuple):
+    """What shows of a simulation."""
+
+    robot: tuple[float, ...]  # (3,) m, where the camera looks
+    poses: tuple[tuple[Sequence[float], Sequence[float], list[float]], ...]  # each body's place, turn and joints
 
 
 class _Client(BulletClient):
@@ -60,6 +69,7 @@ class BulletTask(gymnasium.Wrapper):
 
     def __init__(self, domain: str) -> None:
         super().__init__(gymnasium.make(_ENV_IDS[domain], disable_env_checker=True))
+        self._domain = domain
         env: Any = self.env.unwrapped
         env._p = _Client()
         env._p.resetSimulation()
@@ -82,6 +92,49 @@ class BulletTask(gymnasium.Wrapper):
             raise ValueError(f"an action is {self.action_space.shape} finite numbers, got {action}")
         obs, reward, terminated, truncated, _ = self.env.step(action.clip(-1.0, 1.0))
         return obs, float(reward), terminated, truncated, {}
+
+    def view(self) -> "BulletView":
+        return BulletView(self, self._domain)
+
+
+class BulletView:
+    """Pictures by PyBullet's software renderer, which needs no OpenGL. The camera goes along with the robot."""
+
+    rate = 1 / CONTROL_SECONDS
+    cameras = ()
+
+    def __init__(self, env: BulletTask, domain: str) -> None:
+        self._env: Any = env.unwrapped
+        self._domain = domain
+        self._stage: Any = None  # an environment of its own to pose the robot in
+
+    def state(self) -> BulletState:
+        """Where the robot is now, and all that hangs on it."""
+        client = self._env._p
+        poses = []
+        for body in range(client.getNumBodies()):
+            joints = [client.getJointState(body, joint)[0] for joint in range(client.getNumJoints(body))]
+            poses.append((*client.getBasePositionAndOrientation(body), joints))
+        return BulletState(tuple(self._env.robot.body_real_xyz), tuple(poses))
+
+    def picture(self, state: BulletState, look: Look) -> np.ndarray:
+        """What a state looks like: (height, width, 3) uint8."""
+        if self._stage is None:
+            self._stage = BulletTask(self._domain).unwrapped
+        client = self._stage._p
+        for body, (position, orientation, joints) in enumerate(state.poses):
+            client.resetBasePositionAndOrientation(body, position, orientation)
+            for joint, angle in enumerate(joints):
+                client.resetJointState(body, joint, angle)
+        env = self._stage
+        towards = client.computeViewMatrixFromYawPitchRoll(
+            state.robot, env._cam_dist, env._cam_yaw, env._cam_pitch, 0, 2
+        )
+        lens = client.computeProjectionMatrixFOV(60, look.width / look.height, 0.1, 100.0)
+        rgba = client.getCameraImage(
+            look.width, look.height, towards, lens, shadow=int(look.shadows), renderer=pybullet.ER_TINY_RENDERER
+        )[2]
+        return np.reshape(np.asarray(rgba, np.uint8), (look.height, look.width, 4))[..., :3]
 
 
 def recipe(dataset: Dataset) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 import json
 import math
+from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
 
 from datasets.minari_metadata import Metadata, flat_dim, flatten
 from datasets.spec import DataError, TaskSpec, one_line
+
+if TYPE_CHECKING:
+    from datasets.mujoco_view import MujocoView
 
 
 class MinariTask(gymnasium.Wrapper):
@@ -36,6 +40,12 @@ class MinariTask(gymnasium.Wrapper):
         success = info.get("success", info.get("is_success"))
         told = {} if success is None else {"success": bool(success)}
         return flatten(self._space, obs, 1)[0], float(reward), bool(terminated), bool(truncated), told
+
+    def view(self) -> "MujocoView":
+        """As gymnasium itself draws it. Raises DataError for an environment of another simulator than MuJoCo."""
+        from datasets.mujoco_view import gymnasium_view
+
+        return gymnasium_view(self.env.unwrapped)
 
 
 def recovered_env(spec: TaskSpec, metadata: Metadata) -> gymnasium.Env:

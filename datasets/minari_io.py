@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SUITE = "minari"
 EXTRA = "minari"
+NEEDS_OPENGL = True
 TASKS: dict[str, TaskSpec] = {}  # any set that Minari can hold
 
 _HUB = (  # known to be there with actions in a Box; any other set of Farama's or of the user's will do as well

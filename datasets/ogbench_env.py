@@ -14,6 +14,7 @@ from ogbench.manipspace.envs.manipspace_env import ManipSpaceEnv
 from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
 from ogbench.manipspace.envs.scene_env import SceneEnv
 
+from datasets.mujoco_view import MujocoView, named_cameras
 from datasets.numpy_seed import seeded_numpy
 from datasets.ogbench_fast import FastCubeEnv, is_known
 from datasets.ogbench_tasks import DOMAINS, TASK_IDS, Goal
@@ -62,6 +63,14 @@ class SingleTask(gymnasium.Wrapper):
         if self.sparse:
             reward = 0.0 if reward == 0.0 else -1.0
         return obs.astype(np.float32), reward, bool(terminated), truncated, {"success": bool(info["success"])}
+
+    def view(self) -> MujocoView:
+        """Of arms through OGBench's cameras; mazes are seen from above unless another one is asked for."""
+        env: Any = self.env.unwrapped
+        if isinstance(env, ManipSpaceEnv):
+            return MujocoView(lambda: (env.model, env.data), 1 / env.control_timestep())
+        cameras = ("top", *named_cameras(env.model))
+        return MujocoView(lambda: (env.model, env.data), 1 / env.dt, cameras, {"top": env.custom_camera})
 
 
 class _SeededActions(ManipSpaceEnv):

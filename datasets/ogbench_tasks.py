@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SUITE = "ogbench"
 EXTRA = None
+NEEDS_OPENGL = True
 PACKAGES = ("ogbench", "mujoco", "numpy")
 FOLDER = "~/.ogbench/data"  # where the ogbench package keeps its downloads
 NUM_SHARDS = 100

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from datasets.mujoco_view import MujocoView, free_camera, named_cameras
 from datasets.numpy_seed import seeded_numpy
 from datasets.robomimic_lowdim import ACTION_DIM, ENV_KWARGS, ENV_NAMES, OBS_KEYS, ROBOSUITE_GENERATION
 from datasets.spec import DataError, TaskSpec
@@ -45,6 +46,8 @@ with _quiet_import():
     from datasets import robomimic_fast
 
 OBJECT = "object-state"  # robosuite's name of what the files call `object`
+# Closer than the package's `frontview`, and with more of the arm than its `agentview`; metres and degrees.
+WHOLE_SCENE = {"lookat": (-0.1, 0.0, 1.0), "distance": 1.5, "azimuth": 155.0, "elevation": -20.0}
 
 
 class RobomimicTask(gymnasium.Env):
@@ -80,6 +83,18 @@ class RobomimicTask(gymnasium.Env):
         success = bool(reward > 0)
         truncated = not success and self._steps >= self._max_episode_steps
         return observation(observed), float(reward) - 1.0, success, truncated, {"success": success}
+
+    def view(self) -> MujocoView:
+        """Of the arm and its table; robosuite's cameras are there as well."""
+        model = self.robosuite.sim.model._model
+        whole = free_camera(model, **WHOLE_SCENE)
+        return MujocoView(
+            lambda: (self.robosuite.sim.model._model, self.robosuite.sim.data._data),
+            self.robosuite.control_freq,
+            ("whole", *named_cameras(model)),
+            {"whole": whole},
+            hidden_groups=(0,),
+        )
 
     def close(self) -> None:
         self.robosuite.close()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SUITE = "robomimic"
 EXTRA = "robomimic"
+NEEDS_OPENGL = True
 PACKAGES = ("robosuite", "mujoco", "numpy")
 KINDS = {"expert": False, "mixed": False}  # and whether a set is made for one task
 FOLDER = "~/.robomimic"  # where Q-chunking and SAC Flow look for the files

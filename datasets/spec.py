@@ -115,6 +115,11 @@ class Source(Reader, Protocol):
         ...
 
     @property
+    def NEEDS_OPENGL(self) -> bool:
+        """Whether its environments are drawn with OpenGL; else by their simulator itself."""
+        ...
+
+    @property
     def TASKS(self) -> Mapping[str, TaskSpec]:
         """Those that are known without looking at files."""
         ...
