@@ -5,16 +5,16 @@ RESULTS ?= results
 PY      := MUJOCO_GL=disable .venv/bin/python
 SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS))
 
-# Extras: the suites' own needs, or those asked for; the tests cover all.
+# Extras: the suites' own needs, or those asked for; `video` writes MP4; the tests cover all.
 EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE))))
-ALL_EXTRAS := robomimic minari bullet tensorboard wandb browser
+ALL_EXTRAS := robomimic minari bullet tensorboard wandb video browser
 
 .PHONY: help setup bench plan status figures report test test-slurm parity check clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
 
-setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv (once, 2 minutes) [EXTRAS="robomimic minari bullet tensorboard wandb browser"]
+setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv (once, 2 minutes) [EXTRAS="robomimic minari bullet tensorboard wandb video browser"]
 
 .venv/.complete: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'

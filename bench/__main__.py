@@ -1,5 +1,5 @@
-"""`python -m bench run | plan | launch | status | logs | cancel | retry | mirror | data`: suites and single runs, here
-or as a grid on a cluster, what they cost, how they fare, and data to train on."""
+"""`python -m bench run | plan | launch | status | logs | cancel | retry | mirror | data | video`: suites and single
+runs, here or as a grid on a cluster, what they cost, how they fare, data to train on, and videos of what was learnt."""
 
 import argparse
 import os
@@ -68,6 +68,7 @@ def build_parser(heavy: bool) -> Parser:
         from bench.data import add_data_commands
         from bench.launch import add_launch_commands
         from bench.options import add_execution_options, add_run_options
+        from bench.video import add_video_command
 
         run = commands.add_parser("run", help="run a suite, a part of one, or a single run here", allow_abbrev=False)
         run.set_defaults(command=run_command)
@@ -87,6 +88,7 @@ def build_parser(heavy: bool) -> Parser:
         run.add_argument("--dry-run", action="store_true", help="print the plan and its cost, then stop")
         add_launch_commands(commands, run_command)
         add_data_commands(commands)
+        add_video_command(commands)
     add_status_commands(commands)
     add_mirror_command(commands)
     return parser

@@ -99,7 +99,7 @@ def ensure_data(configs: Sequence[RunConfig], data_dir: Path | None) -> None:
 
 def episode_progress() -> Callable[[int, int], None]:
     """A progress line with rate and time left for data generation: live on a terminal, each ten seconds elsewhere."""
-    return _Progress(lambda done, total: f"generating data: {done}/{total} episodes", lambda rate: f"{rate:.1f}/s")
+    return Progress(lambda done, total: f"generating data: {done}/{total} episodes", lambda rate: f"{rate:.1f}/s")
 
 
 def byte_progress() -> Callable[[int, int | None], None]:
@@ -108,10 +108,10 @@ def byte_progress() -> Callable[[int, int | None], None]:
     def shown(done: int, total: int | None) -> str:
         return f"downloading: {size(done)}" + (f" of {size(total)}" if total else "")
 
-    return _Progress(shown, lambda rate: f"{size(rate)}/s")
+    return Progress(shown, lambda rate: f"{size(rate)}/s")
 
 
-class _Progress:
+class Progress:
     """Called with how much is done of how much; prints now and then, and once at the end."""
 
     def __init__(self, shown: Callable[[int, int | None], str], rate_text: Callable[[float], str]):

@@ -50,7 +50,7 @@ def record(
     """
     if episodes < 1 or workers < 1 or seed < 0 or not 0.0 <= noise < float("inf"):
         raise ConfigError("episodes and workers must be at least 1, seed and noise at least 0")
-    config, policy = _finished_run(directory)
+    config, policy = finished_run(directory)
     recipe = {
         "version": RECIPE_VERSION,
         "task": config.task,
@@ -127,7 +127,7 @@ def serve_recordings(
         send(index)
 
 
-def _finished_run(directory: Path) -> tuple[RunConfig, bytes]:
+def finished_run(directory: Path) -> tuple[RunConfig, bytes]:
     """Config and policy of a complete run; ConfigError where it is none or its policy does not fit its config."""
     saved, status = read_json(directory / "config.json"), read_json(directory / "status.json")
     if saved is None:
