@@ -5,6 +5,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from bench.train import run
 from bench.video import INDEX, add_to_index, chosen, last_evaluation, read_index
 from bench.writer import SCHEMA_VERSION, StorageError, read_json
 from tests.test_pictures import needs_bullet, needs_opengl, needs_robosuite
-from tests.tiny_runs import tiny_config
+from tests.tiny_runs import ROOT, tiny_config
 
 HUMAN_LIFT = Path(__file__).parent / "fixtures" / "lift_human3_low_dim.hdf5"
 needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="needs the video extra (av)")
@@ -112,7 +113,7 @@ def test_episodes_are_those_of_the_last_evaluation(finished: str, request: pytes
     stage = Stage(config, (directory / POLICY_FILE).read_bytes(), renderer=None)
     try:
         stage.open()
-        for seed, row in [*rows.items(), *rows.items()]:  # what was played before changes nothing
+        for seed, row in rows.items():
             stage.play(seed)
             take = stage.take()
             assert take.row == row
@@ -367,6 +368,14 @@ def test_the_index_keeps_other_videos_and_forgets_those_that_are_gone(tmp_path: 
     (tmp_path / INDEX).write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1, "videos": []}))
     with pytest.raises(StorageError, match=r"is no index of videos of schema 1; delete it or name another --out"):
         read_index(tmp_path)
+
+
+def test_the_extra_is_pinned_alike_everywhere() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["video"]
+    lock = (ROOT / "requirements-video.lock").read_text().splitlines()
+    assert extra == [line for line in lock if not line.startswith("#")]
+    (all_extras,) = [line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("ALL_EXTRAS")]
+    assert "video" in all_extras.split(), "make test installs it"
 
 
 # What is refused, before anything is written
