@@ -66,35 +66,14 @@ def figures(options: argparse.Namespace) -> None:
     published = read_published(options.published)
     suites = load_results(options.results, options.suite, options.allow_incomplete)
     norms = {suite.name: load_norms(suite, options.results) for suite in suites}
-    from analysis.ablations import draw_ablations
-    from analysis.comparison_figures import draw_comparisons
-    from analysis.comparison_tables import write_comparisons
-    from analysis.figures import draw_overview, draw_suite
-    from analysis.gradient_figures import draw_gradients
-    from analysis.overlay import draw_published
-    from analysis.paper_tables import write_paper_table
-    from analysis.tables import suite_rows, to_markdown, write_tables
-    from analysis.verdicts import judge, summarised, write_verdicts
+    from analysis.output import write_all
 
-    verdicts = {suite.name: judge(suite, options.results, published) for suite in suites}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        written = draw_overview(suites, out)
-        for suite in suites:
-            for write in (write_tables, write_paper_table, write_comparisons):
-                written += write(suite, out)
-            for draw in (draw_suite, draw_comparisons, draw_ablations):
-                written += draw(suite, out)
-            written += draw_gradients(suite, norms[suite.name], out)
-            written += write_verdicts(suite, verdicts[suite.name], out)
-            written += draw_published(suite, options.results, published, out)
+        written, said = write_all(suites, norms, published, options.results, out)
     except OSError as error:
         raise OutputError(f"cannot write to {out}: {error}") from error
-    for suite in suites:
-        print(to_markdown(suite, suite_rows(suite)))
-        if verdicts[suite.name]:
-            print(summarised(suite, verdicts[suite.name]))
-    print("\n".join(f"wrote {path}" for path in written))
+    print("\n".join([*said, *(f"wrote {path}" for path in written)]))
 
 
 # --------------------------------------------------------------------------------------------------------- report

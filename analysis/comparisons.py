@@ -5,9 +5,11 @@ the same episode seeds, so that what a seed makes easy or hard for everyone drop
 from one offline phase are not independent: they are compared phase by phase.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,6 @@ from analysis.metrics import (
     Terms,
     binomial_variance,
     clipped,
-    generator_of,
     widened,
 )
 
@@ -126,17 +127,22 @@ def improvement_probability(
     counts = [len(runs) for runs in (*first, *second)]
     if min(counts) < 2:
         return Interval(estimate, np.array(np.nan), np.array(np.nan)), float(np.mean(ties))
-    generator = generator_of([*first, *second])
-    drawn = np.mean([_resampled_mean(table, generator) for table in wins], axis=0)
+    drawn = np.mean([_resampled_mean(table, task) for task, table in enumerate(wins)], axis=0)
     return widened(estimate, drawn, counts, confidence, (0.0, 1.0)), float(np.mean(ties))
 
 
-def _resampled_mean(table: Array, generator: np.random.Generator) -> Array:
-    """Means (R,) of a table (n, m) with rows and columns drawn anew, by how often each is drawn."""
-    rows, columns = (
-        generator.multinomial(size, np.full(size, 1.0 / size), size=RESAMPLES) / size for size in table.shape
-    )
-    return np.einsum("rn,nm,rm->r", rows, table, columns, optimize=True)
+def _resampled_mean(table: Array, task: int) -> Array:
+    """Means (R,) of a table (n, m) with rows and columns drawn anew."""
+    rows, columns = (_drawn_shares(size, 2 * task + side) for side, size in enumerate(table.shape))
+    return (rows @ table * columns).sum(axis=1)
+
+
+@lru_cache(maxsize=256)
+def _drawn_shares(size: int, stream: int) -> Array:
+    """(R, size): how often each of `size` runs is drawn, as a share. The same ones for all pairs of agents: what is
+    drawn follows from the numbers of runs, and so do equal intervals from equal results."""
+    generator = np.random.default_rng([size, stream])
+    return generator.multinomial(size, np.full(size, 1.0 / size), size=RESAMPLES) / size
 
 
 def holm(p_values: Sequence[float] | Array) -> Array:
@@ -190,12 +196,13 @@ def seeds_to_separate(
     per_run = terms.squared_error * counts / half**2  # each term's part of the squared error, times the seeds it has
     if gap == 0.0 or not np.isfinite(per_run).all():
         return None
-    seeds = np.arange(2, MOST_SEEDS + 1)
-    squared_error = per_run.sum() / seeds
-    if squared_error[0] == 0.0:
+    if not per_run.any():
         return 2
-    freedom = per_run.sum() ** 2 / (per_run**2).sum() * (seeds - 1)
-    critical = stdtrit(freedom, 1.0 - alpha / 2)
-    found = 1.0 - nctdtr(freedom, gap / np.sqrt(squared_error), critical)
-    enough = np.flatnonzero(found >= power)
-    return int(seeds[enough[0]]) if len(enough) else None
+
+    def enough(seeds: int) -> bool:
+        freedom = per_run.sum() ** 2 / (per_run**2).sum() * (seeds - 1)
+        noncentrality = gap / math.sqrt(per_run.sum() / seeds)
+        return bool(1.0 - nctdtr(freedom, noncentrality, stdtrit(freedom, 1.0 - alpha / 2)) >= power)
+
+    # Power grows with the seeds: the first number that is enough is found by halving.
+    return bisect.bisect_left(range(MOST_SEEDS + 1), True, lo=2, key=enough) if enough(MOST_SEEDS) else None

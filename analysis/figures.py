@@ -13,6 +13,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -71,11 +73,15 @@ def house_style(extra: Mapping[str, Any] | None = None) -> Iterator[None]:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Writes one figure in each format beside `stem`."""
-    paths = []
-    for suffix, metadata in METADATA.items():
-        paths.append(stem.with_name(f"{stem.name}.{suffix}"))
-        figure.savefig(paths[-1], format=suffix, metadata=metadata)
+    """Writes one figure in each format beside `stem`; its parts are laid out once, for all of them."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in METADATA]
+    # Figure.savefig would go through every part once more before each format.
+    FigureCanvasPdf(figure).print_pdf(paths[0], metadata=METADATA["pdf"])
+    FigureCanvasSVG(figure).print_svg(paths[1], metadata=METADATA["svg"])
+    figure.dpi = mpl.rcParams["savefig.dpi"]
+    FigureCanvasAgg(figure).print_png(paths[2], metadata=METADATA["png"])
     return paths
 
 

@@ -207,12 +207,15 @@ def performance_profile(strata: Sequence[Array], thresholds: Array, confidence: 
     """Share of runs (n_k,) that score above each threshold (T,), tasks weighing alike, with a pointwise band."""
     # A mean of success rates may miss its own value by rounding: it does not lie above that.
     above = [(values[:, None] > thresholds + 1e-9).astype(np.float64) for values in map(_present, strata)]
-    return bootstrap(above, _mean_over_strata, confidence, (0.0, 1.0))
-
-
-def _mean_over_strata(strata: Sequence[Array]) -> Array:
-    """(R, n_k, ...) -> (R, ...)."""
-    return np.mean([values.mean(axis=1) for values in strata], axis=0)
+    counts = [len(runs) for runs in above]
+    estimate = np.mean([runs.mean(axis=0) for runs in above], axis=0)
+    if min(counts) < 2:
+        return Interval(estimate, np.full_like(estimate, np.nan), np.full_like(estimate, np.nan))
+    generator = generator_of(above)
+    # A mean of resampled runs is a product with how often each was drawn.
+    shares = [generator.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES) / count for count in counts]
+    drawn = np.mean([share @ runs for share, runs in zip(shares, above, strict=True)], axis=0)
+    return widened(estimate, drawn, counts, confidence, (0.0, 1.0))
 
 
 def bootstrap(

@@ -1,0 +1,58 @@
+"""All files of `python -m analysis`: what is written for each suite, and for all of them together."""
+
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from analysis.ablations import draw_ablations
+from analysis.comparison_figures import draw_comparisons
+from analysis.comparison_tables import write_comparisons
+from analysis.figures import draw_overview, draw_suite
+from analysis.gradient_figures import draw_gradients
+from analysis.gradients import RolloutNorms
+from analysis.load import Suite
+from analysis.overlay import draw_published
+from analysis.paper_tables import write_paper_table
+from analysis.published import Point
+from analysis.tables import suite_rows, to_markdown, write_tables
+from analysis.verdicts import judge, summarised, write_verdicts
+
+PARALLEL_RUNS = 300  # from so many on, a process of its own for each suite is worth its start
+
+Norms = Mapping[tuple[str, str], RolloutNorms]  # of one suite, by agent and phase
+
+
+def write_all(
+    suites: Sequence[Suite], norms: Mapping[str, Norms], published: Sequence[Point], results: Path, out: Path
+) -> tuple[list[Path], list[str]]:
+    """Writes everything into `out`, suites side by side where there are many runs: paths, words for the terminal."""
+    write = partial(write_suite, published=published, results=results, out=out)
+    own_norms = [norms[suite.name] for suite in suites]
+    processes = min(len(suites), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if processes > 1 and sum(len(suite.runs) for suite in suites) >= PARALLEL_RUNS:
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pending = pool.map(write, suites, own_norms)
+            written = draw_overview(suites, out)
+            parts = list(pending)
+    else:
+        written = draw_overview(suites, out)
+        parts = list(map(write, suites, own_norms))
+    return [*written, *(path for paths, _ in parts for path in paths)], [text for _, said in parts for text in said]
+
+
+def write_suite(
+    suite: Suite, norms: Norms, published: Sequence[Point], results: Path, out: Path
+) -> tuple[list[Path], list[str]]:
+    """Writes tables and figures of one suite; their paths, and words for the terminal."""
+    verdicts = judge(suite, results, published)
+    written: list[Path] = []
+    for write in (write_tables, write_paper_table, write_comparisons, draw_suite, draw_comparisons, draw_ablations):
+        written += write(suite, out)
+    written += draw_gradients(suite, norms, out)
+    written += write_verdicts(suite, verdicts, out)
+    written += draw_published(suite, results, published, out)
+    said = [to_markdown(suite, suite_rows(suite))]
+    return written, said + ([summarised(suite, verdicts)] if verdicts else [])
