@@ -27,7 +27,7 @@ def draw_comparisons(suite: Suite, out: Path) -> list[Path]:
     paths = []
     if suite.measure is None or not suite.online_steps:
         return paths
-    if suite.measure is SUCCESS and any(len(finals(cell)) for cell in suite.cells.values()):
+    if suite.measure == SUCCESS and any(len(finals(cell)) for cell in suite.cells.values()):
         with house_style():
             paths += save(profile_figure(suite), out / f"{suite.name}_profile")
     if pairs := pairs_of(suite):

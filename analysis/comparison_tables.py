@@ -83,7 +83,7 @@ def pairs_of(suite: Suite, task: str = ALL_TASKS) -> list[Pair]:
             first_runs,
             second_runs,
             paired=paired,
-            episodes=suite.eval_episodes * evaluations if measure is SUCCESS else None,
+            episodes=suite.eval_episodes * evaluations if measure == SUCCESS else None,
             bounds=(low - high, high - low),
         )
         seeds = min(map(len, first_runs)), min(map(len, second_runs))
@@ -165,7 +165,7 @@ def pair_caption(suite: Suite, pairs: Sequence[Pair]) -> str:
 def further_scalars(cell: Cell, measure: Measure) -> dict[str, Array]:
     """Scalars of each run (n,) by column of `<suite>_metrics.csv`; what needs success rates only where there are."""
     scalars = {"worst_dip": metrics.worst_dip(cell.online_score)}
-    if measure is SUCCESS:
+    if measure == SUCCESS:
         scalars["regret"] = metrics.regret(cell.online_steps, cell.online_score)
         scalars["training_regret"] = 1.0 - cell.behaviour_success
         for threshold in THRESHOLDS:
@@ -220,7 +220,7 @@ def estimates_of(cells: Sequence[Cell], measure: Measure, budget: int) -> dict[s
     scalars = [further_scalars(cell, measure) for cell in cells]
     for name in scalars[0]:
         bounds = (
-            (0.0, float(budget)) if name.startswith("steps_to") else (0.0, 1.0) if measure is SUCCESS else (0.0, np.inf)
+            (0.0, float(budget)) if name.startswith("steps_to") else (0.0, 1.0) if measure == SUCCESS else (0.0, np.inf)
         )
         estimates[name] = metrics.stratified_t([own[name] for own in scalars], bounds=bounds)
     return estimates

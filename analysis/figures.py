@@ -55,7 +55,7 @@ def draw_suite(suite: Suite, out: Path) -> list[Path]:
 
 def draw_overview(suites: Sequence[Suite], out: Path) -> list[Path]:
     """Writes `offline_to_online.*`, one panel per suite that is scored by success, where there are several."""
-    shown = sorted((suite for suite in suites if suite.measure is SUCCESS), key=lambda suite: task_order(suite.name))
+    shown = sorted((suite for suite in suites if suite.measure == SUCCESS), key=lambda suite: task_order(suite.name))
     if len(shown) < 2:
         return []
     with house_style(PANEL_STYLE):
@@ -237,11 +237,11 @@ def dress_score(axes: Axes, measure: Measure, cells: Sequence[Cell]) -> None:
     A normalised return always shows 0 and 1, as dotted lines. A band may reach beyond the scale: with two seeds it is
     many times as wide as the runs are apart, and the scale is theirs.
     """
-    if measure is SUCCESS:
+    if measure == SUCCESS:
         axes.set_ylim(-0.03, 1.03)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
         return
-    references = [0.0, 1.0] if measure is NORMALISED_RETURN else []
+    references = [0.0, 1.0] if measure == NORMALISED_RETURN else []
     for reference in references:
         axes.axhline(reference, color="0.25", linestyle=(0, (1, 2)), linewidth=0.8, zorder=1.5)
     scores = np.concatenate([references, *(all_scores(cell).ravel() for cell in cells)])

@@ -169,7 +169,7 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         refuse_mix(members, lambda run: run.provenance["dataset"].get("name"), f"{where}: dataset")
         refuse_mix(members, lambda run: run.provenance["dataset"].get("content_hash"), f"{where}: dataset content hash")
         scored = [run for run in members if run.measure is not None]
-        if any(run.measure is not SUCCESS for run in scored):
+        if any(run.measure != SUCCESS for run in scored):
             refuse_mix(scored, lambda run: run.provenance.get("reference_returns"), f"{where}: reference_returns")
         refuse_mix(scored, lambda run: run.measure and run.measure.name, f"{where}: the score")
     for members in by_cell.values():

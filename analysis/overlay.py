@@ -59,7 +59,7 @@ Counterparts = Mapping[tuple[str, str, str], Sequence[Series]]
 
 def draw_published(suite: Suite, results_dir: Path, points: Sequence[Point], out: Path) -> list[Path]:
     """Writes `<suite>_published.*` into `out`; returns their paths, none where nothing is published for the suite."""
-    found = counterparts(suite, results_dir, points) if suite.measure is SUCCESS else {}
+    found = counterparts(suite, results_dir, points) if suite.measure == SUCCESS else {}
     if not found:
         return []
     with house_style(PANEL_STYLE):

@@ -143,7 +143,7 @@ def show_parts(estimate: Estimate, measure: Measure) -> tuple[str, str]:
         return "-", ""
 
     def number(value: float) -> str:
-        return f"{100 * value:.0f}" if measure is SUCCESS else show_number(value)
+        return f"{100 * value:.0f}" if measure == SUCCESS else show_number(value)
 
     interval = "" if math.isnan(estimate.low) else f"[{number(estimate.low)}, {number(estimate.high)}]"
     return number(estimate.mean), interval

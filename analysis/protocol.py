@@ -98,7 +98,7 @@ def task_facts(suite: Suite) -> Iterable[tuple[str, str]]:
         )
         facts = [f"data set {data.get('name', 'without a name')} ({', '.join([*sizes, digest])})"]
         facts.append(f"scored by {suite.measures[task].name}")
-        if suite.measures[task] is NORMALISED_RETURN:
+        if suite.measures[task] == NORMALISED_RETURN:
             low, high = run.provenance["reference_returns"]
             facts.append(f"reference returns {low:g} (random) and {high:g} (expert)")
         lines["; ".join(facts)].append(task)

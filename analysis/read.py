@@ -116,7 +116,7 @@ def read_run(root: Path, name: str) -> Run:
     episodes, notes = read_episodes(folder / "episodes.csv", complete)
     references = read_references(provenance, folder / "provenance.json")
     measure = measure_of(episodes, references)
-    if measure is SUCCESS:
+    if measure == SUCCESS:
         scores = episodes["success"].to_numpy(dtype=np.float64)
     else:
         zero, one = references or (0.0, 1.0)

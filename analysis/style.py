@@ -24,6 +24,22 @@ AGENT_STYLES: dict[str, AgentStyle] = {
     "flow_mlp": AgentStyle("#56B4E9", (0, (4, 1.2, 1, 1.2)), "<"),
     "fql": AgentStyle("#009E73", (0, (2.5, 1.2)), "^"),
     "qc_fql": AgentStyle("#E69F00", (0, (6, 1.2, 1, 1.2, 1, 1.2)), "D"),
+    # Methods that others publish on the same tasks; colours of Tol's muted palette (personal.sron.nl/~pault).
+    "qc": AgentStyle("#332288", "-", ">"),
+    "bfn": AgentStyle("#88CCEE", (0, (6, 1.5)), "P"),
+    "ifql": AgentStyle("#117733", (0, (1, 1)), "h"),
+    "dsrl": AgentStyle("#999933", "-", "X"),
+    "fbrac": AgentStyle("#882255", (0, (2.5, 1.2)), "p"),
+    "fawac": AgentStyle("#44AA99", (0, (4, 1.2, 1, 1.2)), "8"),
+    "qam": AgentStyle("#CC6677", "-", "d"),
+    "qam_e": AgentStyle("#661100", (0, (6, 1.5)), "H"),
+    "qam_f": AgentStyle("#AA4466", (0, (1, 1)), "*"),
+    "dac": AgentStyle("#6699CC", (0, (6, 1.2, 1, 1.2, 1, 1.2)), "o"),
+    "qsm": AgentStyle("#AA4499", (0, (4, 1.2, 1, 1.2)), "s"),
+    "rebrac": AgentStyle("#555555", (0, (2.5, 1.2)), "v"),
+    "rlpd": AgentStyle("#000000", (0, (6, 1.5)), "^"),
+    "reinflow": AgentStyle("#DDAA33", "-", "<"),
+    "iql": AgentStyle("#777722", (0, (1, 1)), "D"),
 }
 # Agents without an entry: muted colours outside the table above, so that nobody takes one for a known agent.
 FALLBACK_LINES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (3, 1, 1, 1)))

@@ -85,7 +85,7 @@ def best_agents(suite: Suite, cells: dict[str, list[Cell]], tasks: Sequence[str]
     bold: dict[str, set[str]] = {agent: set() for agent in cells}
     present = [agent for agent, own in cells.items() if len(own) == len(tasks)]
     paired = np.array([[all(map(paired_by_phase, cells[a], cells[b])) for b in present] for a in present], dtype=bool)
-    by_success = all(suite.measures[task] is SUCCESS for task in tasks)
+    by_success = all(suite.measures[task] == SUCCESS for task in tasks)
     scalars = {agent: [run_scalars(cell) for cell in cells[agent]] for agent in present}
     for column in RANKED:
         strata = [[values[column][~np.isnan(values[column])] for values in scalars[agent]] for agent in present]
@@ -159,7 +159,7 @@ def to_csv(suite: Suite, rows: Sequence[Row]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     facts = ["suite", "task", "agent", "data_origin", "success_timing", "eval_episodes"]
     # Without success the columns do not speak of it, and each row says what its numbers are.
-    by_success = suite.measure is SUCCESS
+    by_success = suite.measure == SUCCESS
     names = {"offline_end": "success_offline_end", "final": "success_final"}
     if not by_success:
         facts.append("scored_by")
@@ -248,7 +248,7 @@ def caption(suite: Suite, by_task: bool = False) -> list[str]:
         last = " or ".join(map(str, sorted(points)))
         sentences += [
             f"Final: mean of the last {last} evaluations; improvement: final minus end of offline, paired by run.",
-            f"Online AUC: mean {'success' if suite.measure is SUCCESS else 'score'} over the online phase.",
+            f"Online AUC: mean {'success' if suite.measure == SUCCESS else 'score'} over the online phase.",
         ]
     if len(suite.agents) > 1:
         sentences.append(BOLD_RULE)

@@ -290,7 +290,7 @@ def compare(pairs: Sequence[tuple[Sample, Sample]], margin: float = MARGIN) -> l
 def judge(suite: Suite, results_dir: Path, points: Sequence[Point], margin: float = MARGIN) -> list[Row]:
     """Every verdict on a suite of success rates; none where nothing is published for its agents and tasks."""
     rows: list[Row] = []
-    if suite.measure is not SUCCESS:
+    if suite.measure != SUCCESS:
         return rows
     families = counterparts(suite, results_dir, points)
     for (agent, source, method), curves in families.items():

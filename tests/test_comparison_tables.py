@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import comparison_figures, comparison_tables, figures, paper_tables, tables
+from analysis import comparison_figures, comparison_tables, figures, output, paper_tables, tables
 from analysis.comparison_tables import pairs_of
 from analysis.load import Suite, load_results
 from analysis.tables import ALL_TASKS, suite_rows
@@ -159,7 +159,7 @@ def test_all_words_of_the_figures_lie_inside_them(tmp_path: Path, agents: int):
         for figure in all_figures(suites[0], suites[1]):
             figure.draw_without_rendering()
             outer = figure.bbox.padded(1)
-            parts = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
+            parts = [box for axes in figure.axes if axes.axison and (box := axes.get_tightbbox())]
             parts += [legend.get_window_extent() for legend in figure.legends]
             title = figure._suptitle  # pyright: ignore[reportAttributeAccessIssue]
             parts += [title.get_window_extent()] if title else []
@@ -173,7 +173,7 @@ def test_profile_shows_the_share_of_runs_above_a_level(tmp_path: Path):
     suite = load_one(write_three(tmp_path))
     with figures.house_style():
         figure = comparison_figures.profile_figure(suite)
-    lines = {line.get_marker(): line.get_ydata() for line in figure.axes[0].get_lines()}
+    lines = {line.get_marker(): np.asarray(line.get_ydata()) for line in figure.axes[0].get_lines()}
     poor = lines["o"]  # sac_flow_g
     assert poor[0] == 1.0 and poor[50] == 0.0
 
@@ -208,3 +208,20 @@ def test_suite_scored_by_raw_returns_has_no_profile_and_no_matrix_over_tasks(tmp
     comparison_tables.write_comparisons(suite, tmp_path)
     tasks = {row["task"] for row in read_csv(tmp_path / "quick_comparisons.csv")}
     assert tasks == {"cube-double-task1", "cube-double-task2"}
+
+
+def test_suites_written_by_several_processes_have_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for suite in ("ogbench-cube-double", "robomimic"):
+        for agent in ("fql", "sac_flow_g"):
+            for seed in range(2):
+                write_run(tmp_path / "results", agent=agent, seed=seed, suite=suite)
+    written = {}
+    for runs in (10_000, 1):
+        monkeypatch.setattr(output, "PARALLEL_RUNS", runs)
+        out = tmp_path / str(runs)
+        out.mkdir()
+        suites = load_results(tmp_path / "results")
+        paths, said = output.write_all(suites, {s.name: {} for s in suites}, [], tmp_path / "results", out)
+        written[runs] = {path.name: path.read_bytes() for path in paths}, said
+    assert written[1] == written[10_000]
+    assert "robomimic_profile.svg" in written[1][0]
