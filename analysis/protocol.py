@@ -160,7 +160,7 @@ def statistics_facts(suite: Suite) -> Iterable[tuple[str, str]]:
 def agent_facts(suite: Suite) -> Iterable[tuple[str, str]]:
     """All settings of each agent, those that depend on the task by task."""
     for agent in suite.agents:
-        runs = [run for run in suite.runs if run.config["agent"] == agent]
+        runs = [run for run in suite.runs if run.agent == agent]
         fields = sorted({field for run in runs for field in run.config.get("agent_config", {})})
         settings = [f"{f} {by_run(runs, lambda run, f=f: run.config.get('agent_config', {}).get(f))}" for f in fields]
         yield agent, "; ".join(settings) or "no settings"
@@ -172,11 +172,11 @@ def departure_facts(suite: Suite) -> Iterable[tuple[str, str]]:
         known = False
         for run in suite.runs:
             settings = run.config.get("agent_config", {})
-            if run.config["agent"] != agent:
+            if run.agent != agent:
                 continue
             for field, released in RELEASED.items():
                 if isinstance(released, dict):
-                    released = released.get(agent, released[""])
+                    released = released.get(run.config["agent"], released[""])
                 known |= field in settings
                 if field in settings and settings[field] != released:
                     found[f"{field} {plain(settings[field])} instead of {plain(released)}"] = None

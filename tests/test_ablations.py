@@ -8,6 +8,7 @@ from agents import AGENTS
 from analysis import ablations, figures
 from analysis.ablations import ablations_of, draw_ablations
 from analysis.load import load_results
+from analysis.protocol import protocol
 from bench.config import ConfigError, RunConfig, default_agent_config
 from bench.offline import offline_phase
 from tests.test_analysis import load_one, write_run
@@ -99,3 +100,14 @@ def test_ablation_figure_is_written_in_every_format(tmp_path: Path):
 def test_variants_have_rows_of_their_own(tmp_path: Path):
     (suite,) = load_results(write_ablation(tmp_path))
     assert suite.agents == ("sac_flow_g", "sac_flow_g@both", "sac_flow_g@k16", "sac_flow_g@k8")
+
+
+def test_protocol_card_has_the_settings_of_each_variant(tmp_path: Path):
+    (suite,) = load_results(write_ablation(tmp_path))
+    (settings,) = [section.facts for section in protocol(suite, []) if section.title == "Settings of the agents"]
+    assert {agent: "flow_steps 8" in facts for agent, facts in settings} == {
+        "sac_flow_g": False,
+        "sac_flow_g@both": False,
+        "sac_flow_g@k16": False,
+        "sac_flow_g@k8": True,
+    }
