@@ -23,7 +23,14 @@ LONGEST = (
     "test_cli",
     "test_minari",
     "test_offline",
+    "test_analysis",
     "test_grid",
+    "test_mirror",
+    "test_gradients",
+    "test_gradient_figures",
+    "test_comparison_tables",
+    "test_report_browser",
+    "test_video",
 )
 TINY_DATASET = "cube-single-task1-mixed-generated-4ep-seed0"
 
