@@ -212,9 +212,8 @@ def test_suite_scored_by_raw_returns_has_no_profile_and_no_matrix_over_tasks(tmp
 
 def test_suites_written_by_several_processes_have_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for suite in ("ogbench-cube-double", "robomimic"):
-        for agent in ("fql", "sac_flow_g"):
-            for seed in range(2):
-                write_run(tmp_path / "results", agent=agent, seed=seed, suite=suite)
+        write_run(tmp_path / "results", suite=suite)
+    monkeypatch.setattr(output, "draw_overview", lambda suites, out: [])  # it is drawn by this process in either case
     written = {}
     for runs in (10_000, 1):
         monkeypatch.setattr(output, "PARALLEL_RUNS", runs)
@@ -224,4 +223,4 @@ def test_suites_written_by_several_processes_have_the_same_bytes(tmp_path: Path,
         paths, said = output.write_all(suites, {s.name: {} for s in suites}, [], tmp_path / "results", out)
         written[runs] = {path.name: path.read_bytes() for path in paths}, said
     assert written[1] == written[10_000]
-    assert "robomimic_profile.svg" in written[1][0]
+    assert "robomimic_profile.svg" in written[1][0], "a measure is known in another process, too"

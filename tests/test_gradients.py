@@ -204,7 +204,7 @@ def measuring(agent: str, interval: int, **changes: Any) -> RunConfig:
     return tiny_config(agent, suite=f"every-{interval}", gradient_norm_interval=interval, **(few | changes))
 
 
-@pytest.mark.parametrize("agent", ["sac_flow_g", "naive_sac_flow"])
+@pytest.mark.parametrize("agent", ["sac_flow_g", pytest.param("naive_sac_flow", marks=pytest.mark.slow)])
 def test_a_run_with_norms_has_more_rows_and_is_else_the_same(agent: str, data_cache: Any, tmp_path: Any) -> None:
     config, without = measuring(agent, 5), measuring(agent, 0)
     execute([config], tmp_path)

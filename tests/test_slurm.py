@@ -431,17 +431,19 @@ def test_calls_to_slurm_do_not_grow_with_the_number_of_runs(cluster, tmp_path, m
     assert "sacct" not in {call for own in calls.values() for call in own}
 
 
-def test_chaos_ends_with_every_run_complete_once_and_the_same_bytes(cluster, tmp_path):
+def test_chaos_ends_with_every_run_complete_once_and_the_same_bytes(cluster, tmp_path, request):
+    # For minutes with --slow; CI has less time.
+    seeds, updates, seconds = (5, 6_000, 300) if request.config.getoption("--slow") else (3, 1_500, 60)
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    options = ("--agent", "qc_fql", "--seeds", *"01234", "--pack", "1")
-    options += ("--offline-updates", "2000", "--online-steps", "300")
+    options = ("--agent", "qc_fql", "--seeds", *map(str, range(seeds)), "--pack", "1")
+    options += ("--offline-updates", str(updates), "--online-steps", "300")
     results = tmp_path / "results"
     undisturbed = Undisturbed("chaos", tmp_path / "here", *options)
     cluster.launch("chaos", results, *options)
     events: list[str] = []
     down: set[int] = set()
-    until = time.monotonic() + 100
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(chance.uniform(2, 9))
         jobs, event = cluster.jobs(), chance.choice(["node", "node back", "controller", "urgent", "requeue", "cancel"])
@@ -481,7 +483,7 @@ def test_chaos_ends_with_every_run_complete_once_and_the_same_bytes(cluster, tmp
         assert owner is not None and (owner.released or owner.is_gone)
         assert len(list((directory / "owner").iterdir())) == 1
         assert not [path for path in directory.rglob(".*") if path.name != ".complete"], "nothing half-written is left"
-    assert "5 complete, 0 to do" in cluster.launch("chaos", results, *options)
+    assert f"{seeds} complete, 0 to do" in cluster.launch("chaos", results, *options)
 
 
 def _no_queue():
