@@ -27,6 +27,7 @@ from analysis.run_record import SCALAR_POINTS, Scalar, extremes
 from analysis.style import AGENT_STYLES
 from tests.report_runs import add_videos, fail, write_report_results
 from tests.test_analysis import edit_json, write_grid, write_run
+from tests.test_comparison_tables import write_three
 
 VOID = {"meta", "input", "link", "img", "br", "hr"}
 ROOT = Path(__file__).resolve().parents[1]
@@ -302,6 +303,12 @@ def test_videos_are_embedded_as_far_as_they_fit_and_linked_beyond(results: Path,
         assert all((out.parent / video["file"]).is_file() for video in videos)
         assert videos[0]["caption"] == "episode seed 1000, solved, return -3.5, 17 steps"
         assert embedded[0] is False or videos[0]["data"].startswith("data:image/gif;base64,R0lGODlh")
+
+
+def test_the_best_are_bold_as_in_the_other_tables(tmp_path: Path):
+    text = write_page(write_three(tmp_path)).source
+    bold = re.findall(r'<th scope="row">(\w+)</th>(?:<td[^>]*>[^<]*</td>)*<td[^>]*><strong>', text)
+    assert set(bold) == {"fql", "qc_fql"}
 
 
 def test_same_results_give_the_same_bytes(tmp_path: Path):
