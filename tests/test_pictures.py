@@ -98,6 +98,7 @@ def test_pictures_show_the_recorded_states_and_leave_no_trace(
 
 
 def test_without_opengl_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "disable")  # a simulator that was imported before may have set another one
     monkeypatch.setenv("PYOPENGL_PLATFORM", "none-of-them")  # what MuJoCo refuses to draw with
     with pytest.raises(DataError, match=r"apt-get install libegl1 libgl1-mesa-dri .*libosmesa6") as error:
         datasets.renderer("cube-single-task1")
