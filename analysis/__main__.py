@@ -70,7 +70,7 @@ def figures(options: argparse.Namespace) -> None:
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        written, said = write_all(suites, norms, published, options.results, out)
+        written, said = write_all(suites, norms, published, out)
     except OSError as error:
         raise OutputError(f"cannot write to {out}: {error}") from error
     print("\n".join([*said, *(f"wrote {path}" for path in written)]))

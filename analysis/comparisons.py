@@ -39,11 +39,6 @@ class Comparison:
     ties: float  # share of pairs of runs with equal scores
     seeds_needed: int | None  # per task and agent to tell this difference apart (`seeds_to_separate`); None: too many
 
-    @property
-    def separated(self) -> bool:
-        """Whether the interval of the difference leaves out 0 (one comparison, not corrected for others)."""
-        return bool(self.difference.low > 0 or self.difference.high < 0)
-
 
 def compare(
     first: Sequence[Array],

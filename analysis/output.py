@@ -26,10 +26,10 @@ Norms = Mapping[tuple[str, str], RolloutNorms]  # of one suite, by agent and pha
 
 
 def write_all(
-    suites: Sequence[Suite], norms: Mapping[str, Norms], published: Sequence[Point], results: Path, out: Path
+    suites: Sequence[Suite], norms: Mapping[str, Norms], published: Sequence[Point], out: Path
 ) -> tuple[list[Path], list[str]]:
     """Writes everything into `out`, suites side by side where there are many runs: paths, words for the terminal."""
-    write = partial(write_suite, published=published, results=results, out=out)
+    write = partial(write_suite, published=published, out=out)
     own_norms = [norms[suite.name] for suite in suites]
     processes = min(len(suites), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     if processes > 1 and sum(len(suite.runs) for suite in suites) >= PARALLEL_RUNS:
@@ -43,16 +43,14 @@ def write_all(
     return [*written, *(path for paths, _ in parts for path in paths)], [text for _, said in parts for text in said]
 
 
-def write_suite(
-    suite: Suite, norms: Norms, published: Sequence[Point], results: Path, out: Path
-) -> tuple[list[Path], list[str]]:
+def write_suite(suite: Suite, norms: Norms, published: Sequence[Point], out: Path) -> tuple[list[Path], list[str]]:
     """Writes tables and figures of one suite; their paths, and words for the terminal."""
-    verdicts = judge(suite, results, published)
+    verdicts = judge(suite, published)
     written: list[Path] = []
     for write in (write_tables, write_paper_table, write_comparisons, draw_suite, draw_comparisons, draw_ablations):
         written += write(suite, out)
     written += draw_gradients(suite, norms, out)
     written += write_verdicts(suite, verdicts, out)
-    written += draw_published(suite, results, published, out)
+    written += draw_published(suite, published, out)
     said = [to_markdown(suite, suite_rows(suite))]
     return written, said + ([summarised(suite, verdicts)] if verdicts else [])

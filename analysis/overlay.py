@@ -57,21 +57,21 @@ MARKERS_PER_PANEL = 7
 Counterparts = Mapping[tuple[str, str, str], Sequence[Series]]
 
 
-def draw_published(suite: Suite, results_dir: Path, points: Sequence[Point], out: Path) -> list[Path]:
+def draw_published(suite: Suite, points: Sequence[Point], out: Path) -> list[Path]:
     """Writes `<suite>_published.*` into `out`; returns their paths, none where nothing is published for the suite."""
-    found = counterparts(suite, results_dir, points) if suite.measure == SUCCESS else {}
+    found = counterparts(suite, points) if suite.measure == SUCCESS else {}
     if not found:
         return []
     with house_style(PANEL_STYLE):
-        return save(published_figure(suite, results_dir, found), out / f"{suite.name}_published")
+        return save(published_figure(suite, found), out / f"{suite.name}_published")
 
 
-def published_figure(suite: Suite, results_dir: Path, found: Counterparts) -> Figure:
+def published_figure(suite: Suite, found: Counterparts) -> Figure:
     """Panels of the agents that have a published counterpart."""
     agents = list(dict.fromkeys(agent for agent, _, _ in found))
     sources = sorted({source for _, source, _ in found}, key=source_order)
     shades = {source: GREYS[k % len(GREYS)] for k, source in enumerate(sources)}
-    entries = legend_entries(suite, results_dir, found, shades)
+    entries = legend_entries(suite, found, shades)
     columns = min(len(suite.tasks), PANEL_COLUMNS)
     deep = -(-len(suite.tasks) // columns)  # rows of one agent
     width = max(COLUMN_WIDTH, PAGE_WIDTH * columns / PANEL_COLUMNS)
@@ -188,9 +188,7 @@ def marks(style: GreyStyle, joined: bool) -> dict[str, Any]:
     }
 
 
-def legend_entries(
-    suite: Suite, results_dir: Path, found: Counterparts, shades: Mapping[str, GreyStyle]
-) -> dict[str, str]:
+def legend_entries(suite: Suite, found: Counterparts, shades: Mapping[str, GreyStyle]) -> dict[str, str]:
     """Of each source: its name, seeds, its names for our agents, and how its protocol differs from ours."""
     width = max(COLUMN_WIDTH, PAGE_WIDTH * min(len(suite.tasks), PANEL_COLUMNS) / PANEL_COLUMNS)
     entries = {}
@@ -204,7 +202,7 @@ def legend_entries(
         told: dict[str, list[str]] = {}
         beyond = False
         for (agent, _, method), curves in members.items():
-            forbidding, remarks = differences(our_protocol(suite, results_dir, agent), protocol_of(source, method))
+            forbidding, remarks = differences(our_protocol(suite, agent), protocol_of(source, method))
             for difference in (*forbidding, *remarks):
                 told.setdefault(difference, []).append(agent)
             steps = [point.step for curve in curves for point in curve.points]

@@ -47,7 +47,7 @@ from analysis.published import (
     series_of,
     source_of,
 )
-from analysis.read import SUCCESS, read_json
+from analysis.read import SUCCESS
 from analysis.style import styles_of
 from analysis.tables import ALL_TASKS, aligned
 from analysis.wording import count_label, counted
@@ -287,14 +287,14 @@ def compare(pairs: Sequence[tuple[Sample, Sample]], margin: float = MARGIN) -> l
     return results
 
 
-def judge(suite: Suite, results_dir: Path, points: Sequence[Point], margin: float = MARGIN) -> list[Row]:
+def judge(suite: Suite, points: Sequence[Point], margin: float = MARGIN) -> list[Row]:
     """Every verdict on a suite of success rates; none where nothing is published for its agents and tasks."""
     rows: list[Row] = []
     if suite.measure != SUCCESS:
         return rows
-    families = counterparts(suite, results_dir, points)
+    families = counterparts(suite, points)
     for (agent, source, method), curves in families.items():
-        ours = our_protocol(suite, results_dir, agent)
+        ours = our_protocol(suite, agent)
         forbidding, remarks = differences(ours, protocol_of(source, method))
         if source_of(source).best_of_curve:
             forbidding.append("may be the best checkpoint of each curve")
@@ -312,7 +312,7 @@ def judge(suite: Suite, results_dir: Path, points: Sequence[Point], margin: floa
     return rows
 
 
-def counterparts(suite: Suite, results_dir: Path, points: Sequence[Point]) -> dict[tuple[str, str, str], list[Series]]:
+def counterparts(suite: Suite, points: Sequence[Point]) -> dict[tuple[str, str, str], list[Series]]:
     """Published curves by (our agent, source, method), in the order of agents in legends and of the suite's tasks.
 
     Of two methods of a source that are one agent here, the one whose actions come in chunks of the same length.
@@ -325,7 +325,7 @@ def counterparts(suite: Suite, results_dir: Path, points: Sequence[Point]) -> di
         for source in sorted({curve.source for curve in own}, key=source_order):
             methods = sorted({curve.method for curve in own if curve.source == source})
             if len(methods) > 1:
-                chunk = our_protocol(suite, results_dir, agent).chunk_length
+                chunk = our_protocol(suite, agent).chunk_length
                 methods = [m for m in methods if protocol_of(source, m).chunk_length == chunk] or methods
             for method in methods:
                 found[agent, source, method] = [c for c in own if (c.source, c.method) == (source, method)]
@@ -337,10 +337,10 @@ def source_order(source: str) -> tuple[bool, str]:
     return source_of(source).best_of_curve, source
 
 
-def our_protocol(suite: Suite, results_dir: Path, agent: str) -> Protocol:
+def our_protocol(suite: Suite, agent: str) -> Protocol:
     """How our numbers were made, from the config of a run; the runs of an agent are checked to be alike by `load`."""
     cell = suite.cells_of(agent)[0]
-    config = read_json(results_dir / suite.name / cell.task / agent / f"seed_{cell.seeds[0]:03d}" / "config.json", ())
+    config = next(run.config for run in suite.runs if (run.config["task"], run.agent) == (cell.task, agent))
     settings = config.get("agent_config", {})
     return Protocol(
         num_critics=settings.get("num_critics"),

@@ -583,7 +583,7 @@ def load_one(root: Path) -> Suite:
 
 
 def rows_of(root: Path, source: str = "qc_plot_data", step: int = 1_000_000) -> dict[str, verdicts.Row]:
-    rows = judge(load_one(root), root, read_published())
+    rows = judge(load_one(root), read_published())
     return {row.task: row for row in rows if row.source == source and row.step == step}
 
 
@@ -609,7 +609,7 @@ def test_runs_get_a_verdict_by_task_and_one_over_all(tmp_path: Path):
 
 
 def test_steps_that_get_a_verdict_are_fixed_in_advance(tmp_path: Path):
-    rows = judge(load_one(write_suite(tmp_path, TRIPLE)), tmp_path, read_published())
+    rows = judge(load_one(write_suite(tmp_path, TRIPLE)), read_published())
     assert {row.step for row in rows if row.source == "qc_plot_data"} == set(COMPARED_STEPS)
 
 
@@ -622,7 +622,7 @@ def test_step_that_one_task_has_not_reached_gets_a_verdict_on_the_others(tmp_pat
         kept = [row for row in (folder / "episodes.csv").read_text().splitlines() if ",1000000," not in row[8:]]
         (folder / "episodes.csv").write_text("\n".join(kept) + "\n")
     (suite,) = load_results(root, allow_incomplete=True)
-    rows = [row for row in judge(suite, root, read_published()) if (row.source, row.step) == ("qc_plot_data", 10**6)]
+    rows = [row for row in judge(suite, read_published()) if (row.source, row.step) == ("qc_plot_data", 10**6)]
     assert sorted(row.task for row in rows) == ["all tasks", *sorted(TRIPLE)[1:]]
     assert rows[-1].num_tasks == 3
 
@@ -667,7 +667,7 @@ def test_method_with_our_chunks_is_chosen_where_a_source_has_two(tmp_path: Path)
 
 def test_suite_without_published_tasks_has_no_verdict(tmp_path: Path):
     root = write_suite(tmp_path, {"cube-single-task1": 0.5}, seeds=2)
-    assert judge(load_one(root), root, read_published()) == []
+    assert judge(load_one(root), read_published()) == []
 
 
 # ------------------------------------------------------------------------------------------ tables and figure
@@ -677,7 +677,7 @@ def test_command_writes_verdicts_and_figure(tmp_path: Path, capsys: pytest.Captu
     root = write_suite(tmp_path / "results", TRIPLE, seeds=6)
     out = tmp_path / "out"
     assert main(["--results", str(root), "--out", str(out)]) == 0
-    again = overlay.draw_published(load_one(root), root, read_published(), tmp_path)
+    again = overlay.draw_published(load_one(root), read_published(), tmp_path)
     assert [path.name for path in again] == [f"ogbench-cube-triple_published.{kind}" for kind in ("pdf", "svg", "png")]
     for path in again:
         assert path.read_bytes() == (out / path.name).read_bytes()
@@ -711,11 +711,11 @@ def test_given_curves_are_drawn_and_judged(tmp_path: Path):
     rows = [f"mine,s,cube-triple-task1,QC FQL,{step},0.5,std:0.1,6" for step in steps]
     points = read_published(write_curves(tmp_path / "mine.csv", rows))
     suite = load_one(root)
-    judged = [row for row in judge(suite, root, points) if row.source == "mine"]
+    judged = [row for row in judge(suite, points) if row.source == "mine"]
     assert [row.step for row in judged] == list(COMPARED_STEPS)
     assert judged[-1].verdict == ABOVE
     assert "critics not known" in judged[-1].reason
-    figure = overlay.published_figure(suite, root, verdicts.counterparts(suite, root, points))
+    figure = overlay.published_figure(suite, verdicts.counterparts(suite, points))
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     assert any(entry.startswith("mine, 6 seeds") and "critics not known" in entry for entry in entries)
     assert any(entry.startswith("Q-chunking release, 4 seeds") for entry in entries)
@@ -734,5 +734,5 @@ def test_published_points_beyond_our_budget_are_left_out(tmp_path: Path):
 
 def test_verdict_table_has_one_header_and_no_loose_commas(tmp_path: Path):
     suite = load_one(write_suite(tmp_path, TRIPLE, seeds=2))
-    text = verdicts.to_csv(suite, judge(suite, tmp_path, read_published()))
+    text = verdicts.to_csv(suite, judge(suite, read_published()))
     assert len({len(row) for row in csv.reader(io.StringIO(text))}) == 1
