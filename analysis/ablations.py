@@ -15,6 +15,7 @@ from analysis.figures import (
     house_style,
     legend_mark,
     new_figure,
+    panels,
     save,
     title,
 )
@@ -91,11 +92,7 @@ def ablation_figure(suite: Suite, ablations: list[Ablation]) -> Figure:
     rows = -(-len(ablations) // columns)
     most = max(len(ablation.values) for ablation in ablations)
     figure = new_figure(max(PAGE_WIDTH * columns / COLUMNS, 3.4), 0.6 + (1.65 + 0.11 * most) * rows)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for index, axes in enumerate(grid.flat):
-        if index >= len(ablations):
-            axes.set_axis_off()
-            continue
+    for index, axes in enumerate(panels(figure, rows, columns, len(ablations))):
         ablation = ablations[index]
         styles: dict[str, AgentStyle] = {ablation.agent: styles_of([ablation.agent])[ablation.agent]}
         variants = sorted(

@@ -22,6 +22,7 @@ from analysis.tables import (
     evaluations_behind,
     paired_by_phase,
     show_number,
+    write_texts,
 )
 from analysis.wording import counted, provenance_facts
 
@@ -99,9 +100,7 @@ def write_comparisons(suite: Suite, out: Path) -> list[Path]:
         scopes = [ALL_TASKS] * (suite.measure is not None) + list(suite.tasks) * (len(suite.tasks) > 1)
         pairs = [pair for scope in scopes or suite.tasks for pair in pairs_of(suite, scope)]
         texts |= {f"{suite.name}_comparisons.{kind}": text for kind, text in pair_texts(suite, pairs).items()}
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
-    return [out / name for name in texts]
+    return write_texts(texts, out)
 
 
 def pair_texts(suite: Suite, pairs: Sequence[Pair]) -> dict[str, str]:

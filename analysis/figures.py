@@ -109,11 +109,7 @@ def tasks_figure(suite: Suite) -> Figure:
     rows = -(-len(suite.tasks) // columns)
     width = max(COLUMN_WIDTH, PAGE_WIDTH * columns / most)
     figure = new_figure(width, 0.85 + (1.2 if columns > 1 else 1.6) * rows + legend_height(suite, width))
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for index, axes in enumerate(grid.flat):
-        if index >= len(suite.tasks):
-            axes.set_axis_off()
-            continue
+    for index, axes in enumerate(panels(figure, rows, columns, len(suite.tasks))):
         task = suite.tasks[index]
         for order, (agent, style) in enumerate(styles.items()):
             if (task, agent) in suite.cells:
@@ -141,11 +137,7 @@ def overview_figure(suites: Sequence[Suite]) -> Figure:
     rows = -(-len(suites) // columns)
     legend_rows = -(-len(styles) // OVERVIEW_LEGEND_COLUMNS)
     figure = new_figure(PAGE_WIDTH, 0.55 + 1.85 * rows + 0.13 * legend_rows)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for index, axes in enumerate(grid.flat):
-        if index >= len(suites):
-            axes.set_axis_off()
-            continue
+    for index, axes in enumerate(panels(figure, rows, columns, len(suites))):
         suite = suites[index]
         for order, (agent, style) in enumerate(styles.items()):
             if agent in suite.agents:
@@ -177,6 +169,14 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def panels(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
+    """The first `count` places of a grid, row by row; the others stay empty."""
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[count:]:
+        axes.set_axis_off()
+    return grid[:count]
 
 
 def draw_curve(

@@ -17,6 +17,7 @@ from analysis.tables import (
     escape,
     show_number,
     suite_rows,
+    write_texts,
 )
 from analysis.wording import provenance_facts, task_label
 
@@ -28,11 +29,7 @@ def write_paper_table(suite: Suite, out: Path) -> list[Path]:
     """Writes `<suite>_offline_to_online` as .csv, .md and .tex into `out`; returns their paths."""
     rows = {(row.task, row.agent): row for row in suite_rows(suite)}
     texts = {"csv": to_csv(suite, rows), "md": to_markdown(suite, rows), "tex": to_latex(suite, rows)}
-    paths = []
-    for kind, text in texts.items():
-        paths.append(out / f"{suite.name}_offline_to_online.{kind}")
-        paths[-1].write_text(text, encoding="utf-8", newline="\n")
-    return paths
+    return write_texts({f"{suite.name}_offline_to_online.{kind}": text for kind, text in texts.items()}, out)
 
 
 def scopes(suite: Suite) -> list[str]:

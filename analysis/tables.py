@@ -5,7 +5,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,15 +148,11 @@ def write_tables(suite: Suite, out: Path) -> list[Path]:
     }
     if not overall:
         del texts[f"{suite.name}_table.tex"]
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
-    return [out / name for name in texts]
+    return write_texts(texts, out)
 
 
 def to_csv(suite: Suite, rows: Sequence[Row]) -> str:
     """Numbers with six digits, an empty field where undefined; every row carries what it rests on."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     facts = ["suite", "task", "agent", "data_origin", "success_timing", "eval_episodes"]
     # Without success the columns do not speak of it, and each row says what its numbers are.
     by_success = suite.measure == SUCCESS
@@ -165,18 +161,18 @@ def to_csv(suite: Suite, rows: Sequence[Row]) -> str:
         facts.append("scored_by")
         names = {"offline_end": "score_offline_end", "final": "score_final"}
     counts = ["num_tasks", "seeds_min", "seeds_max", "runs_missing", "runs_incomplete"]
-    writer.writerow(
-        [*facts, *counts, *(f"{names.get(key, key)}{limit}" for key in COLUMNS for limit in ("", "_low", "_high"))]
-    )
+    columns = [*facts, *counts]
+    columns += [f"{names.get(key, key)}{limit}" for key in COLUMNS for limit in ("", "_low", "_high")]
+    lines: list[list[object]] = []
     for row in rows:
         numbers = [getattr(row.estimates[column], part) for column in COLUMNS for part in ("mean", "low", "high")]
-        writer.writerow(
+        lines.append(
             [suite.name, row.task, row.agent, suite.origin, suite.success_timing, suite.eval_episodes]
             + ([] if by_success else [suite.measures[suite.tasks[0] if row.task == ALL_TASKS else row.task].name])
             + [row.num_tasks, *row.seeds, row.missing, row.incomplete]
             + ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
         )
-    return buffer.getvalue()
+    return csv_text(columns, lines)
 
 
 def to_markdown(suite: Suite, rows: Sequence[Row]) -> str:
@@ -193,6 +189,13 @@ def to_markdown(suite: Suite, rows: Sequence[Row]) -> str:
     if suite.notes:
         blocks.append("\n".join(f"* {note}" for note in suite.notes))
     return "\n\n".join(blocks) + "\n"
+
+
+def write_texts(texts: Mapping[str, str], out: Path) -> list[Path]:
+    """Writes texts by file name into `out`, with the same line ends everywhere; returns their paths."""
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8", newline="\n")
+    return [out / name for name in texts]
 
 
 def csv_text(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

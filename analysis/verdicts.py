@@ -25,8 +25,6 @@ successes of N episodes: runs that all reached 1.0 are not known to the last dig
 all succeed say nothing of a failure that strikes one run in n.
 """
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +47,7 @@ from analysis.published import (
 )
 from analysis.read import SUCCESS
 from analysis.style import styles_of
-from analysis.tables import ALL_TASKS, aligned
+from analysis.tables import ALL_TASKS, aligned, csv_text, write_texts
 from analysis.wording import count_label, counted
 
 MARGIN = 0.10
@@ -464,32 +462,28 @@ def write_verdicts(suite: Suite, rows: Sequence[Row], out: Path, margin: float =
         f"{suite.name}_verdicts.csv": to_csv(suite, rows),
         f"{suite.name}_verdicts.md": to_markdown(suite, rows, margin),
     }
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
-    return [out / name for name in texts]
+    return write_texts(texts, out)
 
 
 def to_csv(suite: Suite, rows: Sequence[Row]) -> str:
     """Numbers with six digits, an empty field where undefined."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     parts = ("", "_low", "_high", "_seeds_min", "_seeds_max")
     sides = [f"{side}{part}" for side in ("ours", "published") for part in parts]
     gap = ["difference", "difference_low", "difference_high", "p_adjusted"]
     where = ["suite", "agent", "source", "method", "task", "num_tasks", "step"]
-    writer.writerow([*where, *sides, *gap, "verdict", "reason"])
+    lines: list[list[object]] = []
 
     def number(value: float | None) -> str:
         return "" if value is None or math.isnan(value) else f"{value:.6f}"
 
     for row in rows:
-        fields = [suite.name, row.agent, row.source, row.method, row.task, row.num_tasks, row.step]
+        fields: list[object] = [suite.name, row.agent, row.source, row.method, row.task, row.num_tasks, row.step]
         for side in (row.ours, row.published):
             fields += [number(side.mean), number(side.low), number(side.high), *side.seeds] if side else [""] * 5
         d = row.difference
         fields += [number(d.mean), number(d.low), number(d.high)] if d else [""] * 3
-        writer.writerow([*fields, number(row.p_adjusted), row.verdict, row.reason])
-    return buffer.getvalue()
+        lines.append([*fields, number(row.p_adjusted), row.verdict, row.reason])
+    return csv_text([*where, *sides, *gap, "verdict", "reason"], lines)
 
 
 def to_markdown(suite: Suite, rows: Sequence[Row], margin: float = MARGIN) -> str:
