@@ -182,14 +182,21 @@ class Adam:
             parameter.sub_(self.learning_rate / correction * (mean / denominator))
 
 
-def gradient_step(*steps: tuple[Adam, Tensor]) -> None:
+def gradient_step(*steps: tuple[Adam, Tensor], max_norm: float = math.inf) -> None:
     """One step of each optimiser down its own loss (S,), with all gradients taken at the parameters before any step.
 
     A loss moves only parameters of its optimiser. Those that it does not reach get a zero gradient, not none: the
     official code holds all networks in one Adam, which goes on moving them by momentum.
+
+    Args:
+        max_norm: a seed's gradients, of all steps together, are scaled down to this Euclidean norm.
     """
     # Summed over S, so that no seed's gradient depends on another's.
     gradients = [torch.autograd.grad(loss.sum(), adam.parameters, materialize_grads=True) for adam, loss in steps]
+    if max_norm < math.inf:
+        squares = [gradient.flatten(1).square().sum(1) for own in gradients for gradient in own]
+        scale = (max_norm / torch.stack(squares).sum(0).sqrt()).clamp(max=1.0)  # (S,)
+        gradients = [[g * scale.view(-1, *[1] * (g.dim() - 1)) for g in own] for own in gradients]
     for (adam, _), own in zip(steps, gradients, strict=True):
         adam.step(own)
 

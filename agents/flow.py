@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.base import Metrics, Noise
-from agents.networks import Velocity
+from agents.velocities import Velocity
 
 NoiseScheme = Literal["additive", "paper_sde"]
 TanhLogDet = Literal["released", "exact"]

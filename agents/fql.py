@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import Critic, QAggregation, aggregate_q, td_loss
 from agents.flow import integrate, matching_loss
-from agents.networks import MLP, Critic, PlainVelocity
+from agents.networks import MLP
+from agents.velocities import PlainVelocity
 from datasets.batch import Batch
 
 
@@ -24,7 +26,8 @@ class FQLConfig:
     bc_coef: float = 100.0  # alpha, weight of the distillation towards the flow
     flow_steps: int = 10  # K, Euler steps of the flow
     normalize_q: bool = False  # divide the policy's Q by its mean magnitude over the batch
-    q_aggregation: Literal["mean", "min"] = "mean"  # over the target critics
+    q_aggregation: QAggregation = "mean"  # over the target critics
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
     num_critics: int = 2  # N
     critic_updates_per_offline_step: Literal[1, 2] = 1  # 2 repeats the whole step on the batch, as SAC Flow's code does
     target_update_rate: float = 0.005  # tau
@@ -80,15 +83,9 @@ class FQL(Agent):
             x_0 = noise.normal("next_noise", batch.obs.shape[1], self.chunk_dim)
             next_action_chunk = self.policy(batch.next_obs, x_0).clamp(-1, 1)
             next_q = self.target_critic(batch.next_obs, next_action_chunk)  # (S, N, B)
-            next_value = next_q.mean(1) if self.config.q_aggregation == "mean" else next_q.amin(1)
+            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        q = self.critic(batch.obs, batch.action_chunk)  # (S, N, B)
-        # A window that runs into the next episode has no meaningful target: weight 0.
-        weight = batch.valid[:, None, :, -1]
-        loss = (weight * (q - target.unsqueeze(1)).square()).mean((1, 2))
-        q = q.detach()
-        metrics = {"q_mean": q.mean((1, 2)), "q_min": q.amin((1, 2)), "q_max": q.amax((1, 2))}
-        return loss, {"critic_loss": loss.detach(), **metrics}
+        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Matching of the flow to the data, distillation of the flow into the policy, and -Q of the clipped policy."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from agents.base import Adam, Agent, Metrics, Noise, Phase, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import Critic, QAggregation, aggregate_q, td_loss
 from agents.flow import euler_step, integrate, matching_loss, rollout_gradient_norms
-from agents.networks import Critic, PlainVelocity
+from agents.velocities import PlainVelocity
 from datasets.batch import Batch
 
 
@@ -26,7 +27,8 @@ class NaiveSACFlowConfig:
     bc_coef_online: float = 100.0  # beta, online (batch's chunk only)
     critic_updates_per_offline_step: Literal[1, 2] = 2  # 1: the matching step leaves the critic alone
     num_critics: int = 2  # N
-    q_aggregation: Literal["mean", "min"] = "mean"  # over the target critics
+    q_aggregation: QAggregation = "mean"  # over the target critics
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
     target_update_rate: float = 0.005  # tau
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of both fields
@@ -97,15 +99,9 @@ class NaiveSACFlow(Agent):
         with torch.no_grad():
             x_0 = noise.normal("next_noise", batch.obs.shape[1], self.chunk_dim)
             next_q = self.target_critic(batch.next_obs, self.policy(batch.next_obs, x_0))  # (S, N, B)
-            next_value = next_q.mean(1) if self.config.q_aggregation == "mean" else next_q.amin(1)
+            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        q = self.critic(batch.obs, batch.action_chunk)  # (S, N, B)
-        # A window that runs into the next episode has no meaningful target: weight 0.
-        weight = batch.valid[:, None, :, -1]
-        loss = (weight * (q - target.unsqueeze(1)).square()).mean((1, 2))
-        q = q.detach()
-        metrics = {"q_mean": q.mean((1, 2)), "q_min": q.amin((1, 2)), "q_max": q.amax((1, 2))}
-        return loss, {"critic_loss": loss.detach(), **metrics}
+        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
 
     def matching_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Matching of the behaviour flow, distance of the policy to its endpoint from the same noise, and -Q."""

@@ -4,7 +4,6 @@ Initial values are drawn from the noise source under the name "init", so a seed'
 Conventions of the official JAX code: GELU is the tanh approximation, LayerNorm has eps 1e-6, biases start at 0.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -17,12 +16,12 @@ from torch.nn import functional as F
 from agents.base import Noise
 
 Init = Literal["glorot", "lecun", "zeros"]
+Activation = Literal["gelu", "relu", "mish"]
 Dims = tuple[int, ...]  # widths of hidden layers
 Members = tuple[int, ...]  # (N,) for an ensemble, () for a single network
 GELU_LINEAR = 2 * math.sqrt(2 / math.pi)  # gelu(x) = x sigmoid(GELU_LINEAR x + GELU_CUBIC x^3)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
-Velocity = Callable[[Tensor, Tensor], Tensor]  # v(t, x): t (S, B or 1, 1), x (S, B, D) -> (S, B, D)
 
 
 def by_member(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
@@ -173,8 +172,14 @@ class GELU(nn.Module):
         return gelu(x)
 
 
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu, "mish": F.mish}
+
+
 class MLP(nn.Module):
-    """Linear, GELU and, if asked for, LayerNorm for each hidden layer; a linear output layer."""
+    """Linear, activation and, if asked for, LayerNorm for each hidden layer; a linear output layer.
+
+    `out_scale` multiplies the initial weights of the output layer.
+    """
 
     def __init__(
         self,
@@ -184,12 +189,17 @@ class MLP(nn.Module):
         noise: Noise,
         members: Members = (),
         layer_norm: bool = False,
+        activation: Activation = "gelu",
+        out_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         dims = [in_dim, *hidden_dims]
         self.hidden = nn.ModuleList(Linear(i, o, noise, members=members) for i, o in itertools.pairwise(dims))
         self.norms = nn.ModuleList(LayerNorm(dim, noise, members) for dim in hidden_dims if layer_norm)
         self.out = Linear(dims[-1], out_dim, noise, members=members)
+        with torch.no_grad():
+            self.out.weight.mul_(out_scale)
 
     def forward(self, x: Tensor, constant: bool = False) -> Tensor:
         """`constant`: no gradient reaches the parameters, only x."""
@@ -201,150 +211,7 @@ class MLP(nn.Module):
         pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
         hidden, norms, out = pairs[: len(self.hidden)], pairs[len(self.hidden) : -1], pairs[-1]
         for i, pair in enumerate(hidden):
-            x = gelu(affine(x, *pair))
+            x = self.activation(affine(x, *pair))
             if norms:
                 x = layer_norm(x, *norms[i])
         return affine(x, *out)
-
-
-class Critic(nn.Module):
-    """Ensemble Q(s, a) -> (S, N, B) of obs (S, B, O) and action chunk (S, B, H, A).
-
-    `constant`: no gradient reaches the parameters (a policy's loss moves only the action).
-    """
-
-    def __init__(self, obs_dim: int, chunk_dim: int, hidden_dims: Dims, num_critics: int, noise: Noise) -> None:
-        super().__init__()
-        self.num_critics = num_critics
-        self.mlp = MLP(obs_dim + chunk_dim, hidden_dims, 1, noise, members=(num_critics,), layer_norm=True)
-
-    def forward(self, obs: Tensor, action_chunk: Tensor, constant: bool = False) -> Tensor:
-        x = torch.cat([obs, action_chunk.flatten(2)], -1)
-        return self.mlp(x.unsqueeze(1).expand(-1, self.num_critics, -1, -1), constant).squeeze(-1)
-
-
-class PlainVelocity(nn.Module):
-    """v = MLP([s, x, t]), the field without reparameterisation.
-
-    Like every field it is called with obs (S, B, O) and returns v(t, x), so that a rollout computes what depends on the
-    observation alone once and not at every flow step.
-    """
-
-    def __init__(self, obs_dim: int, chunk_dim: int, hidden_dims: Dims, noise: Noise) -> None:
-        super().__init__()
-        self.mlp = MLP(obs_dim + chunk_dim + 1, hidden_dims, chunk_dim, noise)
-
-    def forward(self, obs: Tensor) -> Velocity:
-        return lambda t, x: self.mlp(_concat(obs, x, t))
-
-
-class GatedVelocity(nn.Module):
-    """SAC Flow-G (arXiv 2509.25756): v = g * (c - x), a GRU-like step from x towards a candidate c(s, x, t).
-
-    The gate g(s, x, t) starts at sigmoid(5) = .9933 for every input.
-    """
-
-    def __init__(self, obs_dim: int, chunk_dim: int, hidden_dims: Dims, gate_dim: int, noise: Noise) -> None:
-        super().__init__()
-        in_dim = obs_dim + chunk_dim + 1
-        self.candidate = MLP(in_dim, hidden_dims, chunk_dim, noise)
-        self.gate = nn.Sequential(
-            Linear(in_dim, gate_dim, noise, init="lecun"),
-            nn.SiLU(),
-            Linear(gate_dim, chunk_dim, noise, init="zeros", bias=5.0),
-            nn.Sigmoid(),
-        )
-
-    def forward(self, obs: Tensor) -> Velocity:
-        def velocity(t: Tensor, x: Tensor) -> Tensor:
-            features = _concat(obs, x, t)
-            return self.gate(features) * (self.candidate(features) - x)
-
-        return velocity
-
-
-class DecodedVelocity(nn.Module):
-    """SAC Flow-T (arXiv 2509.25756): a transformer decoder whose one token is (x, t) and whose memory is the state.
-
-    `norm`: "post" as in the released code; "pre" as in the paper, a LayerNorm before each block (for cross-attention:
-    of the state embedding) and before the head.
-    """
-
-    def __init__(
-        self, obs_dim: int, chunk_dim: int, dim: int, num_layers: int, norm: Literal["post", "pre"], noise: Noise
-    ) -> None:
-        super().__init__()
-        lecun = functools.partial(Linear, noise=noise, init="lecun")
-        self.embed_obs = nn.Sequential(lecun(obs_dim, dim // 2), nn.SiLU(), lecun(dim // 2, dim))
-        self.embed_time = nn.Sequential(
-            lecun(1, dim // 4), nn.SiLU(), lecun(dim // 4, dim // 2), nn.SiLU(), lecun(dim // 2, dim)
-        )
-        self.embed_x = lecun(chunk_dim, dim)
-        self.layers = nn.ModuleList(_DecoderLayer(dim, norm, noise) for _ in range(num_layers))
-        self.final_norm = LayerNorm(dim, noise) if norm == "pre" else nn.Identity()
-        self.head = lecun(dim, chunk_dim)
-
-    def forward(self, obs: Tensor) -> Velocity:
-        memory = self.embed_obs(obs)
-        layers = [layer(memory) for layer in self.layers]
-
-        def velocity(t: Tensor, x: Tensor) -> Tensor:
-            y = self.embed_x(x) + self.embed_time(t)
-            for layer in layers:
-                y = layer(y)
-            return self.head(self.final_norm(y))
-
-        return velocity
-
-
-class _DecoderLayer(nn.Module):
-    """Self-attention, cross-attention and feed-forward block: called with the memory, returns the map of the token."""
-
-    def __init__(self, dim: int, norm: Literal["post", "pre"], noise: Noise) -> None:
-        super().__init__()
-        self.norm = norm
-        self.self_attention = _OneTokenAttention(dim, noise)
-        self.cross_attention = _OneTokenAttention(dim, noise)
-        self.feed_forward = nn.Sequential(
-            Linear(dim, 4 * dim, noise, init="lecun"), GELU(), Linear(4 * dim, dim, noise, init="lecun")
-        )
-        self.self_norm = LayerNorm(dim, noise)
-        self.cross_norm = LayerNorm(dim, noise)
-        self.feed_forward_norm = LayerNorm(dim, noise)
-
-    def forward(self, memory: Tensor) -> Callable[[Tensor], Tensor]:
-        # Attention to one memory token adds the same to every y.
-        attended = self.cross_attention(memory if self.norm == "post" else self.cross_norm(memory))
-
-        def post_norm(y: Tensor) -> Tensor:
-            y = self.self_norm(y + self.self_attention(y))
-            y = self.cross_norm(y + attended)
-            return self.feed_forward_norm(y + self.feed_forward(y))
-
-        def pre_norm(y: Tensor) -> Tensor:
-            y = y + self.self_attention(self.self_norm(y)) + attended
-            return y + self.feed_forward(self.feed_forward_norm(y))
-
-        return post_norm if self.norm == "post" else pre_norm
-
-
-class _OneTokenAttention(nn.Module):
-    """Attention to a single token. Its softmax has one entry, so every weight is 1 whatever the number of heads.
-
-    What remains is out(value(x)). Query and key of the paper's network get no gradient, ever; they are kept, frozen, so
-    that parameter counts and the official checkpoints match.
-    """
-
-    def __init__(self, dim: int, noise: Noise) -> None:
-        super().__init__()
-        self.query = Linear(dim, dim, noise, init="lecun").requires_grad_(False)
-        self.key = Linear(dim, dim, noise, init="lecun").requires_grad_(False)
-        self.value = Linear(dim, dim, noise, init="lecun")
-        self.out = Linear(dim, dim, noise, init="lecun")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.value(x))
-
-
-def _concat(obs: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    return torch.cat([obs, x, t.expand(*x.shape[:-1], 1)], -1)

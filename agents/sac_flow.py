@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.base import Adam, Agent, Metrics, Noise, Phase, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import Critic, QAggregation, aggregate_q, td_loss
 from agents.flow import (
     NoiseScheme,
     TanhLogDet,
@@ -25,7 +26,7 @@ from agents.flow import (
     rollout_gradient_norms,
     step_std,
 )
-from agents.networks import Critic, DecodedVelocity, GatedVelocity, PlainVelocity
+from agents.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from datasets.batch import Batch
 
 
@@ -52,7 +53,8 @@ class SACFlowConfig:
     tanh_log_det: TanhLogDet = "released"  # the term of the squashing in the log density
     critic_updates_per_offline_step: Literal[1, 2] = 2  # 1: the matching step leaves the critic alone
     num_critics: int = 2  # N
-    q_aggregation: Literal["mean", "min"] = "mean"  # over the target critics
+    q_aggregation: QAggregation = "mean"  # over the target critics
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
     target_update_rate: float = 0.005  # tau
     learning_rate: float = 3e-4
     critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
@@ -184,16 +186,10 @@ class SACFlow(Agent):
             std = self.config.target_noise_std
             path = self.rollout(batch.next_obs, noise, "next", std)
             next_q = self.target_critic(batch.next_obs, self.action_chunk(path))  # (S, N, B)
-            next_value = next_q.mean(1) if self.config.q_aggregation == "mean" else next_q.amin(1)
+            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
             next_value = next_value - self.entropy_coef.unsqueeze(-1) * self.path_log_prob(path, std)
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        q = self.critic(batch.obs, batch.action_chunk)  # (S, N, B)
-        # A window that runs into the next episode has no meaningful target: weight 0.
-        weight = batch.valid[:, None, :, -1]
-        loss = (weight * (q - target.unsqueeze(1)).square()).mean((1, 2))
-        q = q.detach()
-        metrics = {"q_mean": q.mean((1, 2)), "q_min": q.amin((1, 2)), "q_max": q.amax((1, 2))}
-        return loss, {"critic_loss": loss.detach(), **metrics}
+        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
 
     def matching_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """The policy's field is matched to the batch's chunks although its actions are tanh(x_K), as released."""

@@ -18,6 +18,7 @@ from datasets.spec import DataError, nearest
 
 # Fields that runs of older code do not have, and what they stand for then: such runs keep their hash.
 LATER_FIELDS = {"gradient_norm_interval": 0, "variant": ""}
+LATER_AGENT_FIELDS = {"pessimism": 0.5}  # the same for fields of agents' configs
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,10 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: all fields, the schema version and the hash of both."""
         fields = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}))
-        for name, absent in LATER_FIELDS.items():
-            if fields[name] == absent:
-                del fields[name]
+        for holder, later in ((fields, LATER_FIELDS), (fields["agent_config"], LATER_AGENT_FIELDS)):
+            for name, absent in later.items():
+                if holder.get(name) == absent:
+                    del holder[name]
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return {**fields, "config_hash": hashlib.sha256(canonical.encode()).hexdigest()[:16]}
 

@@ -20,11 +20,22 @@ OBS_DIM, ACTION_DIM, BATCH_SIZE = 5, 2, 16
 NAMES = sorted(AGENTS)
 SAC_FLOW = [name for name in NAMES if AGENTS[name][0] is SACFlow]
 WITH_TWO_STEPS = [*SAC_FLOW, "naive_sac_flow"]
+# Without a critic of actions there is nothing for the tests of critics to look at.
+WITHOUT_CRITIC: tuple[str, ...] = ()
+WITH_CRITIC = [name for name in NAMES if name not in WITHOUT_CRITIC]
+# Their critics' targets are made of V(s'), so that the target critics are aggregated elsewhere.
+WITH_STATE_VALUE: tuple[str, ...] = ()
 State = dict[str, Tensor]
 
 
 def tiny_config(name: str, **changes: Any) -> Any:
-    small = {"policy_hidden_dims": (16, 16), "critic_hidden_dims": (16, 16), "gate_dim": 8, "decoder_dim": 8}
+    small = {
+        "policy_hidden_dims": (16, 16),
+        "critic_hidden_dims": (16, 16),
+        "gate_dim": 8,
+        "decoder_dim": 8,
+        "max_gradient_norm": 1e9,  # whose clipping would mix the gradients of critic and policy
+    }
     config = AGENTS[name][1]
     known = {field.name for field in fields(config)}
     return replace(config, **({key: value for key, value in small.items() if key in known} | changes))
@@ -170,10 +181,10 @@ def test_a_seed_that_is_nan_does_not_harm_its_neighbours(name: str) -> None:
     train(ill, [0, 1, 2])
     for seed in (0, 2):
         assert_equal_states(ill.state_of_seed(seed), healthy.state_of_seed(seed))
-    assert ill.state_of_seed(1)["critic.mlp.out.weight"].isnan().all()
+    assert all(value.isnan().all() for key, value in ill.state_of_seed(1).items() if key.endswith("out.weight"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_CRITIC)
 def test_the_policy_loss_does_not_reach_the_critic(name: str, gradients: dict[Tensor, Tensor]) -> None:
     # Although Q of the policy's action is differentiated through the critic.
     agent, batch = build(name, [0]), batch_of([0], tiny_config(name).chunk_length)
@@ -185,13 +196,13 @@ def test_the_policy_loss_does_not_reach_the_critic(name: str, gradients: dict[Te
     assert not any(parameter in gradients for parameter in agent.target_critic.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_CRITIC)
 def test_the_critic_loss_does_not_reach_the_policy(name: str) -> None:
     agents, batch = [build(name, [0]), build(name, [0])], batch_of([0], tiny_config(name).chunk_length)
     agents[0].update_online(batch, SeededNoise([0]))
     agents[1].update_online(replace(batch, chunk_return=batch.chunk_return - 100), SeededNoise([0]))
     assert changed(agents[0].critic, parameters_of(agents[1].critic))
-    for module in agents[0].policy_modules:
+    for module in set(agents[0].policy_modules) - {"critic"}:
         assert not changed(agents[0].get_submodule(module), parameters_of(agents[1].get_submodule(module)))
 
 
@@ -203,12 +214,12 @@ def test_every_trainable_parameter_is_trained_and_targets_are_not(name: str) -> 
     optimised = {p for value in vars(agent).values() if isinstance(value, Adam) for p in value.parameters}
     for key, parameter in agent.named_parameters():
         assert parameter.requires_grad == (parameter in optimised), key
-        assert parameter.requires_grad != key.startswith("target_critic") or ".query." in key or ".key." in key
-        moves = parameter.requires_grad or key.startswith("target_critic")
+        assert parameter.requires_grad != key.startswith("target_") or ".query." in key or ".key." in key
+        moves = parameter.requires_grad or key.startswith("target_")
         assert moves == (not torch.equal(parameter, before[key])), key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_CRITIC)
 def test_windows_that_leave_their_episode_do_not_train_the_critic(name: str) -> None:
     agent, batch = build(name, [0]), batch_of([0], tiny_config(name).chunk_length)
     batch = replace(batch, valid=torch.zeros_like(batch.valid))
@@ -218,7 +229,7 @@ def test_windows_that_leave_their_episode_do_not_train_the_critic(name: str) -> 
     assert not changed(agent.critic, before)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_CRITIC)
 def test_the_target_critic_follows_the_critic_of_before_the_step(name: str) -> None:
     agent = build(name, [0], target_update_rate=0.25)
     train(agent, [0], offline=0, online=1)  # now the two differ
@@ -232,13 +243,14 @@ def test_the_target_critic_follows_the_critic_of_before_the_step(name: str) -> N
 def test_metrics_are_detached_numbers_of_each_seed(name: str) -> None:
     agent = build(name, [0, 1])
     for metrics in train(agent, [0, 1], offline=1, online=1):
-        assert {"critic_loss", "q_mean", "q_min", "q_max", "policy_loss"} <= set(metrics)
+        critic_metrics = {"critic_loss", "q_mean", "q_min", "q_max"} if name in WITH_CRITIC else set()
+        assert critic_metrics | {"policy_loss"} <= set(metrics)
         for key, value in metrics.items():
             assert value.shape == (2,) and not value.requires_grad and value.isfinite().all(), key
             assert float(value[0]) != float(value[1]) or key in ("entropy_coef", "entropy"), key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_CRITIC)
 def test_q_metrics_are_those_of_the_batch(name: str) -> None:
     agent, batch = build(name, [0]), batch_of([0], tiny_config(name).chunk_length)
     q = agent.critic(batch.obs, batch.action_chunk).detach()
@@ -272,7 +284,7 @@ def test_an_agent_reads_every_field_of_its_config(name: str) -> None:
 
 
 BAD_VALUES = [
-    ("fql", "q_aggregation", "men", "one of 'mean', 'min' (did you mean 'mean'?)"),
+    ("fql", "q_aggregation", "men", "one of 'mean', 'min', 'pessimistic' (did you mean 'mean'?)"),
     ("sac_flow_g", "velocity_field", "gate", "one of 'gated', 'decoded', 'plain' (did you mean 'gated'?)"),
     ("sac_flow_t", "norm", "prenorm", "one of 'post', 'pre' (did you mean 'pre'?)"),
     ("sac_flow_t", "temperature", "Auto", "'auto'"),
@@ -310,30 +322,45 @@ def two_modes(num_rows: int = 64) -> Batch:
     return Batch(obs, action_chunk, action_chunk.flatten(1), zeros, obs, torch.ones(1, num_rows, 1))
 
 
+# Settings of the two-mode problem beside small networks: (both phases, offline only, online only).
+Settings = dict[str, Any]
+SACFLOW_TWO_MODES = ({"temperature": "off"}, {"bc_coef": 10.0}, {"bc_coef_online": 0.1})
+TWO_MODES: dict[str, tuple[Settings, Settings, Settings]] = {
+    "fql": ({}, {"bc_coef": 10.0}, {"bc_coef": 0.1}),
+    "qc_fql": ({}, {"bc_coef": 10.0}, {"bc_coef": 0.1}),
+    "naive_sac_flow": ({}, {"bc_coef": 10.0}, {"bc_coef_online": 0.1}),
+    **dict.fromkeys(SAC_FLOW, SACFLOW_TWO_MODES),
+}
+OFFLINE_UPDATES: dict[str, int] = {}  # where 100 are too few
+ONLINE_UPDATES: dict[str, int] = {}
+# Agents whose offline policy does not keep both modes, and why.
+ONE_MODE = {
+    **dict.fromkeys(WITH_TWO_STEPS, "its squared distance to the actions of the batch is smallest at their mean"),
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_policy_moves_to_the_better_of_two_modes(name: str) -> None:
+def test_the_policy_keeps_two_modes_offline_and_moves_to_the_better_one_online(name: str) -> None:
     agent_class, config = AGENTS[name]
     sizes = {"policy_hidden_dims": (32, 32), "critic_hidden_dims": (32, 32), "gate_dim": 16, "decoder_dim": 16}
     sizes = {key: value for key, value in sizes.items() if hasattr(config, key)}
-    coefs = [key for key in ("bc_coef", "bc_coef_online") if hasattr(config, key)]
-    rule = {"temperature": "off"} if agent_class is SACFlow else {}
-    common = replace(config, chunk_length=1, learning_rate=1e-2, **sizes, **rule)
+    both, only_offline, only_online = TWO_MODES[name]
+    common = replace(config, **({"chunk_length": 1, "learning_rate": 1e-2} | sizes | both))
     batch, obs, noise = two_modes(), torch.zeros(1, 500, 1), SeededNoise([0])
 
-    offline = agent_class(replace(common, **dict.fromkeys(coefs, 10.0)), 1, 1, noise)
-    for _ in range(100):
+    offline = agent_class(replace(common, **only_offline), 1, 1, noise)
+    for _ in range(OFFLINE_UPDATES.get(name, 100)):
         offline.update_offline(batch, noise)
     cloned = offline.act(obs, noise, "evaluate").flatten()
-    if agent_class is FQL:
-        # The distilled flow keeps both modes; the squared distance of the others is smallest at their mean.
-        for side in (-1, 1):
-            assert 0.25 < float((side * cloned > 0.3).float().mean()) < 0.75
-    else:
+    if name in ONE_MODE:
         assert cloned.mean().abs() < 0.35
+    else:
+        for side in (-1, 1):
+            assert 0.2 < float((side * cloned > 0.3).float().mean()) < 0.8
 
-    online = agent_class(replace(common, **dict.fromkeys(coefs, 0.1)), 1, 1, noise)
+    online = agent_class(replace(common, **only_online), 1, 1, noise)
     online.load_seed_states([offline.state_of_seed(0)])
-    for _ in range(100):
+    for _ in range(ONLINE_UPDATES.get(name, 100)):
         online.update_online(batch, noise)
     assert float((online.act(obs, noise, "evaluate") > 0.4).float().mean()) > 0.9
 
@@ -400,7 +427,9 @@ def test_the_matching_step_trains_the_critic_only_if_asked_to(name: str, critic_
     assert any(key.startswith(agent.policy_modules[0]) for key in moved)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if hasattr(AGENTS[name][1], "critic_updates_per_offline_step")]
+)
 @pytest.mark.parametrize("critic_updates", [1, 2])
 def test_an_offline_update_makes_the_stated_number_of_critic_updates(name: str, critic_updates: int) -> None:
     agent = build(name, [0], critic_updates_per_offline_step=critic_updates)
@@ -416,11 +445,11 @@ def test_each_phase_has_its_bc_coef(name: str) -> None:
         torch.testing.assert_close(found["policy_loss"], coef * found["bc_loss"] + found["q_loss"])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_target_takes_mean_or_minimum_of_the_critics(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in WITH_CRITIC if name not in WITH_STATE_VALUE])
+def test_the_target_takes_mean_minimum_or_a_pessimistic_value_of_the_critics(name: str) -> None:
     losses = {}
-    for aggregation in ("mean", "min"):
-        agent = build(name, [0], q_aggregation=aggregation)
+    for aggregation in ("mean", "min", "pessimistic"):
+        agent = build(name, [0], num_critics=2, q_aggregation=aggregation, pessimism=0.25)
         with torch.no_grad():  # the two target critics return 1 and 5 for every input
             agent.target_critic.mlp.out.weight.zero_()
             agent.target_critic.mlp.out.bias.copy_(torch.tensor([[[1.0], [5.0]]]))
@@ -433,9 +462,10 @@ def test_the_target_takes_mean_or_minimum_of_the_critics(name: str) -> None:
         losses[aggregation] = float(agent.critic_loss(batch, SeededNoise([0]))[0].detach())
     assert losses["mean"] == pytest.approx(2.7**2, rel=1e-5)
     assert losses["min"] == pytest.approx(0.9**2, rel=1e-5)
+    assert losses["pessimistic"] == pytest.approx((0.9 * 2.5) ** 2, rel=1e-5)  # 3 - 0.25 * 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_CRITIC)
 def test_num_critics_sets_the_size_of_the_ensemble(name: str) -> None:
     agent = build(name, [0], num_critics=3)
     assert agent.critic.mlp.out.weight.shape[1] == agent.target_critic.mlp.out.weight.shape[1] == 3

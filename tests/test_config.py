@@ -66,6 +66,15 @@ def test_every_field_is_part_of_the_identity():
         assert other.to_json()["config_hash"] != config.to_json()["config_hash"], field.name
 
 
+def test_runs_of_before_a_setting_existed_keep_their_hash():
+    config = tiny_config()
+    written = config.to_json()
+    assert "pessimism" not in written["agent_config"]
+    assert RunConfig.from_json(written) == config
+    other = config.replace(agent_config=dataclasses.replace(config.agent_config, pessimism=1.0))
+    assert RunConfig.from_json(other.to_json()) == other
+
+
 def test_bare_domain_is_task_two():
     assert tiny_config(task="cube-single").task == "cube-single-task2"
 

@@ -6,20 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from agents.critics import Critic
 from agents.flow import integrate
-from agents.networks import (
-    MLP,
-    Critic,
-    DecodedVelocity,
-    GatedVelocity,
-    LayerNorm,
-    Linear,
-    PlainVelocity,
-    affine,
-    by_member,
-    gelu,
-    layer_norm,
-)
+from agents.networks import MLP, LayerNorm, Linear, affine, by_member, gelu, layer_norm
+from agents.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from tests.seeded_noise import SeededNoise
 
 HIDDEN = (512, 512, 512, 512)

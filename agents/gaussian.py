@@ -1,0 +1,43 @@
+"""Gaussian policies squashed by tanh: a mean and a standard deviation for each coordinate, given the observation."""
+
+import math
+
+from torch import Tensor, nn
+
+from agents.base import Noise
+from agents.flow import tanh_log_det
+from agents.networks import MLP, Activation, Dims
+
+LOG_STD_RANGE = (-20.0, 2.0)
+
+
+class TanhGaussian(nn.Module):
+    """a = tanh(mean(x) + std(x) * eps) of input x (S, B, in), coordinates independent; log std is cut to [-20, 2]."""
+
+    def __init__(
+        self, in_dim: int, hidden_dims: Dims, out_dim: int, noise: Noise, activation: Activation = "gelu"
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(in_dim, hidden_dims, 2 * out_dim, noise, activation=activation)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean before the tanh, and log standard deviation, both (S, B, out)."""
+        mean, log_std = self.mlp(x).chunk(2, -1)
+        return mean, log_std.clamp(*LOG_STD_RANGE)
+
+    def sample(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """tanh(u) (S, B, out) from standard normal eps of that shape, and its log density (S, B)."""
+        mean, log_std = self(x)
+        u = mean + log_std.exp() * eps
+        return u.tanh(), gaussian_log_prob(eps, log_std) - tanh_log_det(u, "exact")
+
+    def log_prob(self, x: Tensor, action: Tensor) -> Tensor:
+        """Log density (S, B) of actions (S, B, out), cut to what the tanh reaches in float32."""
+        mean, log_std = self(x)
+        u = action.clamp(-1 + 1e-5, 1 - 1e-5).atanh()
+        return gaussian_log_prob((u - mean) / log_std.exp(), log_std) - tanh_log_det(u, "exact")
+
+
+def gaussian_log_prob(eps: Tensor, log_std: Tensor) -> Tensor:
+    """Log density (...,) of mean + exp(log_std) * eps, summed over the last dimension."""
+    return (-0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
