@@ -3,8 +3,10 @@
 from typing import Any
 
 from agents.base import Agent
+from agents.dppo import DPPO, DPPOConfig
 from agents.fql import FQL, FQLConfig
 from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
+from agents.reinflow import ReinFlow, ReinFlowConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
 
 AGENTS: dict[str, tuple[type[Agent], Any]] = {
@@ -14,4 +16,6 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "sac_flow_t": (SACFlow, SACFlowConfig(velocity_field="decoded")),
     "flow_mlp": (SACFlow, SACFlowConfig(velocity_field="plain")),
     "naive_sac_flow": (NaiveSACFlow, NaiveSACFlowConfig()),
+    "reinflow": (ReinFlow, ReinFlowConfig()),
+    "dppo": (DPPO, DPPOConfig()),
 }

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from datasets.batch import Batch
+from datasets.batch import Batch, Decisions, Trajectories
 
 Metrics = dict[str, Tensor]  # name -> (S,), detached
 Phase = Literal["offline", "online"]
@@ -61,12 +61,17 @@ class Agent(nn.Module):
         """Action chunks (S, B, H, A) in [-1, 1] for obs (S, B, O), without gradient."""
         raise NotImplementedError
 
+    def collect(self, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Chunks (S, B, H, A) to train on, and what the agent wants back with each of them, (S, B, W)."""
+        action_chunk = self.act(obs, noise, "collect")
+        return action_chunk, action_chunk.new_zeros(*action_chunk.shape[:2], 0)
+
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
         """One iteration of the offline phase."""
         raise NotImplementedError
 
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One gradient update of the online phase."""
+    def update_online(self, batch: Any, noise: Noise) -> Metrics:
+        """One gradient update of the online phase, on a Batch; of an `OnPolicyAgent` on Decisions."""
         raise NotImplementedError
 
     def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
@@ -117,12 +122,36 @@ class Agent(nn.Module):
             yield name, parameter, True
         for name, buffer in self.named_buffers():
             yield name, buffer, True
+        optimised: set[Tensor] = set()
         for name, adam in vars(self).items():
             if isinstance(adam, Adam):
                 yield f"{name}/steps", adam.steps, False
                 for parameter, mean, mean_sq in zip(adam.parameters, adam.exp_avg, adam.exp_avg_sq, strict=True):
-                    yield f"{names[parameter]}/exp_avg", mean, True
-                    yield f"{names[parameter]}/exp_avg_sq", mean_sq, True
+                    entry = names[parameter]
+                    if parameter in optimised:  # by another Adam, in another phase
+                        entry = f"{entry}/{name}"
+                    optimised.add(parameter)
+                    yield f"{entry}/exp_avg", mean, True
+                    yield f"{entry}/exp_avg_sq", mean_sq, True
+
+
+class OnPolicyAgent(Agent):
+    """An agent whose online phase trains on nothing but what its current policy has collected.
+
+    Its config has num_envs, E environments of each seed; rollout_steps, environment steps of a seed, over all of them,
+    between updates; and epochs, how often each decision is used. The driver collects, asks for `estimate`, and makes as
+    many updates as use each decision `epochs` times.
+    """
+
+    def collect(self, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def estimate(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+        """Advantage and value target (S, T, E) of each decision, without gradient."""
+        raise NotImplementedError
+
+    def update_online(self, batch: Decisions, noise: Noise) -> Metrics:
+        raise NotImplementedError
 
 
 def frozen_copy(network: nn.Module) -> nn.Module:

@@ -68,7 +68,8 @@ def aggregate_q(q: Tensor, how: QAggregation, pessimism: float) -> Tensor:
         return q.amin(1)
     if how == "mean":
         return q.mean(1)
-    return q.mean(1) - pessimism * q.std(1, correction=0)
+    # Cut above 0, where the gradient of a standard deviation is not finite.
+    return q.mean(1) - pessimism * q.var(1, correction=0).clamp(min=1e-12).sqrt()
 
 
 def td_loss(q: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:

@@ -12,12 +12,18 @@ from typing import Any, Literal
 
 import datasets
 from agents import AGENTS
+from agents.base import OnPolicyAgent
 from bench.errors import ConfigError
 from bench.writer import SCHEMA_VERSION
 from datasets.spec import DataError, nearest
 
 # Fields that runs of older code do not have, and what they stand for then: such runs keep their hash.
-LATER_FIELDS = {"gradient_norm_interval": 0, "variant": ""}
+LATER_FIELDS = {
+    "gradient_norm_interval": 0,
+    "variant": "",
+    "warmup_actions": "policy",
+    "online_batch_share": None,
+}
 LATER_AGENT_FIELDS = {"pessimism": 0.5}  # the same for fields of agents' configs
 
 
@@ -37,12 +43,14 @@ class RunConfig:
     )
     offline_updates: int = 1_000_000  # gradient updates on the dataset (an agent may take several optimiser steps each)
     online_steps: int = 1_000_000  # environment steps
-    warmup_steps: int = 5_000  # environment steps before the first online update
-    utd_ratio: int = 1  # gradient updates per environment step
+    warmup_steps: int = 5_000  # environment steps before the first online update (on-policy agents have none)
+    utd_ratio: int = 1  # gradient updates per environment step (on-policy agents have epochs instead)
+    warmup_actions: Literal["policy", "random"] = "policy"  # until the first online update; random: uniform
     batch_size: int = 256
     discount: float = 0.99  # per environment step
     replay_capacity: int = 2_000_000  # transitions; raised to dataset size + 1 where smaller
     online_dataset_rows: int | None = None  # keep only the last so many dataset transitions online; None: all
+    online_batch_share: float | None = None  # of each online batch, from online transitions; None: uniform mixture
     eval_interval_updates: int = 100_000
     eval_interval_steps: int = 100_000
     eval_episodes: int = 50
@@ -76,15 +84,50 @@ class RunConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        if self.warmup_actions not in ("policy", "random"):
+            raise ConfigError(f"warmup_actions is {self.warmup_actions!r}; it must be policy or random")
+        share = self.online_batch_share
+        if share is not None and not 0.0 <= share <= 1.0:
+            raise ConfigError(f"online_batch_share is {share!r}; it must lie in [0, 1], or be none")
+        if share and self.online_steps and self.warmup_steps < self.agent_config.chunk_length:
+            raise ConfigError(
+                f"warmup_steps is {self.warmup_steps}; with an online_batch_share it must be at least one chunk, "
+                f"{self.agent_config.chunk_length}"
+            )
+        if self.rollout_steps is not None and (share is not None or self.warmup_actions != "policy"):
+            raise ConfigError(f"{self.agent} is on-policy: it has neither online_batch_share nor random warmup_actions")
+        if self.rollout_steps is not None and self.rollout_steps % self.agent_config.num_envs:
+            raise ConfigError(
+                f"{self.agent}: rollout_steps is {self.rollout_steps}; it must be a multiple of num_envs, "
+                f"{self.agent_config.num_envs}"
+            )
         if not 0.0 <= self.discount <= 1.0:
             raise ConfigError(f"discount is {self.discount!r}; it must lie in [0, 1]")
         if self.offline_updates + self.online_steps == 0:
             raise ConfigError("offline_updates and online_steps are both 0: nothing to run")
 
     @property
+    def rollout_steps(self) -> int | None:
+        """Environment steps that an on-policy agent collects between updates; None for any other agent."""
+        return self.agent_config.rollout_steps if issubclass(AGENTS[self.agent][0], OnPolicyAgent) else None
+
+    def updates_after(self, env_step: int) -> int:
+        """Gradient updates that follow environment step number `env_step`, counted from 1."""
+        if self.rollout_steps is None:
+            return self.utd_ratio if env_step >= self.warmup_steps else 0
+        if env_step % self.rollout_steps:
+            return 0
+        agent = self.agent_config
+        return max(1, agent.epochs * self.rollout_steps // (agent.chunk_length * self.batch_size))
+
+    @property
     def total_updates(self) -> int:
         """Gradient updates of the whole run."""
-        return self.offline_updates + self.utd_ratio * max(0, self.online_steps - self.warmup_steps + 1)
+        if self.rollout_steps is None:
+            online = self.utd_ratio * max(0, self.online_steps - self.warmup_steps + 1)
+        else:
+            online = self.online_steps // self.rollout_steps * self.updates_after(self.rollout_steps)
+        return self.offline_updates + online
 
     @property
     def label(self) -> str:

@@ -27,6 +27,7 @@ from datasets.batch import Batch
 from datasets.replay import Replay
 from datasets.spec import nearest
 from datasets.store import cache_root
+from datasets.trajectories import TrajectoryStore
 
 Mode = Literal["eager", "compiled", "graph", "compiled-graph"]
 MODES = get_args(Mode)
@@ -98,15 +99,18 @@ class Engine:
         device: torch.device,
         mode: Mode = "eager",
         compiler: str = "inductor",
+        on_policy: TrajectoryStore | None = None,
     ):
         """
         Args:
             metrics: every update's metrics are added to these.
             compiler: back end of torch.compile.
+            on_policy: what online updates are made on instead of the replay.
         """
         self.mode: Mode = mode  # in effect: a fallback changes it
         self.warning: str | None = None  # that, and why
         self._agent, self._replay, self._metrics, self._device = agent, replay, metrics, device
+        self._sources: dict[Phase, Replay | TrajectoryStore] = {"offline": replay, "online": on_policy or replay}
         # Starts of windows choose the data: drawn on the CPU, they are the same on every device.
         self._host_starts = SeedStreams(seeds, "cpu", "batch", NOISE_BLOCK)
         self._starts = NoiseTape(self._host_starts, device)
@@ -115,8 +119,9 @@ class Engine:
         self._acting = NoiseTape(SeedStreams(seeds, device, "acting"), device)
         self._measured_starts = SeedStreams(seeds, "cpu", "gradient_norms_batch")
         self._measured_noise = SeedStreams(seeds, device, "gradient_norms")
-        self._obs = torch.zeros(len(seeds), 1, agent.obs_dim, device=device)
-        self._act: Callable[[], Tensor] | None = None
+        num_envs = on_policy.num_envs if on_policy else 1
+        self._obs = torch.zeros(len(seeds), num_envs, agent.obs_dim, device=device)
+        self._act: Callable[[], tuple[Tensor, Tensor]] | None = None
         self._compiler = compiler
         self._ways: dict[Phase, dict[int, Callable[[], object]]] = {}  # number of updates -> what makes them
         self._metric_names: dict[Phase, tuple[str, ...]] = {}
@@ -137,13 +142,17 @@ class Engine:
         """Gradient updates `number` to `number` + `count` - 1, on dataset and collected transitions."""
         self._run("online", number, count)
 
-    def act(self, obs: Tensor, env_step: int) -> Tensor:
-        """Training action chunks (S, H, A) on the CPU for obs (S, O); waits for the updates before it."""
-        self._obs.copy_(obs.unsqueeze(1))
+    def act(self, obs: Tensor, env_step: int) -> tuple[Tensor, Tensor]:
+        """Training action chunks (S, E, H, A), and the agent's record (S, E, W) of each, on the CPU.
+
+        For obs (S, E, O) of E environments; waits for the updates before it.
+        """
+        self._obs.copy_(obs)
         self._acting.seek(env_step)
         if self._act is None:
             self._act = self._prepare_acting()
-        return self._act().cpu()
+        action_chunk, record = self._act()
+        return action_chunk.cpu(), record.cpu()
 
     def gradient_norms(self, phase: Phase, number: int) -> Metrics:
         """The agent's `gradient_norms` after `number` updates, executed eagerly whatever the mode, on a batch as large
@@ -167,7 +176,7 @@ class Engine:
             on_tape = self._starts.seek(number)
             self._noise.seek(number)
             size = max(size for size in ways if size <= min(end - number, on_tape))
-            if not self._replay.on_device:
+            if not self._sources[phase].on_device:
                 self._gather(phase, number)
                 size = 1
             ways[size]()
@@ -190,10 +199,13 @@ class Engine:
 
     def _update(self, phase: Phase) -> dict[str, Tensor]:
         """One update, as it is executed, traced or captured: every state it leaves is in tensors that stay in place."""
-        batch = self._given
+        source = self._sources[phase]
+        batch = self._given if source is self._replay else None
         if batch is None:
-            batch = self._replay.sample(self._starts.slice(self._start))
-        update = self._agent.update_offline if phase == "offline" else self._agent.update_online
+            batch = source.sample(self._starts.slice(self._start))
+        update: Callable[..., Metrics] = self._agent.update_offline
+        if phase == "online":
+            update = self._agent.update_online
         metrics = update(batch, TapeNoise(self._noise))
         self._metrics.add(metrics)
         self._starts.offset += 1
@@ -236,11 +248,11 @@ class Engine:
                 self._restore(before)
         return {1: eager}
 
-    def _prepare_acting(self) -> Callable[[], Tensor]:
-        """The agent's `act`; as a CUDA graph where updates are graphs too and it gives the same."""
+    def _prepare_acting(self) -> Callable[[], tuple[Tensor, Tensor]]:
+        """The agent's `collect`; as a CUDA graph where updates are graphs too and it gives the same."""
 
-        def eager() -> Tensor:
-            return self._agent.act(self._obs, TapeNoise(self._acting), mode="collect")[:, 0]
+        def eager() -> tuple[Tensor, Tensor]:
+            return self._agent.collect(self._obs, TapeNoise(self._acting))
 
         expected = eager()
         if "graph" not in self.mode:
@@ -250,11 +262,12 @@ class Engine:
             with torch.cuda.graph(graph):
                 captured = eager()
 
-            def replay() -> Tensor:
+            def replay() -> tuple[Tensor, Tensor]:
                 graph.replay()
                 return captured
 
-            if not torch.allclose(replay(), expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+            pairs = zip(replay(), expected, strict=True)
+            if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-4, equal_nan=True) for pair in pairs):
                 raise NotTheSame("a captured chunk differs from an eager one")
         except Exception as error:  # as above: said, and done the slower way
             self.warning = f"training actions are NOT captured and take longer: {_line(error)}"
@@ -278,7 +291,7 @@ class Engine:
             self._make(phase, {1: one}, number, 3)
         torch.cuda.current_stream().wait_stream(side)
         graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        for size in (1, GRAPH_UPDATES) if self._replay.on_device else (1,):
+        for size in (1, GRAPH_UPDATES) if self._sources[phase].on_device else (1,):
             graphs[size] = torch.cuda.CUDAGraph()
             pool = graphs[1].pool() if size > 1 else None
             with torch.cuda.graph(graphs[size], pool=pool):

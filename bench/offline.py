@@ -21,6 +21,8 @@ ONLINE_ONLY = (
     "utd_ratio",
     "replay_capacity",
     "online_dataset_rows",
+    "online_batch_share",
+    "warmup_actions",
     "eval_interval_steps",
 )
 

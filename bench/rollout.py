@@ -1,4 +1,4 @@
-"""One training environment per seed: executes action chunks open loop, and comes back exactly after a restart.
+"""The training environments of each seed: execute action chunks open loop, and come back exactly after a restart.
 
 The steps happen in this process, or ahead of it in worker processes: within a chunk they depend on its actions alone.
 Either way a `Rollout` hands out the same transitions, and knows of those only that it has handed out.
@@ -7,7 +7,7 @@ Either way a `Rollout` hands out the same transitions, and knows of those only t
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
@@ -16,6 +16,13 @@ import datasets
 from bench.config import RunConfig
 from bench.streams import stream_key
 from bench.workers import Requests, Template, Worker
+
+
+class Slot(NamedTuple):
+    """A training environment of a pack."""
+
+    run_seed: int
+    env_number: int  # among those of the seed
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,12 @@ class Episodes(Protocol):
 class LocalEpisodes:
     """Steps the environment in this process, each step when its outcome is asked for.
 
-    Episode k starts from a reset seed that is a function of (run seed, k).
+    Episode k starts from a reset seed that is a function of (run seed, number of the environment, k).
     """
 
-    def __init__(self, env: gymnasium.Env, run_seed: int):
+    def __init__(self, env: gymnasium.Env, slot: "Slot"):
         self._env = env
-        self._run_seed = run_seed
+        self._slot = slot
         self._episode = 0
 
     def start(self, episode: int, actions: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
@@ -86,7 +93,10 @@ class LocalEpisodes:
                 return
 
     def _reset(self) -> np.ndarray:
-        return self._env.reset(seed=stream_key(self._run_seed, "training episode", self._episode) % 2**31)[0]
+        # The first environment's seeds are those of runs with no other.
+        others = ("environment", self._slot.env_number) if self._slot.env_number else ()
+        key = stream_key(self._slot.run_seed, "training episode", self._episode, *others)
+        return self._env.reset(seed=key % 2**31)[0]
 
 
 class RemoteEpisodes:
@@ -130,34 +140,36 @@ class EnvironmentHost:
         return self._answers[slot].popleft()
 
 
-def open_episodes(config: RunConfig, seeds: Sequence[int], template: Template, processes: int | None) -> list[Episodes]:
-    """The environments of a pack's run seeds.
+def open_episodes(
+    config: RunConfig, slots: Sequence[Slot], template: Template, processes: int | None
+) -> list[Episodes]:
+    """The training environments of a pack.
 
     Args:
         processes: workers that share them; 0: this process steps them; None: a worker for each. A worker's first
             environment costs 6 MB, since all share the simulator's model; any other one costs 480 MB, here or there.
     """
     if processes is None:
-        processes = len(seeds)
+        processes = len(slots)
     if processes == 0:
-        return [LocalEpisodes(datasets.make_env(config.task, config.success_timing), seed) for seed in seeds]
-    shares = [range(number, len(seeds), processes) for number in range(min(processes, len(seeds)))]
+        return [LocalEpisodes(datasets.make_env(config.task, config.success_timing), slot) for slot in slots]
+    shares = [range(number, len(slots), processes) for number in range(min(processes, len(slots)))]
     episodes: dict[int, Episodes] = {}
     for number, share in enumerate(shares):
         worker = template.fork(
-            f"environment worker {number}", serve_environments, config, [seeds[index] for index in share]
+            f"environment worker {number}", serve_environments, config, [slots[index] for index in share]
         )
         host = EnvironmentHost(worker, len(share))
-        episodes |= {index: RemoteEpisodes(host, slot) for slot, index in enumerate(share)}
-    return [episodes[index] for index in range(len(seeds))]
+        episodes |= {index: RemoteEpisodes(host, place) for place, index in enumerate(share)}
+    return [episodes[index] for index in range(len(slots))]
 
 
-def serve_environments(prepared: Any, requests: Requests, send, config: RunConfig, run_seeds: list[int]) -> None:
-    """A worker: (slot, method, arguments) in, (slot, answer) out; the slots' chunks advance in turn."""
+def serve_environments(prepared: Any, requests: Requests, send, config: RunConfig, own: list[Slot]) -> None:
+    """A worker: (place, method, arguments) in, (place, answer) out; the chunks of its environments advance in turn."""
     env, _ = prepared
     slots = [
-        LocalEpisodes(env if slot == 0 else datasets.make_env(config.task, config.success_timing), seed)
-        for slot, seed in enumerate(run_seeds)
+        LocalEpisodes(env if place == 0 else datasets.make_env(config.task, config.success_timing), slot)
+        for place, slot in enumerate(own)
     ]
     executing: dict[int, Iterator[Outcome]] = {}
     while True:

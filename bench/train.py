@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import datasets
-from agents.base import Phase
+from agents.base import OnPolicyAgent, Phase
 from bench.checkpoint import Progress
 from bench.claims import Claims, Superseded
 from bench.config import RunConfig
@@ -46,12 +46,13 @@ from bench.members import (
 from bench.meters import Clock, MetricMeans
 from bench.offline import finished_offline_phases
 from bench.provenance import start_record
-from bench.rollout import Rollout, Transition, open_episodes
+from bench.rollout import Rollout, Slot, Transition, open_episodes
 from bench.stopwatch import Stopwatch
 from bench.streams import SeedStreams
 from bench.workers import Template
 from bench.writer import RunWriter, StorageError, is_complete, write_atomically
 from datasets.replay import ONLINE_FIELDS, Replay
+from datasets.trajectories import TrajectoryStore
 from datasets.transitions import Transitions
 
 STATUS_SECONDS = 5.0
@@ -155,6 +156,13 @@ class Training:
             discount=config.discount,
             device=device,
         )
+        self.trajectories: TrajectoryStore | None = None  # of an on-policy agent, instead of what the replay collects
+        if config.rollout_steps is not None:
+            num_envs = config.agent_config.num_envs
+            self.trajectories = TrajectoryStore(
+                len(members), num_envs, config.rollout_steps // num_envs, self.agent.obs_dim, config.discount, device
+            )
+        self.num_envs = self.trajectories.num_envs if self.trajectories else 1
         self.metrics = MetricMeans(states, device)
         self.engine = Engine(
             self.agent,
@@ -164,8 +172,9 @@ class Training:
             batch_size=config.batch_size,
             device=device,
             mode=mode,
+            on_policy=self.trajectories,
         )
-        self.rollouts: list[Rollout] = []
+        self.rollouts: list[list[Rollout]] = []  # of each seed, of each of its environments
         if states:
             self.agent.load_seed_states([state["agent"] for state in states])
         self._saved_rows = 0
@@ -187,7 +196,7 @@ class Training:
             self._status("running")
             for evaluation in self.pending_on_disk:
                 self.evaluator.submit(evaluation)
-            if any(member.state and member.state["rollout"] for member in self.members):
+            if any(member.state and member.state["rollouts"] for member in self.members):
                 self._hand_over()
             while any(self.alive) and self.progress != until:
                 if self._evaluation_due():
@@ -311,29 +320,43 @@ class Training:
         """From dataset to environment: opens the rings, makes the environments, restores both after a restart.
         Parameters, optimiser state, targets and temperature carry over as they are."""
         config = self.config
-        self.replay.open_ring(config.replay_capacity, config.online_steps, config.online_dataset_rows)
         states = [member.state for member in self.members]
-        rows = [
-            member.checkpoints.restore_replay(state, self.replay.row_width)
-            for member, state in zip(self.members, states, strict=True)
-            if state is not None
-        ]
-        if rows and self.env_steps:
-            self.replay.restore_online(rows)
-            self._saved_rows = self.replay.num_online
-        episodes = open_episodes(config, self.seeds, self._template, self.execution.env_workers)
-        for own, state in zip(episodes, states, strict=True):
-            self.rollouts.append(Rollout(own, state["rollout"] if state else None))
+        resumed = [state for state in states if state is not None and state["rollouts"]]
+        if self.trajectories is not None:
+            if resumed:
+                self.trajectories.restore([state["trajectories"] for state in resumed])
+        else:
+            self.replay.open_ring(
+                config.replay_capacity, config.online_steps, config.online_dataset_rows, config.online_batch_share
+            )
+            rows = [
+                member.checkpoints.restore_replay(state, self.replay.row_width)
+                for member, state in zip(self.members, states, strict=True)
+                if state is not None
+            ]
+            if rows and self.env_steps:
+                self.replay.restore_online(rows)
+                self._saved_rows = self.replay.num_online
+        slots = [Slot(seed, number) for seed in self.seeds for number in range(self.num_envs)]
+        episodes = iter(open_episodes(config, slots, self._template, self.execution.env_workers))
+        for state in states:
+            saved = (state["rollouts"] if state else None) or [None] * self.num_envs
+            self.rollouts.append([Rollout(next(episodes), own) for own in saved])
 
     def _step_online(self) -> None:
-        """One environment step per seed, then `utd_ratio` updates once the warm-up is over."""
-        config = self.config
-        if any(rollout.needs_chunk for rollout in self.rollouts):
+        """One environment step per seed, in its environments in turn, then the updates that are due."""
+        config, env_number = self.config, self.env_steps % self.num_envs
+        if env_number == 0 and any(rollout.needs_chunk for own in self.rollouts for rollout in own):
             with self._watch.part("act"):
                 self._act()
+        stepped = [own[env_number] for own in self.rollouts]
         with self._watch.part("env_wait"):
-            steps = [rollout.step() for rollout in self.rollouts]
-        self.replay.append({name: _stack(steps, name) for name in ONLINE_FIELDS})
+            steps = [rollout.step() for rollout in stepped]
+        rows = {name: _stack(steps, name) for name in ONLINE_FIELDS}
+        if self.trajectories is not None:
+            self.trajectories.append(rows | {"chunk_end": torch.tensor([float(own.needs_chunk) for own in stepped])})
+        else:
+            self.replay.append(rows)
         self.env_steps += 1
         self.evaluated = False
         self._clock.count("env_steps")
@@ -343,12 +366,14 @@ class Training:
                 values = {f"behaviour_{name}": value for name, value in episode.items()}
                 with self._owned(index):
                     self.writers[index].train(self.phase, self.updates, self.env_steps, values)
-        updates = config.utd_ratio if self.env_steps >= config.warmup_steps else 0
+        updates = config.updates_after(self.env_steps)
         if updates:
             with self._watch.part("update"):
-                self.engine.update_online(self.updates, config.utd_ratio)
-            self.updates += config.utd_ratio
-            self._clock.count("updates", config.utd_ratio)
+                if self.trajectories is not None:
+                    self._estimate(self.trajectories)
+                self.engine.update_online(self.updates, updates)
+            self.updates += updates
+            self._clock.count("updates", updates)
         ends = self.env_steps == config.online_steps
         if self.env_steps % config.log_interval == 0 or ends:
             self._log()
@@ -356,13 +381,26 @@ class Training:
 
     def _act(self) -> None:
         """The policies' next chunks, for the rollouts that need one; a seed whose action is not finite fails."""
-        obs = torch.from_numpy(np.stack([rollout.obs for rollout in self.rollouts]))
-        chunks = self.engine.act(obs, self.env_steps).numpy()
-        for index, (rollout, chunk) in enumerate(zip(self.rollouts, chunks, strict=True)):
-            if self.alive[index] and not np.isfinite(chunk).all():
+        obs = torch.from_numpy(np.stack([[rollout.obs for rollout in own] for own in self.rollouts]))
+        chunks, record = self.engine.act(obs, self.env_steps)
+        if self.config.warmup_actions == "random" and self.env_steps + 1 < self.config.warmup_steps:
+            draw = SeedStreams(self.seeds, "cpu", "warmup").at(self.env_steps)
+            chunks = 2 * draw.uniform("action", *chunks.shape[1:]) - 1
+        begins = torch.tensor([[float(rollout.needs_chunk) for rollout in own] for own in self.rollouts])
+        if self.trajectories is not None:
+            self.trajectories.decide(begins, record)
+        for index, (own, own_chunks) in enumerate(zip(self.rollouts, chunks.numpy(), strict=True)):
+            if self.alive[index] and not np.isfinite(own_chunks).all():
                 self._fail(index, Diverged(f"seed {self.seeds[index]}: the policy's action is not finite"))
-            if rollout.needs_chunk:
-                rollout.set_chunk(chunk if self.alive[index] else np.zeros_like(chunk))
+            for rollout, chunk in zip(own, own_chunks, strict=True):
+                if rollout.needs_chunk:
+                    rollout.set_chunk(chunk if self.alive[index] else np.zeros_like(chunk))
+
+    def _estimate(self, store: TrajectoryStore) -> None:
+        """What was collected since the last updates becomes the data of the next ones."""
+        assert isinstance(self.agent, OnPolicyAgent)
+        trajectories = store.trajectories()
+        store.offer(trajectories, *self.agent.estimate(trajectories))
 
     # Files: rows, status, checkpoints.
 
@@ -414,6 +452,8 @@ class Training:
 
     def _ring_is_unsaved(self) -> bool:
         """The next transition would overwrite one that no checkpoint holds."""
+        if self.trajectories is not None:
+            return False
         return bool(self.rollouts) and self.replay.num_online - self._saved_rows >= self.replay.ring_slots
 
     def _checkpoint(self) -> None:
@@ -444,7 +484,8 @@ class Training:
             "progress": self.progress,
             "agent": self.agent.state_of_seed(index),
             "metrics": self.metrics.state_of_seed(index),
-            "rollout": self.rollouts[index].state() if self.rollouts else None,
+            "rollouts": [rollout.state() for rollout in self.rollouts[index]] if self.rollouts else None,
+            "trajectories": self.trajectories.rows_of_seed(index) if self.trajectories else None,
             "pending": [evaluation.state_of_seed(index) for evaluation in pending],
             "score": self.scores[index],
             "offsets": self.writers[index].offsets(),

@@ -30,8 +30,9 @@ class Replay:
 
     A logical buffer is a ring of `capacity` transitions, filled with the dataset at the start: once it is full, the
     next online transition overwrites the oldest one, be it offline or online (the mixing of the Q-chunking and SAC
-    Flow releases: no balanced sampling). The dataset is stored once for all seeds. Position p is dataset transition p
-    or, from the dataset's end on, online transition p - end: a buffer is the positions from its oldest one on.
+    Flow releases; `open_ring` offers RLPD's balanced sampling too). The dataset is stored once for all seeds. Position
+    p is dataset transition p or, from the dataset's end on, online transition p - end: a buffer is the positions from
+    its oldest one on.
 
     Placement of data and rings:
         device: on the training device (on a CPU: mapped in place). `on_device` is True, `sample` is pure tensor code.
@@ -70,6 +71,7 @@ class Replay:
         self.capacity = self.dataset_size
         self._version = 0
         self._ring: OnlineRing | None = None
+        self._online_share: float | None = None
         self._gatherer: Gatherer | None = None
         self._ahead: dict[int, _Ahead] = {}
         self._bootstrap_discount = discount**chunk_length
@@ -113,7 +115,9 @@ class Replay:
         """Online transitions that are still stored for each seed."""
         return self._ring.slots if self._ring else 0
 
-    def open_ring(self, capacity: int, online_steps: int, dataset_rows: int | None = None) -> None:
+    def open_ring(
+        self, capacity: int, online_steps: int, dataset_rows: int | None = None, online_share: float | None = None
+    ) -> None:
         """Makes room for the online phase.
 
         Args:
@@ -121,14 +125,20 @@ class Replay:
                 official drivers: max(replay_capacity, size + 1)).
             online_steps: how many transitions will be collected at most; memory is reserved for these only.
             dataset_rows: keep only the last so many dataset transitions (cube-quadruple: the last shard).
+            online_share: of the windows of each batch, how many are of online transitions; the others are of the
+                dataset, of which none is overwritten, and `capacity` counts online transitions alone (RLPD, arXiv
+                2302.02948). None: one buffer, sampled uniformly.
         """
         if dataset_rows is not None:
             if dataset_rows < self.chunk_length:
                 raise ValueError(f"{dataset_rows} dataset transitions are fewer than one chunk of {self.chunk_length}")
             self._first = max(self._first, self._end - dataset_rows)
+        self._online_share = online_share
         self.capacity = max(capacity, self.dataset_size + 1)
+        if online_share is not None:
+            self.capacity = self.dataset_size + capacity
         self._version = self.version + 1
-        slots = min(self.capacity, online_steps)
+        slots = min(self.capacity if online_share is None else capacity, online_steps)
         obs_dim, action_dim = self._transitions.obs.shape[1], self._transitions.action.shape[1]
         self._ring = None
         self._set_placement(ring_bytes=4 * self.num_seeds * slots * (obs_dim + action_dim + 3))
@@ -144,7 +154,10 @@ class Replay:
             raise ValueError("append needs an open ring")
         is_full = self.size == self.capacity
         self._ring.append(rows)
-        (self._oldest if is_full else self._num_starts).add_(1)
+        if self._online_share is None:
+            (self._oldest if is_full else self._num_starts).add_(1)
+        else:
+            self._set_counters()
 
     def online_rows(self, seed_index: int, start: int, stop: int) -> Tensor:
         """Online transitions number `start` to `stop` of one seed: float32 (stop - start, row width), on the CPU."""
@@ -198,14 +211,23 @@ class Replay:
         return _Ahead(self._span, positions, gatherer.start(positions.clamp(max=self._end - 1)))
 
     @property
-    def _span(self) -> tuple[int, int]:
-        """The oldest position in the buffers, and how many windows can start from there on."""
+    def _span(self) -> tuple[int, int, int, int]:
+        """The oldest position in the buffers and how many windows can start from there on; the same for windows of
+        online transitions alone, where a share of the batch is made of these."""
         overwritten = max(0, self.dataset_size + self.num_online - self.capacity)
-        return self._first + overwritten, self.size - self.chunk_length + 1
+        if self._online_share is None:
+            return self._first + overwritten, self.size - self.chunk_length + 1, 0, 0
+        online = max(0, self.num_online - overwritten - self.chunk_length + 1)
+        return self._first, self.dataset_size - self.chunk_length + 1, self._end + overwritten, online
 
     def _positions(self, start_fractions: Tensor) -> Tensor:
         """Positions (S, B, H) of the windows that start at these fractions (S, B)."""
         starts = (start_fractions * self._num_starts).long() + self._oldest
+        if self._online_share is not None:
+            online = (start_fractions * self._online_starts).long() + self._online_oldest
+            place = torch.arange(starts.shape[1], device=starts.device)
+            is_online = place < round(self._online_share * starts.shape[1])
+            starts = torch.where(is_online & (self._online_starts > 0), online, starts)
         return starts.unsqueeze(-1) + self._offsets
 
     def _with_online(self, positions: Tensor, dataset: Window) -> Window:
@@ -258,17 +280,20 @@ class Replay:
         self._ahead.clear()
         self._home = self.device if self.on_device else torch.device("cpu")
         self._offsets = torch.arange(self.chunk_length, device=self._home)
-        self._oldest, self._num_starts = (torch.zeros((), dtype=torch.int64, device=self._home) for _ in range(2))
+        self._oldest, self._num_starts, self._online_oldest, self._online_starts = (
+            torch.zeros((), dtype=torch.int64, device=self._home) for _ in range(4)
+        )
 
     def _set_counters(self) -> None:
-        for tensor, value in zip((self._oldest, self._num_starts), self._span, strict=True):
+        tensors = (self._oldest, self._num_starts, self._online_oldest, self._online_starts)
+        for tensor, value in zip(tensors, self._span, strict=True):
             tensor.fill_(value)
 
 
 class _Ahead(NamedTuple):
     """A batch on its way, and the span of positions it was drawn from."""
 
-    span: tuple[int, int]
+    span: tuple[int, int, int, int]
     positions: Tensor
     gathering: Gathering
 

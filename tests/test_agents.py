@@ -1,6 +1,7 @@
 """What holds for every agent, whatever its algorithm; and what each option of a config changes."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from agents import AGENTS
-from agents.base import Adam, Agent, gradient_step, polyak_update
+from agents.base import Adam, Agent, OnPolicyAgent, gradient_step, polyak_update
 from agents.flow import matching_loss, path_entropy
 from agents.fql import FQL, FQLConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
-from datasets.batch import Batch
+from datasets.batch import Batch, Decisions, Trajectories
 from tests.seeded_noise import RecordedNoise, SeededNoise
 
 OBS_DIM, ACTION_DIM, BATCH_SIZE = 5, 2, 16
@@ -21,11 +22,12 @@ NAMES = sorted(AGENTS)
 SAC_FLOW = [name for name in NAMES if AGENTS[name][0] is SACFlow]
 WITH_TWO_STEPS = [*SAC_FLOW, "naive_sac_flow"]
 # Without a critic of actions there is nothing for the tests of critics to look at.
-WITHOUT_CRITIC: tuple[str, ...] = ()
+WITHOUT_CRITIC: tuple[str, ...] = ("dppo", "reinflow")
 WITH_CRITIC = [name for name in NAMES if name not in WITHOUT_CRITIC]
 # Their critics' targets are made of V(s'), so that the target critics are aggregated elsewhere.
 WITH_STATE_VALUE: tuple[str, ...] = ()
 State = dict[str, Tensor]
+SHARED_METRICS = ("entropy_coef", "entropy", "kl_divergence", "clip_share")  # that may be equal for all seeds at first
 
 
 def tiny_config(name: str, **changes: Any) -> Any:
@@ -34,6 +36,8 @@ def tiny_config(name: str, **changes: Any) -> Any:
         "critic_hidden_dims": (16, 16),
         "gate_dim": 8,
         "decoder_dim": 8,
+        "value_hidden_dims": (16, 16),
+        "noise_hidden_dims": (16,),
         "max_gradient_norm": 1e9,  # whose clipping would mix the gradients of critic and policy
     }
     config = AGENTS[name][1]
@@ -58,10 +62,38 @@ def batch_of(seeds: list[int], chunk_length: int, batch_size: int = BATCH_SIZE) 
     )
 
 
+def decisions_of(
+    agent: OnPolicyAgent, noise: SeededNoise, obs: Tensor, reward: Callable[[Tensor], Tensor]
+) -> Decisions:
+    """Episodes of one decision at obs (S, B, O) under the agent's own policy; the reward is one of chunks."""
+    action_chunk, record = agent.collect(obs, noise)
+    ones = torch.ones(obs.shape[0], 1, obs.shape[1])
+    trajectories = Trajectories(
+        begins=ones,
+        obs=obs.unsqueeze(1),
+        record=record.unsqueeze(1),
+        chunk_return=reward(action_chunk).unsqueeze(1),
+        bootstrap=0 * ones,
+        next_obs=obs.unsqueeze(1),
+        continues=0 * ones,
+    )
+    advantage, value_target = agent.estimate(trajectories)
+    return Decisions(obs, record, advantage[:, 0], value_target[:, 0])
+
+
+def online_batch(agent: Agent, seeds: list[int]) -> Batch | Decisions:
+    if isinstance(agent, OnPolicyAgent):
+        noise = SeededNoise(seeds)
+        return decisions_of(agent, noise, noise.normal("obs", BATCH_SIZE, OBS_DIM), lambda chunk: chunk.sum((2, 3)))
+    return batch_of(seeds, agent.chunk_length)
+
+
 def train(agent: Agent, seeds: list[int], offline: int = 2, online: int = 2) -> list[dict[str, Tensor]]:
     noise, metrics = SeededNoise(seeds), []
-    for update in [agent.update_offline] * offline + [agent.update_online] * online:
-        metrics.append(update(batch_of(seeds, agent.chunk_length), noise))
+    for _ in range(offline):
+        metrics.append(agent.update_offline(batch_of(seeds, agent.chunk_length), noise))
+    for _ in range(online):
+        metrics.append(agent.update_online(online_batch(agent, seeds), noise))
     return metrics
 
 
@@ -247,7 +279,7 @@ def test_metrics_are_detached_numbers_of_each_seed(name: str) -> None:
         assert critic_metrics | {"policy_loss"} <= set(metrics)
         for key, value in metrics.items():
             assert value.shape == (2,) and not value.requires_grad and value.isfinite().all(), key
-            assert float(value[0]) != float(value[1]) or key in ("entropy_coef", "entropy"), key
+            assert float(value[0]) != float(value[1]) or key in SHARED_METRICS, key
 
 
 @pytest.mark.parametrize("name", WITH_CRITIC)
@@ -280,6 +312,8 @@ def test_an_agent_reads_every_field_of_its_config(name: str) -> None:
         for mode in ("collect", "evaluate"):
             agent.act(torch.randn(1, 1, OBS_DIM), SeededNoise([0]), mode)
         read_in_use |= read
+    if issubclass(agent_class, OnPolicyAgent):
+        read_in_use |= {"num_envs", "rollout_steps", "epochs"}  # by the driver
     assert names <= read_in_use, names - read_in_use
 
 
@@ -325,11 +359,14 @@ def two_modes(num_rows: int = 64) -> Batch:
 # Settings of the two-mode problem beside small networks: (both phases, offline only, online only).
 Settings = dict[str, Any]
 SACFLOW_TWO_MODES = ({"temperature": "off"}, {"bc_coef": 10.0}, {"bc_coef_online": 0.1})
+PPO = {"learning_rate": 3e-3, "value_learning_rate": 1e-2}
 TWO_MODES: dict[str, tuple[Settings, Settings, Settings]] = {
     "fql": ({}, {"bc_coef": 10.0}, {"bc_coef": 0.1}),
     "qc_fql": ({}, {"bc_coef": 10.0}, {"bc_coef": 0.1}),
     "naive_sac_flow": ({}, {"bc_coef": 10.0}, {"bc_coef_online": 0.1}),
     **dict.fromkeys(SAC_FLOW, SACFLOW_TWO_MODES),
+    "dppo": (PPO | {"cloning_learning_rate": 1e-2}, {}, {"clip_range": 0.2, "first_clip_range": 0.2}),
+    "reinflow": (PPO | {"matching_learning_rate": 1e-2}, {}, {"clip_range": 0.2}),
 }
 OFFLINE_UPDATES: dict[str, int] = {}  # where 100 are too few
 ONLINE_UPDATES: dict[str, int] = {}
@@ -361,7 +398,10 @@ def test_the_policy_keeps_two_modes_offline_and_moves_to_the_better_one_online(n
     online = agent_class(replace(common, **only_online), 1, 1, noise)
     online.load_seed_states([offline.state_of_seed(0)])
     for _ in range(ONLINE_UPDATES.get(name, 100)):
-        online.update_online(batch, noise)
+        own: Any = batch
+        if isinstance(online, OnPolicyAgent):
+            own = decisions_of(online, noise, torch.zeros(1, 64, 1), lambda chunk: chunk.sum((2, 3)))
+        online.update_online(own, noise)
     assert float((online.act(obs, noise, "evaluate") > 0.4).float().mean()) > 0.9
 
 

@@ -52,6 +52,8 @@ def test_every_field_is_part_of_the_identity():
         "discount": 0.5,
         "online_dataset_rows": 7,
         "variant": "x",
+        "warmup_actions": "random",
+        "online_batch_share": 0.5,
     }
     for field in dataclasses.fields(config):
         if field.name == "agent":
@@ -75,6 +77,21 @@ def test_runs_of_before_a_setting_existed_keep_their_hash():
     assert RunConfig.from_json(other.to_json()) == other
 
 
+def test_on_policy_runs_update_after_each_rollout():
+    config = tiny_config("dppo", batch_size=8)
+    agent = config.agent_config
+    assert (agent.rollout_steps, agent.epochs, agent.chunk_length, config.online_steps) == (12, 2, 5, 40)
+    assert [step for step in range(1, 41) if config.updates_after(step)] == [12, 24, 36]
+    assert config.updates_after(12) == 1  # 2 epochs of 12 / 5 decisions in batches of 8, and at least one
+    assert config.total_updates == 30 + 3
+    larger = config.replace(batch_size=2)
+    assert larger.updates_after(12) == 2
+    with pytest.raises(ConfigError, match="rollout_steps is 12; it must be a multiple of num_envs, 5"):
+        config.replace(agent_config=dataclasses.replace(agent, num_envs=5))
+    with pytest.raises(ConfigError, match="dppo is on-policy: it has neither"):
+        config.replace(warmup_actions="random")
+
+
 def test_bare_domain_is_task_two():
     assert tiny_config(task="cube-single").task == "cube-single-task2"
 
@@ -91,6 +108,9 @@ def test_bare_domain_is_task_two():
         ({"success_timing": "later"}, "unknown success timing 'later' of cube-single-task1; it is 'post' or 'pre'"),
         ({"offline_updates": 0, "online_steps": 0}, "nothing to run"),
         ({"suite": "a/b"}, "cannot be a folder's name"),
+        ({"warmup_actions": "rnadom"}, "warmup_actions is 'rnadom'; it must be policy or random"),
+        ({"online_batch_share": 1.5}, "online_batch_share is 1.5; it must lie in"),
+        ({"online_batch_share": 0.5, "warmup_steps": 2}, "with an online_batch_share it must be at least one chunk, 5"),
         ({"agent_config": AGENTS["fql"][1]}, "takes a SACFlowConfig"),
     ],
 )

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from agents import AGENTS
+from agents.base import OnPolicyAgent
 from bench.config import ConfigError
 from bench.engine import COMPILE_FROM, NOISE_BLOCK, Engine, pick_device, pick_mode
 from bench.execution import available_cores
 from bench.meters import MetricMeans
 from bench.streams import NoiseTape, SeedStreams, Stream
+from datasets import trajectories
 from datasets.replay import ONLINE_FIELDS, Replay
+from datasets.trajectories import TrajectoryStore
 from datasets.transitions import Transitions
 from tests.tiny_runs import small_agent_config
 
@@ -47,7 +50,8 @@ class Setup:
 
     def __init__(self, agent: str, seeds: tuple[int, ...] = (0, 1), device: torch.device = CPU, **options: Any):
         placement = options.pop("placement", "auto")
-        agent_class, config = AGENTS[agent][0], replace(small_agent_config(agent), **FEW_OPERATIONS)
+        agent_class, config = AGENTS[agent][0], small_agent_config(agent)
+        config = replace(config, **{name: value for name, value in FEW_OPERATIONS.items() if hasattr(config, name)})
         self.agent = agent_class(config, OBS_DIM, ACTION_DIM, SeedStreams(seeds, device, "init"))
         self.replay = Replay(
             made_up_transitions(),
@@ -58,8 +62,21 @@ class Setup:
             placement=placement,
         )
         self.metrics = MetricMeans([], device)
+        self.store: TrajectoryStore | None = None
+        if isinstance(self.agent, OnPolicyAgent):
+            self.store = TrajectoryStore(
+                len(seeds), num_envs=2, num_steps=6, obs_dim=OBS_DIM, discount=0.99, device=device
+            )
+        self.num_envs = self.store.num_envs if self.store else 1
         self.engine = Engine(
-            self.agent, self.replay, self.metrics, seeds=seeds, batch_size=BATCH_SIZE, device=device, **options
+            self.agent,
+            self.replay,
+            self.metrics,
+            seeds=seeds,
+            batch_size=BATCH_SIZE,
+            device=device,
+            on_policy=self.store,
+            **options,
         )
         self.seeds = seeds
 
@@ -75,9 +92,30 @@ class Setup:
             rows["episode_end"] = torch.ones(len(self.seeds))
             self.replay.append(rows)
 
+    def collect_on_policy(self, store: TrajectoryStore) -> None:
+        """A whole rollout of made-up observations, with a decision at every other step."""
+        assert isinstance(self.agent, OnPolicyAgent)
+        while not store.is_full:
+            draw = SeedStreams(self.seeds, "cpu", "collected").at(store.count)
+            if store.count % self.num_envs == 0:
+                _, record = self.engine.act(draw.normal("obs", self.num_envs, OBS_DIM), store.count)
+                begins = torch.full((len(self.seeds), self.num_envs), float(store.count % (2 * self.num_envs) == 0))
+                store.decide(begins, record)
+            rows = {name: draw.uniform(name) for name in trajectories.FIELDS}
+            rows |= {name: draw.normal(name, OBS_DIM) for name in ("obs", "next_obs")}
+            rows["chunk_end"] = torch.full((len(self.seeds),), float(store.count // self.num_envs % 2))
+            rows["terminated"] = rows["episode_end"] = torch.zeros(len(self.seeds))
+            store.append(rows)
+        own = store.trajectories()
+        store.offer(own, *self.agent.estimate(own))
+
     def train(self, offline: int = 3, online: int = 3) -> None:
-        """Offline updates, then steps with an update each."""
+        """Offline updates, then steps with an update each; of an on-policy agent all updates on one rollout."""
         self.engine.update_offline(0, offline)
+        if self.store is not None:
+            self.collect_on_policy(self.store)
+            self.engine.update_online(offline, online)
+            return
         for number in range(offline, offline + online):
             self.collect(1)
             self.engine.update_online(number)
@@ -244,9 +282,9 @@ def test_actions_are_those_of_the_agent_at_every_step() -> None:
     setup = Setup("sac_flow_g")
     acting = SeedStreams(setup.seeds, "cpu", "acting")
     for step in (0, 5, 5, 3):
-        obs = torch.randn(2, OBS_DIM)
-        expected = setup.agent.act(obs.unsqueeze(1), acting.at(step), mode="collect")[:, 0]
-        assert torch.equal(setup.engine.act(obs, step), expected)
+        obs = torch.randn(2, 1, OBS_DIM)
+        expected = setup.agent.act(obs, acting.at(step), mode="collect")
+        assert torch.equal(setup.engine.act(obs, step)[0], expected)
 
 
 # --- on a GPU
@@ -258,7 +296,7 @@ def test_captured_actions_equal_eager_ones(name: str) -> None:
     device = pick_device("cuda")
     fast, eager = Setup(name, device=device, mode="graph"), Setup(name, device=device)
     for step in (0, 5, 10):
-        obs = torch.randn(2, OBS_DIM)
+        obs = torch.randn(2, fast.num_envs, OBS_DIM)
         torch.testing.assert_close(fast.engine.act(obs, step), eager.engine.act(obs, step), rtol=1e-4, atol=1e-5)
     assert fast.engine.warning is None
 

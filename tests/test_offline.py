@@ -12,7 +12,25 @@ from bench.train import run
 from tests.test_train import execute, results_of
 from tests.tiny_runs import provenance_of, tiny_config
 
-OTHER = {"bc_coef_online": 3.0, "collect_noise_std": 0.5}  # another value for each field that acts online only
+# Another value for each field that acts online only.
+OTHER = {
+    "bc_coef_online": 3.0,
+    "collect_noise_std": 0.5,
+    "num_envs": 3,
+    "rollout_steps": 15,
+    "epochs": 1,
+    "gae_lambda": 0.5,
+    "denoising_discount": 0.5,
+    "clip_range": 0.2,
+    "first_clip_range": 0.1,
+    "clip_range_rate": 1.0,
+    "min_std": 0.09,
+    "max_std": 0.2,
+    "entropy_coef": 0.5,
+    "value_coef": 1.0,
+    "learning_rate": 1e-2,
+    "value_learning_rate": 1e-2,
+}
 
 
 def variant(agent: str, seed: int = 0, **changes):

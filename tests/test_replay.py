@@ -472,6 +472,37 @@ def test_starts_are_uniform_over_the_buffer():
     assert (counts - 10_000).abs().max() < 5 * 10_000**0.5
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_share_of_each_batch_is_of_online_transitions_and_the_rest_of_the_whole_dataset(placement, tmp_path):
+    transitions = mapped(make_transitions([8, 8]), tmp_path)
+    replay = make_replay(transitions, 3, placement=placement)
+    replay.open_ring(capacity=6, online_steps=100, online_share=0.25)
+    for number in range(10):  # of which the ring keeps 6
+        append(replay, [online_row(number, False, False)])
+    assert replay.dataset_size == 16
+    batch = replay.sample(fractions_of(0, 1, 4_000))
+    online = batch.obs[0, :, 0] == 1000
+    assert online.tolist() == [True] * 1000 + [False] * 3000
+    starts = torch.bincount(batch.obs[0, :1000, 1].long(), minlength=8)
+    assert starts.tolist()[:4] == [0] * 4 and (starts[4:] - 250).abs().max() < 80  # 4 ... 7: none leaves the ring
+    from_dataset = torch.bincount(batch.action_chunk[0, 1000:, 0, 0].long())
+    assert len(from_dataset[from_dataset > 0]) == 14  # no transition was overwritten
+
+
+def test_a_whole_share_is_online_alone_once_a_window_of_it_is_there():
+    replay = make_replay(make_transitions([8]), 3)
+    replay.open_ring(capacity=100, online_steps=100, online_share=1.0)
+    for number in range(4):
+        append(replay, [online_row(number, False, False)])
+        found = replay.sample(fractions_of(number, 1, 50)).obs[0, :, 0]
+        assert (found == 1000).all() if number >= 2 else (found < 1000).all()
+    again = make_replay(make_transitions([8]), 3)
+    again.open_ring(capacity=100, online_steps=100, online_share=1.0)
+    again.restore_online([replay.online_rows(0, 0, 4)])
+    fractions = fractions_of(9, 1, 50)
+    assert_equal_batches(again.sample(fractions), replay.sample(fractions))
+
+
 def test_dataset_shorter_than_a_chunk_is_refused():
     with pytest.raises(ValueError, match="fewer than one chunk of 5"):
         make_replay(make_transitions([3]), 5)

@@ -7,12 +7,13 @@ import pytest
 
 import datasets
 from bench.evaluate import prepare_worker
-from bench.rollout import Rollout, open_episodes
+from bench.rollout import Rollout, Slot, open_episodes
 from bench.workers import Template, WorkerError
 from tests.tiny_runs import tiny_config
 
 CONFIG = tiny_config()
 SEEDS = (3, 4, 5)
+SLOTS = [Slot(seed, 0) for seed in SEEDS]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def as_row(transition) -> list[Any]:
 
 
 def rollouts(template, processes: int, states=None) -> list[Rollout]:
-    episodes = open_episodes(CONFIG, SEEDS, template, processes)
+    episodes = open_episodes(CONFIG, SLOTS, template, processes)
     return [Rollout(own, state) for own, state in zip(episodes, states or [None] * len(SEEDS), strict=True)]
 
 

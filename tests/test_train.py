@@ -230,7 +230,7 @@ def test_environments_in_workers_change_no_byte_across_stops(data_cache, tmp_pat
     execute(configs, tmp_path / "here", env_workers=0)
     execute(configs, tmp_path / "ahead", env_workers=2, eval_workers=3)
     stop_online(configs, tmp_path / "stopped", 14, env_workers=2)  # inside a chunk: they begin at 0, 5, 10, …
-    assert len(newest_checkpoint(configs[0], tmp_path / "stopped")["rollout"]["chunk"]) == 1
+    assert len(newest_checkpoint(configs[0], tmp_path / "stopped")["rollouts"][0]["chunk"]) == 1
     stop_online(configs, tmp_path / "stopped", 28, env_workers=0)
     execute(configs, tmp_path / "stopped", env_workers=1)  # one worker, two environments
     for config in configs:

@@ -19,6 +19,13 @@ SMALL = {
     "gate_dim": 16,
     "decoder_dim": 16,
     "decoder_layers": 1,
+    "value_hidden_dims": (16, 16),
+    "noise_hidden_dims": (16,),
+    "denoising_steps": 3,
+    "fine_tuned_steps": 2,
+    "num_envs": 2,
+    "rollout_steps": 12,
+    "epochs": 2,
 }
 
 

@@ -1,0 +1,149 @@
+"""DPPO (Ren et al., arXiv 2409.00588): PPO over the denoising steps of a diffusion policy, learnt offline by cloning.
+
+Online, the last `fine_tuned_steps` of the chain are Gaussian policies of their own, all with the advantage of the chunk
+that the chain ends in; the steps before them stay those of the cloned policy. Left out of the official code: learning
+rate schedules, the scaling of rewards by their running deviation, and the early stop at a divergence of 1, which its
+clip range of .01 keeps away from. Minibatches hold every step of their decisions instead of random steps.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from agents.base import Adam, Metrics, Noise, OnPolicyAgent, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import Value
+from agents.denoisers import MLPDenoiser, SinusoidalStep
+from agents.diffusion import ScheduleName, denoising_loss, draw_noise, make_schedule, posterior
+from agents.ppo import clipped_loss, estimate_advantages, normalised
+from datasets.batch import Batch, Decisions, Trajectories
+
+
+@dataclass(frozen=True)
+class DPPOConfig:
+    """Settings of DPPO; those of its state-based Robomimic runs where no comment says otherwise."""
+
+    chunk_length: int = 5  # H, environment steps per action chunk; official 4
+    denoising_steps: int = 20  # T
+    fine_tuned_steps: int = 10  # of them the last ones, which PPO trains
+    schedule: ScheduleName = "cosine"
+    min_std: float = 0.1  # least standard deviation of a step while collecting, and in likelihoods
+    num_envs: int = 50  # E, environments of each seed
+    rollout_steps: int = 15_000  # environment steps of each seed between updates
+    epochs: int = 10  # how often each decision is used
+    gae_lambda: float = 0.95
+    denoising_discount: float = 0.99  # of the advantage, per step away from the action
+    clip_range: float = 0.01  # of the ratio of densities, at the last denoising step
+    first_clip_range: float = 0.001  # at the first fine-tuned one
+    clip_range_rate: float = 3.0  # of the exponential growth between the two
+    value_coef: float = 0.5
+    cloning_learning_rate: float = 3e-4  # offline; official 1e-4 with a schedule
+    learning_rate: float = 1e-4  # of the policy online
+    value_learning_rate: float = 1e-3
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512)
+    value_hidden_dims: tuple[int, ...] = (256, 256, 256)
+
+    def __post_init__(self) -> None:
+        check_config(self, gae_lambda=(0, 1), denoising_discount=(0, 1), min_std=(1e-6, math.inf))
+        if self.fine_tuned_steps > self.denoising_steps:
+            raise ValueError(
+                f"DPPOConfig.fine_tuned_steps = {self.fine_tuned_steps}: must be at most denoising_steps, "
+                f"{self.denoising_steps}"
+            )
+
+
+class DPPO(OnPolicyAgent):
+    """A diffusion policy whose last denoising steps PPO trains."""
+
+    config: DPPOConfig
+    policy_modules = ("denoiser", "target_denoiser")
+    online_only = (
+        *("num_envs", "rollout_steps", "epochs", "gae_lambda", "denoising_discount", "clip_range", "first_clip_range"),
+        *("clip_range_rate", "min_std", "value_coef", "learning_rate", "value_learning_rate"),
+    )
+
+    def __init__(self, config: DPPOConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        step = SinusoidalStep(16, noise)
+        self.denoiser = MLPDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise)
+        self.target_denoiser = frozen_copy(self.denoiser)  # the cloned policy: follows offline, stays online
+        self.value = Value(obs_dim, config.value_hidden_dims, noise, layer_norm=False, activation="mish")
+        self.schedule = make_schedule(config.schedule, config.denoising_steps, noise.device)
+        self.cloning_optimizer = Adam(self.denoiser.parameters(), config.cloning_learning_rate)
+        self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
+        self.value_optimizer = Adam(self.value.parameters(), config.value_learning_rate)
+        # Of the fine-tuned steps t = T' ... 1: the step itself, its clip range and the weight of the advantage.
+        count = config.fine_tuned_steps
+        self._t = torch.arange(count, 0, -1, device=noise.device, dtype=torch.float32)
+        near = (count - self._t) / max(1, count - 1)  # 0 at the first of them, 1 at the last
+        growth = torch.expm1(config.clip_range_rate * near) / math.expm1(config.clip_range_rate)
+        self._clip = config.first_clip_range + (config.clip_range - config.first_clip_range) * growth
+        self._weight = config.denoising_discount ** (self._t - 1)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
+        return self.chain(obs, noise, self.config.min_std if mode == "collect" else 0.0)[0]
+
+    @torch.no_grad()
+    def collect(self, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """The record of a decision: the points of the fine-tuned part of its chain, and their log densities."""
+        action_chunk, points = self.chain(obs, noise, self.config.min_std)
+        return action_chunk, torch.cat([points.flatten(2), self.log_prob(obs, points)], -1)
+
+    def chain(self, obs: Tensor, noise: Noise, min_std: float) -> tuple[Tensor, Tensor]:
+        """Action chunks (S, B, H, A) and the points (S, B, T' + 1, D) of the fine-tuned steps, for obs (S, B, O)."""
+        x, step_noise = draw_noise("act", (obs.shape[1], self.chunk_dim), noise, self.schedule)
+        last_noise = noise.normal("act_last_noise", obs.shape[1], self.chunk_dim)
+        step_noise = torch.cat([step_noise, last_noise.unsqueeze(1)], 1)
+        cloned, tuned = self.target_denoiser(obs), self.denoiser(obs)
+        points = []
+        for k, t in enumerate(range(self.config.denoising_steps, 0, -1)):
+            is_tuned = t <= self.config.fine_tuned_steps
+            if is_tuned:
+                points.append(x)
+            predict = tuned if is_tuned else cloned
+            mean, std = posterior(predict, x, t, self.schedule, clip="clean", step_std="posterior")
+            x = mean + max(std, min_std) * step_noise[:, k]
+        return x.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1)), torch.stack([*points, x], 2)
+
+    def log_prob(self, obs: Tensor, points: Tensor) -> Tensor:
+        """Log density (S, B, T') of each fine-tuned step of a chain; a mean over coordinates, as released."""
+        count = self.config.fine_tuned_steps
+        x, after = points[:, :, :-1].flatten(1, 2), points[:, :, 1:].flatten(1, 2)  # (S, B * T', D)
+        t = self._t.repeat(obs.shape[1])[None, :, None].expand(len(obs), -1, -1)
+        predict = self.denoiser(obs.repeat_interleave(count, 1))
+        mean, std = posterior(predict, x, t, self.schedule, clip="clean", step_std="posterior")
+        std = std.clamp(min=self.config.min_std)
+        log_prob = -0.5 * ((after - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+        return log_prob.mean(-1).unflatten(1, (-1, count))
+
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        """Cloning."""
+        loss = denoising_loss(self.denoiser(batch.obs), batch.action_chunk, batch.valid, noise, self.schedule)
+        gradient_step((self.cloning_optimizer, loss))
+        polyak_update(self.target_denoiser, self.denoiser, 1.0)  # what it is at the hand-over it keeps
+        return {"policy_loss": loss.detach()}
+
+    @torch.no_grad()
+    def estimate(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+        return estimate_advantages(trajectories, self.value, self.config.gae_lambda)
+
+    def update_online(self, batch: Decisions, noise: Noise) -> Metrics:
+        """One step of policy and value on a minibatch of decisions."""
+        policy_loss, policy_metrics = self.policy_loss(batch)
+        value_loss = (self.value(batch.obs) - batch.value_target).square().mean(1)
+        steps = [(self.policy_optimizer, policy_loss), (self.value_optimizer, self.config.value_coef * value_loss)]
+        gradient_step(*steps)
+        return {**policy_metrics, "value_loss": value_loss.detach()}
+
+    def policy_loss(self, batch: Decisions) -> tuple[Tensor, Metrics]:
+        """The clipped objective over all fine-tuned steps of all decisions."""
+        count = self.config.fine_tuned_steps
+        points, old_log_prob = batch.record.split([(count + 1) * self.chunk_dim, count], -1)
+        log_prob = self.log_prob(batch.obs, points.unflatten(-1, (count + 1, -1)))
+        advantage = normalised(batch.advantage).unsqueeze(-1) * self._weight  # (S, B, T')
+        clip = self._clip.repeat(batch.obs.shape[1])
+        loss, metrics = clipped_loss((log_prob - old_log_prob).flatten(1), advantage.flatten(1), clip)
+        return loss, {"policy_loss": loss.detach(), **metrics}

@@ -1,0 +1,49 @@
+"""PPO over the Markov chain that makes an action chunk from noise: advantages of decisions, clipped objective.
+
+A decision chooses a chunk, which takes up to H environment steps; advantages are those of decisions (generalised
+advantage estimation, arXiv 1506.02438), all steps of the chain behind one share its advantage.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from agents.base import Metrics
+from datasets.batch import Trajectories
+
+
+def estimate_advantages(
+    trajectories: Trajectories, value_of: Callable[[Tensor], Tensor], gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Advantage and value target of each decision, both (S, T, E), by V(s): (S, B, O) -> (S, B)."""
+    shape = trajectories.begins.shape[1:]
+    value = value_of(trajectories.obs.flatten(1, 2)).unflatten(1, shape)
+    next_value = value_of(trajectories.next_obs.flatten(1, 2)).unflatten(1, shape)
+    bootstrap = trajectories.bootstrap
+    error = trajectories.chunk_return + bootstrap * next_value - value
+    weight = gae_lambda * bootstrap * trajectories.continues
+    advantage, later = torch.zeros_like(value), torch.zeros_like(value[:, 0])
+    for t in reversed(range(value.shape[1])):
+        # At steps without a decision the one that comes next is carried on.
+        later = torch.where(trajectories.begins[:, t] > 0, error[:, t] + weight[:, t] * later, later)
+        advantage[:, t] = later
+    return advantage, advantage + value
+
+
+def normalised(advantage: Tensor) -> Tensor:
+    """Advantages (S, B) with mean 0 and standard deviation 1 over the minibatch of each seed."""
+    return (advantage - advantage.mean(1, keepdim=True)) / (advantage.std(1, keepdim=True) + 1e-8)
+
+
+def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip: Tensor | float) -> tuple[Tensor, Metrics]:
+    """PPO's loss (S,) of new over old densities, log_ratio (S, M), with clip range `clip` (float, or (M,)).
+
+    Metrics: an estimate of the divergence from the old policy, and the share of samples beyond the clip range.
+    """
+    ratio = log_ratio.exp()
+    clipped = torch.minimum(torch.maximum(ratio, 1 - torch.as_tensor(clip)), 1 + torch.as_tensor(clip))
+    loss = -torch.minimum(advantage * ratio, advantage * clipped).mean(1)
+    divergence = (ratio - 1 - log_ratio).mean(1)  # http://joschu.net/blog/kl-approx.html
+    beyond = ((ratio - 1).abs() > clip).float().mean(1)
+    return loss, {"kl_divergence": divergence.detach(), "clip_share": beyond.detach()}
