@@ -3,9 +3,13 @@
 from typing import Any
 
 from agents.base import Agent
+from agents.dac import DAC, DACConfig
+from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from agents.dppo import DPPO, DPPOConfig
 from agents.fql import FQL, FQLConfig
+from agents.idql import IDQL, IDQLConfig
 from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
+from agents.qsm import QSM, QSMConfig
 from agents.reinflow import ReinFlow, ReinFlowConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
 
@@ -18,4 +22,8 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "naive_sac_flow": (NaiveSACFlow, NaiveSACFlowConfig()),
     "reinflow": (ReinFlow, ReinFlowConfig()),
     "dppo": (DPPO, DPPOConfig()),
+    "dac": (DAC, DACConfig()),
+    "qsm": (QSM, QSMConfig()),
+    "diffusion_ql": (DiffusionQL, DiffusionQLConfig()),
+    "idql": (IDQL, IDQLConfig()),
 }

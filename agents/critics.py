@@ -92,6 +92,13 @@ def expectile_loss(value: Tensor, q: Tensor, expectile: float, weight: Tensor) -
     return (weight * side * error.square()).mean(1)
 
 
+def action_gradient(critic: Critic, obs: Tensor, action: Tensor) -> Tensor:
+    """Gradient of the members' mean Q(s, a) with respect to each sample's action, of the action's shape; a constant."""
+    action = action.detach().requires_grad_()
+    q = critic(obs, action, constant=True).mean(1)  # (S, B)
+    return torch.autograd.grad(q.sum(), action)[0]
+
+
 def repeat_obs(obs: Tensor, num_candidates: int) -> Tensor:
     """obs (S, B, O) with each row n times in sequence, (S, B * n, O)."""
     return obs.repeat_interleave(num_candidates, 1)

@@ -158,13 +158,25 @@ def ddpm_sample(
     """x_0 (S, B, D) by T steps from x_T (S, B, D) with noise from step_noise (S, T - 1, B, D), none at the last one."""
     x = x_T
     for k in range(schedule.num_steps):
-        t = schedule.num_steps - k
-        x, std = posterior(predict, x, t, schedule, clip, step_std)
-        if t > 1:
-            x = x + std * step_noise[:, k]
-        if clip == "sample":
-            x = x.clamp(-1, 1)
+        x = ddpm_step(predict, x, k, step_noise, schedule, clip, step_std)
     return x
+
+
+def ddpm_step(
+    predict: Predictor,
+    x: Tensor,
+    k: int,
+    step_noise: Tensor,
+    schedule: Schedule,
+    clip: Clip,
+    step_std: StepStd = "beta",
+) -> Tensor:
+    """x_{T - k - 1} (S, B, D), after step k = 0 ... T - 1 of `ddpm_sample` from x_{T - k} (S, B, D)."""
+    t = schedule.num_steps - k
+    x, std = posterior(predict, x, t, schedule, clip, step_std)
+    if t > 1:
+        x = x + std * step_noise[:, k]
+    return x.clamp(-1, 1) if clip == "sample" else x
 
 
 def draw_noise(name: str, shape: tuple[int, int], noise: Noise, schedule: Schedule) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ WITH_TWO_STEPS = [*SAC_FLOW, "naive_sac_flow"]
 WITHOUT_CRITIC: tuple[str, ...] = ("dppo", "reinflow")
 WITH_CRITIC = [name for name in NAMES if name not in WITHOUT_CRITIC]
 # Their critics' targets are made of V(s'), so that the target critics are aggregated elsewhere.
-WITH_STATE_VALUE: tuple[str, ...] = ()
+WITH_STATE_VALUE: tuple[str, ...] = ("idql",)
 State = dict[str, Tensor]
 SHARED_METRICS = ("entropy_coef", "entropy", "kl_divergence", "clip_share")  # that may be equal for all seeds at first
 
@@ -334,6 +334,9 @@ BAD_VALUES = [
     ("fql", "critic_hidden_dims", (), "a non-empty tuple"),
     ("fql", "policy_hidden_dims", [512], "a non-empty tuple"),
     ("sac_flow_t", "decoder_dim", 30, "a multiple of 4"),
+    ("qsm", "sampler", "release", "one of 'released', 'ddpm' (did you mean 'released'?)"),
+    ("diffusion_ql", "step_dim", 5, "even and at least 4"),
+    ("idql", "policy_hidden_dims", (256, 128), "equal numbers"),
     ("sac_flow_g", "policy_noise_std", 0.0, "above 0 unless temperature = 'off'"),
 ]
 
@@ -367,8 +370,16 @@ TWO_MODES: dict[str, tuple[Settings, Settings, Settings]] = {
     **dict.fromkeys(SAC_FLOW, SACFLOW_TWO_MODES),
     "dppo": (PPO | {"cloning_learning_rate": 1e-2}, {}, {"clip_range": 0.2, "first_clip_range": 0.2}),
     "reinflow": (PPO | {"matching_learning_rate": 1e-2}, {}, {"clip_range": 0.2}),
+    "dac": ({}, {"bc_coef": 10.0}, {"bc_coef": 0.01}),
+    "qsm": ({}, {"inv_temp": 0.1}, {"inv_temp": 30.0, "bc_coef": 0.3}),
+    "diffusion_ql": (
+        {"denoising_steps": 20, "learning_rate": 3e-3},
+        {"q_coef": 0.0, "num_candidates": 1},
+        {"q_coef": 10.0},
+    ),
+    "idql": ({"ema_rate": 0.1}, {"num_candidates": 1}, {}),
 }
-OFFLINE_UPDATES: dict[str, int] = {}  # where 100 are too few
+OFFLINE_UPDATES: dict[str, int] = {"diffusion_ql": 400}  # where 100 are too few
 ONLINE_UPDATES: dict[str, int] = {}
 # Agents whose offline policy does not keep both modes, and why.
 ONE_MODE = {

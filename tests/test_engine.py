@@ -25,7 +25,13 @@ OBS_DIM, ACTION_DIM, BATCH_SIZE = 6, 3, 32
 TRACED = "aot_eager_decomp_partition"  # traces and decomposes as inductor does, without minutes of compilation
 CPU = torch.device("cpu")
 # Tracing and compiling take time per operation.
-FEW_OPERATIONS = {"critic_hidden_dims": (16,), "policy_hidden_dims": (16,), "flow_steps": 2}
+FEW_OPERATIONS = {
+    "critic_hidden_dims": (16,),
+    "policy_hidden_dims": (16,),
+    "flow_steps": 2,
+    "denoising_steps": 2,
+    "num_critics": 2,
+}
 
 
 def made_up_transitions(episodes: int = 6, length: int = 20) -> Transitions:

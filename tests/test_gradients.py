@@ -11,13 +11,17 @@ from agents.flow import euler_step, rollout_gradient_norms
 from bench.config import ConfigError, RunConfig
 from bench.evaluate import Preempted
 from tests.seeded_noise import SeededNoise
-from tests.test_agents import NAMES, assert_equal_states, batch_of, build, train
+from tests.test_agents import NAMES, WITH_TWO_STEPS, assert_equal_states, batch_of, build, train
 from tests.test_engine import TRACED, Setup
 from tests.test_train import execute, results_of, table
 from tests.tiny_runs import tiny_config
 
-# The loss of these agents' policy reaches it through one call of a network: the flow is a constant target of it.
-WITHOUT_ROLLOUT = {"fql": "one-step policy", "qc_fql": "one-step policy"}
+# The loss of these agents' policy reaches it through one call of a network.
+WITHOUT_ROLLOUT = {
+    "fql": "one-step policy",
+    "qc_fql": "one-step policy",
+    **dict.fromkeys(("dac", "qsm", "idql"), "the loss is that of the predicted noise in a noised chunk"),
+}
 WITH_ROLLOUT = [name for name in NAMES if name not in WITHOUT_ROLLOUT]
 
 
@@ -68,7 +72,7 @@ def test_a_gate_keeps_a_steep_candidate_within_the_computed_bound(gate: float, e
     assert ours < expected + 1e-3 < growth(lambda t, x: 4 * x) == pytest.approx(16)
 
 
-@pytest.mark.parametrize("name", WITH_ROLLOUT)
+@pytest.mark.parametrize("name", WITH_TWO_STEPS)
 @pytest.mark.parametrize("phase", ["offline", "online"])
 def test_norms_are_those_of_the_loss_that_trains_the_policy(name: str, phase: Any) -> None:
     """Against one pass of autograd through `policy_loss` as an update calls it."""
@@ -103,7 +107,7 @@ def test_norms_are_those_of_the_loss_that_trains_the_policy(name: str, phase: An
         torch.testing.assert_close(norms[f"gradient_norm_x_{k}"], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", WITH_ROLLOUT)
+@pytest.mark.parametrize("name", WITH_TWO_STEPS)
 def test_parts_of_the_steps_sum_to_the_gradient_of_an_update(
     name: str, gradients: dict[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +143,8 @@ def test_every_agent_reports_norms_of_each_step_or_has_no_rollout(name: str, pha
     train(agent, [0, 1, 2])
     before = {key: value.clone() for key, value in agent.state_tensors().items()}
     norms = agent.gradient_norms(batch_of([0, 1, 2], agent.chunk_length), SeededNoise([0, 1, 2]), phase)
-    assert list(norms) == ([] if name in WITHOUT_ROLLOUT else names_of(agent.config.flow_steps))
+    steps = getattr(agent.config, "flow_steps", 0) or getattr(agent.config, "denoising_steps", 0)
+    assert list(norms) == ([] if name in WITHOUT_ROLLOUT else names_of(steps))
     for key, value in norms.items():
         assert value.shape == (3,) and not value.requires_grad and value.isfinite().all() and (value > 0).all(), key
     assert_equal_states(agent.state_tensors(), before)

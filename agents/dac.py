@@ -1,0 +1,100 @@
+"""DAC, Diffusion Actor-Critic (Fang et al., arXiv 2405.20555), in the form of the QAM release (arXiv 2601.14234).
+
+A diffusion policy is fitted to the data while the critic's gradient at the noised action pushes the predicted noise
+the other way. That release clips the joint gradient norm and masks the denoising loss by validity; it writes a power
+where this product is meant, which differs in the logged loss only.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
+from agents.denoisers import FourierStep, MLPDenoiser
+from agents.diffusion import ScheduleName, add_noise, ddpm_sample, draw_noise, make_schedule, masked_mean
+from datasets.batch import Batch
+
+
+@dataclass(frozen=True)
+class DACConfig:
+    """Settings of DAC over action chunks."""
+
+    chunk_length: int = 5  # H, environment steps per action chunk
+    bc_coef: float = 3.0  # weight of the denoising loss against the critic's guidance
+    denoising_steps: int = 10  # T
+    noise_schedule: ScheduleName = "vp"
+    max_gradient_norm: float = 1.0  # of critic and policy together
+    q_aggregation: QAggregation = "pessimistic"  # over the target critics
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
+    num_critics: int = 10  # N
+    target_update_rate: float = 0.005  # tau
+    learning_rate: float = 3e-4
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of the noise predictor, and of its features of t
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+
+    def __post_init__(self) -> None:
+        check_config(self, target_update_rate=(0, 1))
+
+
+class DAC(Agent):
+    """A diffusion policy guided by the critic's gradient at noised actions."""
+
+    config: DACConfig
+    policy_modules = ("denoiser",)
+
+    def __init__(self, config: DACConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        self.schedule = make_schedule(config.noise_schedule, config.denoising_steps, noise.device)
+        step = FourierStep(config.policy_hidden_dims, noise)
+        self.denoiser = MLPDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise)
+        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
+        self.target_critic = cast(Critic, frozen_copy(self.critic))
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
+        return self.policy(obs, noise, "act")  # the same in both modes
+
+    def policy(self, obs: Tensor, noise: Noise, draw: str) -> Tensor:
+        """An action chunk (S, B, H, A) at obs (S, B, O), from numbers drawn under names that begin with `draw`."""
+        x_T, step_noise = draw_noise(draw, (obs.shape[1], self.chunk_dim), noise, self.schedule)
+        x_0 = ddpm_sample(self.denoiser(obs), x_T, step_noise, self.schedule, clip="clean")
+        return x_0.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
+
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        return self.update_online(batch, noise)
+
+    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic and policy; the same in both phases."""
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        policy_loss, policy_metrics = self.policy_loss(batch, noise)
+        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        gradient_step(
+            (self.critic_optimizer, critic_loss),
+            (self.policy_optimizer, policy_loss),
+            max_norm=self.config.max_gradient_norm,
+        )
+        return critic_metrics | policy_metrics
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        with torch.no_grad():
+            next_q = self.target_critic(batch.next_obs, self.policy(batch.next_obs, noise, "next"))  # (S, N, B)
+            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
+        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+
+    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Denoising of the batch's chunks, and guidance: predicted noise along the target critics' gradient costs."""
+        noised = add_noise(batch.action_chunk, noise, self.schedule)
+        predicted = self.denoiser(batch.obs)(noised.t, noised.x)  # (S, B, D)
+        bc_loss = masked_mean((noised.eps - predicted).square(), batch.valid)
+        gradient = action_gradient(self.target_critic, batch.obs, noised.x)
+        q_loss = (noised.noise_std * gradient * predicted).mean((1, 2))
+        loss = self.config.bc_coef * bc_loss + q_loss
+        metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss}
+        return loss, {name: value.detach() for name, value in metrics.items()}
