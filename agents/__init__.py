@@ -1,5 +1,6 @@
 """Algorithms, by the name used in configs, folders and figures: name -> (class, default config)."""
 
+from dataclasses import replace
 from typing import Any
 
 from agents.base import Agent
@@ -11,7 +12,23 @@ from agents.idql import IDQL, IDQLConfig
 from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
 from agents.qsm import QSM, QSMConfig
 from agents.reinflow import ReinFlow, ReinFlowConfig
+from agents.bc import BC, BCConfig
+from agents.fql import FQL, FQLConfig
+from agents.iql import IQL, IQLConfig
+from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
+from agents.rebrac import ReBRAC, ReBRACConfig
+from agents.sac import SAC, SACConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
+
+_RLPD = SACConfig(
+    entropy_coef=1.0,
+    target_entropy=-0.5,
+    entropy_in_target=False,
+    activation="gelu",
+    critic_layer_norm=True,
+    q_aggregation="mean",
+    num_critics=10,
+)
 
 AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "fql": (FQL, FQLConfig(chunk_length=1, bc_coef=300.0)),
@@ -26,4 +43,10 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "qsm": (QSM, QSMConfig()),
     "diffusion_ql": (DiffusionQL, DiffusionQLConfig()),
     "idql": (IDQL, IDQLConfig()),
+    "sac": (SAC, SACConfig()),
+    "rlpd": (SAC, _RLPD),
+    "rlpd_ac": (SAC, replace(_RLPD, chunk_length=5)),
+    "rebrac": (ReBRAC, ReBRACConfig()),
+    "iql": (IQL, IQLConfig()),
+    "bc": (BC, BCConfig()),
 }

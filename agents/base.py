@@ -231,14 +231,18 @@ def gradient_step(*steps: tuple[Adam, Tensor], max_norm: float = math.inf) -> No
 
 
 @torch.no_grad()
-def polyak_update(target: nn.Module, online: nn.Module, rate: float) -> None:
-    """target <- (1 - rate) target + rate online.
+def polyak_update(target: nn.Module, online: nn.Module, rate: float | Tensor) -> None:
+    """target <- (1 - rate) target + rate online; a rate that depends on what happened is a scalar tensor.
 
     Called before the gradient step: as in the official code the target follows the parameters before that step.
     """
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        list(target.parameters()), list(online.parameters()), rate
-    )
+    if isinstance(rate, Tensor):  # which the fused operator does not take
+        for old, new in zip(target.parameters(), online.parameters(), strict=True):
+            old.lerp_(new, rate)
+    else:
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            list(target.parameters()), list(online.parameters()), rate
+        )
 
 
 def check_config(config: Any, **ranges: tuple[float, float]) -> None:

@@ -1,0 +1,109 @@
+"""IQL (Kostrikov et al., arXiv 2110.06169): Q and V from the data's own actions, a policy by weighted regression.
+
+V(s) is an expectile of Q over the actions of the data; the policy clones those actions, weighted by the exponential of
+their advantages. Follows the code of the FQL release: a Gaussian with standard deviation 1 around an unsquashed mean,
+which acts by the clipped mean in evaluation and by a clipped sample while collecting.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import Critic, QAggregation, Value, aggregate_q, expectile_loss, td_loss
+from agents.networks import MLP
+from datasets.batch import Batch
+
+MAX_WEIGHT = 100.0
+
+
+@dataclass(frozen=True)
+class IQLConfig:
+    """Settings of IQL."""
+
+    chunk_length: int = 1  # H, environment steps per action chunk
+    expectile: float = 0.9  # kappa, of Q over the data's actions; 0.5 is their mean
+    inverse_temperature: float = 10.0  # beta, of the advantage in the weights
+    collect_noise_std: float = 1.0  # of each coordinate while collecting; 1 is the policy's own
+    q_aggregation: QAggregation = "min"  # over the target critics for V, and over the critics in the advantage
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
+    num_critics: int = 2  # N
+    target_update_rate: float = 0.005  # tau
+    learning_rate: float = 3e-4
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # Q and V
+
+    def __post_init__(self) -> None:
+        check_config(self, target_update_rate=(0, 1), expectile=(0, 1))
+
+
+class IQL(Agent):
+    """Implicit Q-learning over action chunks."""
+
+    config: IQLConfig
+    policy_modules = ("policy",)
+
+    def __init__(self, config: IQLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        self.policy = MLP(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise)  # mean of the Gaussian
+        self.value = Value(obs_dim, config.critic_hidden_dims, noise)
+        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
+        self.target_critic = frozen_copy(self.critic)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.value_optimizer = Adam(self.value.parameters(), config.learning_rate)
+        self.policy_optimizer = Adam(self.policy.parameters(), config.learning_rate)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
+        chunk = self.policy(obs)
+        if mode == "collect":
+            chunk = chunk + self.config.collect_noise_std * noise.normal("act_noise", *chunk.shape[1:])
+        return chunk.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
+
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        return self.update_online(batch, noise)
+
+    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic, V and policy; the same in both phases."""
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        value_loss, value_metrics = self.value_loss(batch)
+        policy_loss, policy_metrics = self.policy_loss(batch)
+        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        gradient_step(
+            (self.critic_optimizer, critic_loss),
+            (self.value_optimizer, value_loss),
+            (self.policy_optimizer, policy_loss),
+        )
+        return critic_metrics | value_metrics | policy_metrics
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Squared error to the chunk's return plus V of what follows it; no action of the policy is evaluated."""
+        with torch.no_grad():
+            target = batch.chunk_return + batch.bootstrap * self.value(batch.next_obs)  # (S, B)
+        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+
+    def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """V becomes the expectile of the target critics' Q."""
+        with torch.no_grad():
+            q = self.target_critic(batch.obs, batch.action_chunk)  # (S, N, B)
+            q = aggregate_q(q, self.config.q_aggregation, self.config.pessimism)
+        value = self.value(batch.obs)
+        loss = expectile_loss(value, q, self.config.expectile, batch.valid[..., -1])
+        return loss, {"value_loss": loss.detach(), "value_mean": value.detach().mean(1)}
+
+    def policy_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """-log density of the batch's chunks, without its constant, weighted by `weights`."""
+        weight = self.weights(batch)  # (S, B)
+        squared_distance = (self.policy(batch.obs) - batch.action_chunk.flatten(2)).square().sum(-1)
+        # A chunk that runs into the next episode is no chunk of the data: weight 0.
+        loss = (batch.valid[..., -1] * weight * 0.5 * squared_distance).mean(1)
+        return loss, {"policy_loss": loss.detach(), "weight_mean": weight.mean(1)}
+
+    @torch.no_grad()
+    def weights(self, batch: Batch) -> Tensor:
+        """exp(beta (Q - V)) (S, B) of the batch's chunks, at most 100, with Q of the critics, not of their targets."""
+        q = self.critic(batch.obs, batch.action_chunk)
+        advantage = aggregate_q(q, self.config.q_aggregation, self.config.pessimism) - self.value(batch.obs)
+        return (self.config.inverse_temperature * advantage).exp().clamp(max=MAX_WEIGHT)
