@@ -48,5 +48,6 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "rlpd_ac": (SAC, replace(_RLPD, chunk_length=5)),
     "rebrac": (ReBRAC, ReBRACConfig()),
     "iql": (IQL, IQLConfig()),
-    "bc": (BC, BCConfig()),
+    "bc": (BC, BCConfig(policy="flow")),
+    "bc_diffusion": (BC, BCConfig(policy="diffusion")),
 }

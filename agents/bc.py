@@ -1,7 +1,7 @@
-"""Behaviour cloning by flow matching (arXiv 2210.02747): the policy that the offline methods set out from.
+"""Behaviour cloning by a flow (arXiv 2210.02747) or a diffusion (arXiv 2006.11239): what offline methods set out from.
 
-A velocity field is matched to the chunks of the batch and nothing else; online it goes on cloning the replay, whose
-rewards it never reads.
+The policy is matched to the chunks of the batch and to nothing else; online it goes on cloning the replay, of which it
+never reads the rewards. The flow is that of QC-FQL, the diffusion that of DAC in the QAM release.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from agents.base import Adam, Agent, Metrics, Noise, check_config, gradient_step
+from agents.denoisers import FourierStep, MLPDenoiser
+from agents.diffusion import ScheduleName, ddpm_sample, denoising_loss, draw_noise, make_schedule
 from agents.flow import integrate, matching_loss
 from agents.velocities import PlainVelocity
 from datasets.batch import Batch
@@ -18,10 +20,13 @@ from datasets.batch import Batch
 
 @dataclass(frozen=True)
 class BCConfig:
-    """Settings of behaviour cloning: those of the flow in QC-FQL."""
+    """Settings of behaviour cloning."""
 
+    policy: Literal["flow", "diffusion"]
     chunk_length: int = 5  # H, environment steps per action chunk
-    flow_steps: int = 10  # K, Euler steps from noise to action
+    flow_steps: int = 10  # flow: K, Euler steps from noise to action
+    denoising_steps: int = 10  # diffusion: T
+    noise_schedule: ScheduleName = "vp"  # diffusion
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
@@ -33,17 +38,26 @@ class BC(Agent):
     """Behaviour cloning over action chunks, without a critic."""
 
     config: BCConfig
-    policy_modules = ("velocity_field",)
+    policy_modules = ("network",)
 
     def __init__(self, config: BCConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
-        self.velocity_field = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
-        self.policy_optimizer = Adam(self.velocity_field.parameters(), config.learning_rate)
+        dims = (obs_dim, self.chunk_dim, config.policy_hidden_dims)
+        if config.policy == "flow":
+            self.network = PlainVelocity(*dims, noise)
+        else:
+            self.schedule = make_schedule(config.noise_schedule, config.denoising_steps, noise.device)
+            self.network = MLPDenoiser(*dims, FourierStep(config.policy_hidden_dims, noise), noise)
+        self.policy_optimizer = Adam(self.network.parameters(), config.learning_rate)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
-        x_0 = noise.normal("act_noise", obs.shape[1], self.chunk_dim)
-        chunk = integrate(self.velocity_field(obs), x_0, self.config.flow_steps)
+        shape = (obs.shape[1], self.chunk_dim)
+        if self.config.policy == "flow":
+            chunk = integrate(self.network(obs), noise.normal("act_noise", *shape), self.config.flow_steps)
+        else:
+            x_T, step_noise = draw_noise("act", shape, noise, self.schedule)
+            chunk = ddpm_sample(self.network(obs), x_T, step_noise, self.schedule, clip="clean")
         return chunk.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))  # the same in both modes
 
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
@@ -56,5 +70,8 @@ class BC(Agent):
         return {"policy_loss": loss.detach()}
 
     def policy_loss(self, batch: Batch, noise: Noise) -> Tensor:
-        """Flow-matching loss (S,) towards the batch's chunks; steps of the next episode count 0."""
-        return matching_loss(self.velocity_field(batch.obs), batch.action_chunk, batch.valid, noise)
+        """Matching or denoising loss (S,) of the batch's chunks; steps of the next episode count 0."""
+        data = (batch.action_chunk, batch.valid, noise)
+        if self.config.policy == "flow":
+            return matching_loss(self.network(batch.obs), *data)
+        return denoising_loss(self.network(batch.obs), *data, self.schedule)

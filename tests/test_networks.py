@@ -1,6 +1,7 @@
 """Networks against the sizes of the papers, closed forms and the properties that their structure implies."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from agents.critics import Critic
 from agents.flow import integrate
-from agents.networks import MLP, LayerNorm, Linear, affine, by_member, gelu, layer_norm
+from agents.networks import MLP, Activation, LayerNorm, Linear, affine, by_member, gelu, layer_norm
 from agents.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from tests.seeded_noise import SeededNoise
 
@@ -296,3 +297,23 @@ def test_gelu_and_its_gradient_equal_those_of_torch_in_double_precision() -> Non
     torch.testing.assert_close(gelu(x).double(), expected, rtol=1e-6, atol=2e-6)
     ours, theirs = torch.autograd.grad(gelu(x), x, weight)[0], torch.autograd.grad(expected, double, weight.double())[0]
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [("relu", lambda x: x * (x > 0)), ("mish", lambda x: x * (1 + x.exp()).log().tanh())],
+)
+def test_an_mlp_applies_the_activation_that_it_is_given(
+    activation: Activation, function: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    mlp = MLP(2, (4,), 1, SeededNoise([0]), activation=activation)
+    x = torch.randn(1, 3, 2)
+    expected = function(x[0] @ mlp.hidden[0].get_parameter("weight")[0]) @ mlp.out.weight[0]
+    torch.testing.assert_close(mlp(x)[0], expected)
+
+
+def test_out_scale_shrinks_the_initial_output_and_nothing_else() -> None:
+    plain, scaled = (MLP(3, (8, 8), 2, SeededNoise([0]), out_scale=scale) for scale in (1.0, 0.01))
+    x = torch.randn(1, 5, 3)
+    torch.testing.assert_close(scaled(x), 0.01 * plain(x))
+    assert all(torch.equal(a, b) for a, b in zip(plain.hidden.parameters(), scaled.hidden.parameters(), strict=True))
