@@ -18,6 +18,9 @@ from agents.iql import IQL, IQLConfig
 from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
 from agents.rebrac import ReBRAC, ReBRACConfig
 from agents.sac import SAC, SACConfig
+from agents.ifql import IFQL, IFQLConfig
+from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
+from agents.qc import QC, QCConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
 
 _RLPD = SACConfig(
@@ -50,4 +53,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "iql": (IQL, IQLConfig()),
     "bc": (BC, BCConfig(policy="flow")),
     "bc_diffusion": (BC, BCConfig(policy="diffusion")),
+    "qc": (QC, QCConfig()),
+    "bfn": (QC, QCConfig(chunk_length=1, num_candidates=4)),
+    "ifql": (IFQL, IFQLConfig()),
 }

@@ -21,6 +21,14 @@ WITHOUT_ROLLOUT = {
     "fql": "one-step policy",
     "qc_fql": "one-step policy",
     **dict.fromkeys(("dac", "qsm", "idql"), "the loss is that of the predicted noise in a noised chunk"),
+# The loss of these agents' policy reaches it through one call of a network: the flow is a constant target of it.
+# Or it is only matched.
+WITHOUT_ROLLOUT = {
+    "fql": "one-step policy",
+    "qc_fql": "one-step policy",
+    "qc": "matching alone",
+    "bfn": "matching alone",
+    "ifql": "matching alone",
 }
 WITH_ROLLOUT = [name for name in NAMES if name not in WITHOUT_ROLLOUT]
 

@@ -1,0 +1,107 @@
+"""IFQL (Park et al., arXiv 2502.02538): implicit Q-learning whose policy is the best of N samples of a flow.
+
+V(s) is a high expectile of Q over the data's actions, Q backs V up, the flow only clones, the critics choose. Defaults
+are those of the QAM release (arXiv 2601.14234): chunks, ten critics. The official losses of V and of the flow count
+windows that run into the next episode (QAM's flow: by their last step); here V's leaves them out, and the flow's their
+steps of the next episode.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import (
+    Critic,
+    QAggregation,
+    Value,
+    aggregate_q,
+    best_candidate,
+    expectile_loss,
+    repeat_obs,
+    td_loss,
+)
+from agents.flow import integrate, matching_loss
+from agents.velocities import PlainVelocity
+from datasets.batch import Batch
+
+
+@dataclass(frozen=True)
+class IFQLConfig:
+    """Settings of IFQL."""
+
+    chunk_length: int = 5  # H, environment steps per action chunk
+    expectile: float = 0.9  # kappa, of Q over the data's actions; .5 is their mean
+    num_candidates: int = 32  # samples of the flow among which the critics choose
+    flow_steps: int = 10  # K, Euler steps of the flow
+    q_aggregation: QAggregation = "pessimistic"  # over the target critics
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
+    num_critics: int = 10  # N
+    target_update_rate: float = 0.005  # tau
+    learning_rate: float = 3e-4
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # critics and state value
+
+    def __post_init__(self) -> None:
+        check_config(self, target_update_rate=(0, 1), expectile=(0, 1))
+
+
+class IFQL(Agent):
+    """Implicit Q-learning with a behaviour flow and rejection sampling."""
+
+    config: IFQLConfig
+    policy_modules = ("behaviour_velocity", "critic")
+
+    def __init__(self, config: IFQLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        self.behaviour_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
+        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
+        self.target_critic = frozen_copy(self.critic)
+        self.value = Value(obs_dim, config.critic_hidden_dims, noise)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.value_optimizer = Adam(self.value.parameters(), config.learning_rate)
+        self.policy_optimizer = Adam(self.behaviour_velocity.parameters(), config.learning_rate)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
+        """Of `num_candidates` samples of the flow, that with the highest minimum over the critics; in both modes."""
+        num_candidates = self.config.num_candidates
+        obs = repeat_obs(obs, num_candidates)  # (S, B * n, O)
+        x_0 = noise.normal("act_noise", obs.shape[1], self.chunk_dim)
+        x_1 = integrate(self.behaviour_velocity(obs), x_0, self.config.flow_steps).clamp(-1, 1)
+        candidates = x_1.unflatten(-1, (self.chunk_length, -1))
+        # The minimum whatever `q_aggregation` is, as in both official codes.
+        return best_candidate(candidates, self.critic(obs, candidates).amin(1), num_candidates)
+
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        return self.update_online(batch, noise)
+
+    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic, state value and flow; the same in both phases."""
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        value_loss, value_metrics = self.value_loss(batch)
+        policy_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
+        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        gradient_step(
+            (self.critic_optimizer, critic_loss),
+            (self.value_optimizer, value_loss),
+            (self.policy_optimizer, policy_loss),
+        )
+        return critic_metrics | value_metrics | {"policy_loss": policy_loss.detach()}
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Squared error to the chunk's return plus the next state's value: no action but the data's is looked at."""
+        with torch.no_grad():
+            target = batch.chunk_return + batch.bootstrap * self.value(batch.next_obs)  # (S, B)
+        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+
+    def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Expectile regression of V(s) on the target critics' value of the data's chunk."""
+        with torch.no_grad():
+            q = self.target_critic(batch.obs, batch.action_chunk)  # (S, N, B)
+            q = aggregate_q(q, self.config.q_aggregation, self.config.pessimism)  # (S, B)
+        value = self.value(batch.obs)
+        loss = expectile_loss(value, q, self.config.expectile, batch.valid[..., -1])
+        return loss, {"value_loss": loss.detach(), "value_mean": value.detach().mean(1)}
