@@ -7,6 +7,9 @@ from agents.base import Agent
 from agents.dac import DAC, DACConfig
 from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from agents.dppo import DPPO, DPPOConfig
+from agents.dsrl import DSRL, DSRLConfig
+from agents.fawac import FAWAC, FAWACConfig
+from agents.fbrac import FBRAC, FBRACConfig
 from agents.fql import FQL, FQLConfig
 from agents.idql import IDQL, IDQLConfig
 from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
@@ -56,4 +59,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "qc": (QC, QCConfig()),
     "bfn": (QC, QCConfig(chunk_length=1, num_candidates=4)),
     "ifql": (IFQL, IFQLConfig()),
+    "fawac": (FAWAC, FAWACConfig()),
+    "fbrac": (FBRAC, FBRACConfig()),
+    "dsrl": (DSRL, DSRLConfig()),
 }

@@ -19,11 +19,16 @@ NoiseScheme = Literal["additive", "paper_sde"]
 TanhLogDet = Literal["released", "exact"]
 
 
-def matching_loss(velocity: Velocity, target: Tensor, valid: Tensor, noise: Noise) -> Tensor:
+def matching_loss(
+    velocity: Velocity, target: Tensor, valid: Tensor, noise: Noise, weight: Tensor | None = None
+) -> Tensor:
     """Flow-matching loss (S,) towards the chunks `target` (S, B, H, A); steps that are not `valid` (S, B, H) count 0.
 
     Regresses v on x_1 - x_0 along x_t = (1 - t) x_0 + t x_1 (arXiv 2210.02747); the mean is over all steps.
+    `weight` (S, B) multiplies the loss of each chunk.
     """
+    if weight is not None:
+        valid = valid * weight.unsqueeze(-1)
     x_1 = target.flatten(2)
     x_0 = noise.normal("matching_noise", *x_1.shape[1:])
     t = noise.uniform("matching_t", x_1.shape[1], 1)

@@ -1,0 +1,136 @@
+"""DSRL (Wagenmaker et al., arXiv 2506.15799), steering a flow by its noise, as released with QAM (arXiv 2601.14234).
+
+A Gaussian actor chooses the noise z from which a flow matched to the data makes the action, and maximises a critic of
+(s, z) that is distilled from the critic of (s, a). As in the QAM release, and other than in the paper, the flow goes on
+learning, through a Polyak copy. That release counts windows in the flow loss by their last step; here it leaves out
+single steps of the next episode.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.flow import integrate, matching_loss
+from agents.gaussian import TanhGaussian
+from agents.velocities import PlainVelocity
+from datasets.batch import Batch
+
+
+@dataclass(frozen=True)
+class DSRLConfig:
+    """Settings of DSRL."""
+
+    chunk_length: int = 5  # H, environment steps per action chunk
+    noise_scale: float = 1.0  # bound of each coordinate of z
+    entropy_coef: float = 1.0  # alpha, initial value
+    target_entropy: float = -0.5  # nats per coordinate of z / noise_scale
+    flow_steps: int = 10  # K, Euler steps of the flow
+    q_aggregation: QAggregation = "pessimistic"  # over the target critics
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
+    num_critics: int = 10  # N, of actions and of z
+    target_update_rate: float = 0.005  # tau, of the target critics and of the flow's copy
+    learning_rate: float = 3e-4
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # flow and actor
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+
+    def __post_init__(self) -> None:
+        check_config(self, target_update_rate=(0, 1), target_entropy=(-math.inf, math.inf))
+        if self.entropy_coef == 0:
+            raise ValueError(f"DSRLConfig.entropy_coef = {self.entropy_coef!r}: must be above 0, its log is trained")
+
+
+class DSRL(Agent):
+    """Soft actor-critic over the noise of a flow policy."""
+
+    config: DSRLConfig
+    policy_modules = ("target_behaviour_velocity", "latent_policy")
+
+    def __init__(self, config: DSRLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        dims = (obs_dim, self.chunk_dim)
+        self.behaviour_velocity = PlainVelocity(*dims, config.policy_hidden_dims, noise)
+        self.target_behaviour_velocity = frozen_copy(self.behaviour_velocity)
+        self.latent_policy = TanhGaussian(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise)
+        self.critic = Critic(*dims, config.critic_hidden_dims, config.num_critics, noise)
+        self.target_critic = frozen_copy(self.critic)
+        self.latent_critic = Critic(*dims, config.critic_hidden_dims, config.num_critics, noise)
+        log_entropy_coef = torch.full((noise.num_seeds,), math.log(config.entropy_coef), device=noise.device)
+        self.log_entropy_coef = nn.Parameter(log_entropy_coef)
+        self.behaviour_optimizer = Adam(self.behaviour_velocity.parameters(), config.learning_rate)
+        self.policy_optimizer = Adam(self.latent_policy.parameters(), config.learning_rate)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.latent_critic_optimizer = Adam(self.latent_critic.parameters(), config.learning_rate)
+        self.temperature_optimizer = Adam([self.log_entropy_coef], config.learning_rate)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
+        return self.action_chunk(obs, self.latent(obs, noise, "act_noise")[0])  # the same in both modes
+
+    def latent(self, obs: Tensor, noise: Noise, draw: str) -> tuple[Tensor, Tensor]:
+        """The actor's z (S, B, D) at obs (S, B, O), and the log density (S, B) of z / noise_scale."""
+        squashed, log_prob = self.latent_policy.sample(obs, noise.normal(draw, obs.shape[1], self.chunk_dim))
+        return self.config.noise_scale * squashed, log_prob
+
+    def action_chunk(self, obs: Tensor, z: Tensor) -> Tensor:
+        """F(s, z): the endpoint of the flow's copy from z (S, B, D), clipped, (S, B, H, A)."""
+        x_1 = integrate(self.target_behaviour_velocity(obs), z, self.config.flow_steps).clamp(-1, 1)
+        return x_1.unflatten(-1, (self.chunk_length, -1))
+
+    @property
+    def entropy_coef(self) -> Tensor:
+        """alpha (S,), a constant for every loss but its own."""
+        return self.log_entropy_coef.detach().exp()
+
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        return self.update_online(batch, noise)
+
+    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of both critics, flow, actor and temperature; the same in both phases."""
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        latent_critic_loss = self.latent_critic_loss(batch, noise)
+        flow_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
+        policy_loss, metrics = self.policy_loss(batch, noise)
+        metrics["entropy_coef"] = self.entropy_coef
+        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        polyak_update(self.target_behaviour_velocity, self.behaviour_velocity, self.config.target_update_rate)
+        gradient_step(
+            (self.critic_optimizer, critic_loss),
+            (self.latent_critic_optimizer, latent_critic_loss),
+            (self.behaviour_optimizer, flow_loss),
+            (self.policy_optimizer, policy_loss),
+            (self.temperature_optimizer, self.temperature_loss(metrics["entropy"])),
+        )
+        metrics |= {"matching_loss": flow_loss.detach(), "latent_critic_loss": latent_critic_loss.detach()}
+        return critic_metrics | metrics
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk; no entropy."""
+        with torch.no_grad():
+            z, _ = self.latent(batch.next_obs, noise, "next_noise")
+            next_q = self.target_critic(batch.next_obs, self.action_chunk(batch.next_obs, z))  # (S, N, B)
+            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
+        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+
+    def latent_critic_loss(self, batch: Batch, noise: Noise) -> Tensor:
+        """Squared error (S,) of each critic of z to its critic of actions at F(s, z), for z ~ N(0, I)."""
+        z = noise.normal("latent_critic_noise", batch.obs.shape[1], self.chunk_dim)
+        with torch.no_grad():
+            q = self.critic(batch.obs, self.action_chunk(batch.obs, z))  # (S, N, B)
+        return (self.latent_critic(batch.obs, z) - q).square().mean((1, 2))
+
+    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """-Q of the actor's z by the critics of z, and its entropy."""
+        z, log_prob = self.latent(batch.obs, noise, "policy_noise")
+        q = self.latent_critic(batch.obs, z, constant=True).mean(1)  # (S, B)
+        loss = (self.entropy_coef.unsqueeze(-1) * log_prob - q).mean(1)
+        return loss, {"policy_loss": loss.detach(), "entropy": -log_prob.detach().mean(1)}
+
+    def temperature_loss(self, entropy: Tensor) -> Tensor:
+        """Loss (S,) of alpha, which grows while the entropy (S,) is below its target."""
+        return self.log_entropy_coef.exp() * (entropy - self.config.target_entropy * self.chunk_dim)

@@ -1,0 +1,114 @@
+"""FBRAC, behaviour-regularised actor-critic with a flow (Park et al., arXiv 2502.02538, as released with QAM).
+
+One flow is matched to the data and maximises Q of its own samples, whose gradient runs back through all K Euler steps.
+Defaults are those of the QAM release (arXiv 2601.14234). Its flow loss counts windows by their last step; here it
+leaves out single steps of the next episode.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from agents.base import Adam, Agent, Metrics, Noise, Phase, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.flow import euler_step, integrate, matching_loss, rollout_gradient_norms
+from agents.velocities import PlainVelocity
+from datasets.batch import Batch
+
+
+@dataclass(frozen=True)
+class FBRACConfig:
+    """Settings of FBRAC."""
+
+    chunk_length: int = 5  # H, environment steps per action chunk
+    bc_coef: float = 0.1  # alpha: the matching loss has weight 1 and -Q has weight 1 / alpha
+    flow_steps: int = 10  # K, Euler steps of the flow
+    q_aggregation: QAggregation = "pessimistic"  # over the target critics
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
+    num_critics: int = 10  # N
+    target_update_rate: float = 0.005  # tau
+    learning_rate: float = 3e-4
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+
+    def __post_init__(self) -> None:
+        check_config(self, target_update_rate=(0, 1))
+        if self.bc_coef == 0:
+            raise ValueError(f"FBRACConfig.bc_coef = {self.bc_coef!r}: must be above 0, -Q is divided by it")
+
+
+class FBRAC(Agent):
+    """Flow policy trained by matching and by back-propagation through its Euler steps."""
+
+    config: FBRACConfig
+    policy_modules = ("policy_velocity",)
+
+    def __init__(self, config: FBRACConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        self.policy_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
+        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
+        self.target_critic = frozen_copy(self.critic)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.policy_optimizer = Adam(self.policy_velocity.parameters(), config.learning_rate)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
+        x_0 = noise.normal("act_noise", obs.shape[1], self.chunk_dim)
+        return self.clipped(self.endpoint(obs, x_0))  # the same in both modes
+
+    def endpoint(self, obs: Tensor, x_0: Tensor) -> Tensor:
+        """x_1 (S, B, D) of the flow at obs (S, B, O) from noise x_0 (S, B, D)."""
+        return integrate(self.policy_velocity(obs), x_0, self.config.flow_steps)
+
+    def clipped(self, x_1: Tensor) -> Tensor:
+        """x_1 in the box, as an action chunk (S, B, H, A)."""
+        return x_1.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
+
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        return self.update_online(batch, noise)
+
+    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic and policy; the same in both phases."""
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        policy_loss, policy_metrics = self.policy_loss(batch, noise)
+        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        gradient_step((self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss))
+        return critic_metrics | policy_metrics
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        with torch.no_grad():
+            x_0 = noise.normal("next_noise", batch.obs.shape[1], self.chunk_dim)
+            next_action_chunk = self.clipped(self.endpoint(batch.next_obs, x_0))
+            next_q = self.target_critic(batch.next_obs, next_action_chunk)  # (S, N, B)
+            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
+        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+
+    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Matching of the flow to the data, and -Q of its clipped endpoint."""
+        flow_loss = matching_loss(self.policy_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
+        x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
+        q_loss = self.q_loss(self.endpoint(batch.obs, x_0), batch)
+        loss = flow_loss + q_loss / self.config.bc_coef
+        metrics = {"policy_loss": loss, "matching_loss": flow_loss, "q_loss": q_loss}
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def q_loss(self, x_1: Tensor, batch: Batch) -> Tensor:
+        """-Q (S,) of the clipped x_1 (S, B, D), the mean over the critics."""
+        return -self.critic(batch.obs, self.clipped(x_1), constant=True).mean((1, 2))
+
+    def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
+        """Of -Q with its weight: the matching loss runs back through no rollout."""
+        config = self.config
+        x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
+
+        def step(k: int, x: Tensor) -> Tensor:
+            return euler_step(self.policy_velocity(batch.obs), x, k, config.flow_steps)
+
+        def loss(x_1: Tensor) -> Tensor:
+            return self.q_loss(x_1, batch) / config.bc_coef
+
+        return rollout_gradient_norms(step, x_0, config.flow_steps, loss, self.policy_velocity.parameters())
