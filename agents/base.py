@@ -223,7 +223,7 @@ def gradient_step(*steps: tuple[Adam, Tensor], max_norm: float = math.inf) -> No
     # Summed over S, so that no seed's gradient depends on another's.
     gradients = [torch.autograd.grad(loss.sum(), adam.parameters, materialize_grads=True) for adam, loss in steps]
     if max_norm < math.inf:
-        squares = [gradient.flatten(1).square().sum(1) for own in gradients for gradient in own]
+        squares = [gradient.unflatten(0, (-1, 1)).flatten(1).square().sum(1) for own in gradients for gradient in own]
         scale = (max_norm / torch.stack(squares).sum(0).sqrt()).clamp(max=1.0)  # (S,)
         gradients = [[g * scale.view(-1, *[1] * (g.dim() - 1)) for g in own] for own in gradients]
     for (adam, _), own in zip(steps, gradients, strict=True):

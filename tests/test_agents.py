@@ -472,6 +472,17 @@ def test_parameters_out_of_reach_of_a_loss_go_on_by_momentum(gradients: dict[Ten
     assert float(b.detach()) < before
 
 
+def test_clipping_scales_the_gradients_of_all_steps_together_and_each_seed_alone(
+    gradients: dict[Tensor, Tensor],
+) -> None:
+    # Two seeds; what their gradients are is in the losses. The first seed's are (3, 0) and 4, the second's below 1.
+    a, b = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+    slopes = torch.tensor([[3.0, 0.0], [0.3, 0.2]])
+    gradient_step((Adam([a], 0.1), (slopes * a).sum(1)), (Adam([b], 0.1), torch.tensor([4.0, 0.5]) * b), max_norm=1.0)
+    torch.testing.assert_close(gradients[a], torch.tensor([[0.6, 0.0], [0.3, 0.2]]))
+    torch.testing.assert_close(gradients[b], torch.tensor([0.8, 0.5]))
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_adam_has_its_state_before_the_first_step_and_equals_that_of_torch(compiled: bool) -> None:
     start = torch.randn(2, 3, 5)
