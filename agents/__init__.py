@@ -24,6 +24,7 @@ from agents.sac import SAC, SACConfig
 from agents.ifql import IFQL, IFQLConfig
 from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
 from agents.qc import QC, QCConfig
+from agents.qam import QAM, QAMConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
 
 _RLPD = SACConfig(
@@ -62,4 +63,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "fawac": (FAWAC, FAWACConfig()),
     "fbrac": (FBRAC, FBRACConfig()),
     "dsrl": (DSRL, DSRLConfig()),
+    "qam": (QAM, QAMConfig()),
+    "qam_e": (QAM, QAMConfig(variant="edit")),
+    "qam_f": (QAM, QAMConfig(variant="one_step")),
 }

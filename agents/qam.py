@@ -1,0 +1,183 @@
+"""QAM (Q-learning with Adjoint Matching, arXiv 2601.14234) with its variants QAM-E and QAM-F.
+
+A behaviour flow is matched to the data, and a second flow learns by adjoint matching (arXiv 2409.08861) to end at
+behaviour(a) exp(inverse_temperature Q(s, a)). QAM-E adds a bounded edit to its actions, QAM-F distils it into a
+one-step policy; edit and one-step policy maximise Q directly. Follows the official code, except that flow matching
+leaves out the steps that are not valid, where that code leaves out the whole chunk if its last step is not.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_rollout
+from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.flow import integrate, matching_loss
+from agents.gaussian import TanhGaussian
+from agents.networks import MLP
+from agents.velocities import PlainVelocity
+from datasets.batch import Batch
+
+
+@dataclass(frozen=True)
+class QAMConfig:
+    """Settings of QAM. An edit_scale or bc_coef of 0, as published for some tasks, makes its variant the plain one."""
+
+    variant: Literal["plain", "edit", "one_step"] = "plain"  # QAM, QAM-E, QAM-F
+    chunk_length: int = 5  # H, environment steps per action chunk
+    inverse_temperature: float = 1.0  # weight of Q against the log density of the behaviour
+    edit_scale: float = 0.1  # edit: largest change of a coordinate
+    entropy_coef: float = 1.0  # edit: alpha, initial value
+    target_entropy: float = -0.5  # edit: nats per coordinate of the edit before it is scaled
+    bc_coef: float = 300.0  # one_step: alpha, weight of the distillation towards the flow
+    flow_steps: int = 10  # K, Euler steps from noise to action
+    max_gradient_norm: float = 1.0  # of all networks together
+    q_aggregation: QAggregation = "pessimistic"  # over the target critics
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
+    num_critics: int = 10  # N
+    target_update_rate: float = 0.005  # tau, of critic and behaviour flow
+    learning_rate: float = 3e-4
+    policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # both flows, edit and one-step policy
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
+
+    def __post_init__(self) -> None:
+        check_config(self, target_update_rate=(0, 1), target_entropy=(-math.inf, math.inf))
+
+
+class QAM(Agent):
+    """Q-learning with adjoint matching over action chunks."""
+
+    config: QAMConfig
+
+    def __init__(self, config: QAMConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        dims, hidden_dims = (obs_dim, self.chunk_dim), config.policy_hidden_dims
+        self.behaviour_velocity = PlainVelocity(*dims, hidden_dims, noise)
+        self.target_behaviour_velocity = frozen_copy(self.behaviour_velocity)
+        self.policy_velocity = PlainVelocity(*dims, hidden_dims, noise)
+        self.critic = Critic(*dims, config.critic_hidden_dims, config.num_critics, noise)
+        self.target_critic = frozen_copy(self.critic)
+        policies: list[nn.Module] = [self.behaviour_velocity, self.policy_velocity]
+        self.policy_modules = ("policy_velocity",)
+        self.edits = config.variant == "edit" and config.edit_scale > 0
+        self.one_step = config.variant == "one_step" and config.bc_coef > 0
+        if self.edits:
+            self.edit_policy = TanhGaussian(sum(dims), hidden_dims, self.chunk_dim, noise)
+            policies.append(self.edit_policy)
+            self.policy_modules = ("policy_velocity", "edit_policy")
+            entropy_coef = torch.full((noise.num_seeds,), config.entropy_coef, device=noise.device)
+            self.log_entropy_coef = nn.Parameter(entropy_coef.log())
+            self.temperature_optimizer = Adam([self.log_entropy_coef], config.learning_rate)
+        if self.one_step:
+            self.one_step_policy = MLP(sum(dims), hidden_dims, self.chunk_dim, noise)
+            policies.append(self.one_step_policy)
+            self.policy_modules = ("one_step_policy",)
+        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.policy_optimizer = Adam(nn.ModuleList(policies).parameters(), config.learning_rate)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
+        return self.policy(obs, noise, "act")  # the same in both modes
+
+    @torch.no_grad()
+    def policy(self, obs: Tensor, noise: Noise, draw: str) -> Tensor:
+        """The variant's action chunk (S, B, H, A) at obs (S, B, O), drawn under names that begin with `draw`."""
+        x_0 = noise.normal(f"{draw}_noise", obs.shape[1], self.chunk_dim)
+        if self.one_step:
+            x_1 = self.distilled(obs, x_0).clamp(-1, 1)
+        elif self.edits:
+            x_1 = self.edited(obs, self.flow_action(obs, x_0), noise, draw)[0]
+        else:
+            x_1 = self.flow_action(obs, x_0)
+        return x_1.unflatten(-1, (self.chunk_length, -1))
+
+    @torch.no_grad()
+    def flow_action(self, obs: Tensor, x_0: Tensor) -> Tensor:
+        """Where the fine-tuned flow ends, in the box (S, B, D), from noise x_0 (S, B, D); a constant for every loss."""
+        return integrate(self.policy_velocity(obs), x_0, self.config.flow_steps).clamp(-1, 1)
+
+    def distilled(self, obs: Tensor, x_0: Tensor) -> Tensor:
+        """mu(s, x_0), (S, B, D), before it is clipped."""
+        return self.one_step_policy(torch.cat([obs, x_0], -1))
+
+    def edited(self, obs: Tensor, flow_action: Tensor, noise: Noise, draw: str) -> tuple[Tensor, Tensor]:
+        """The edited action (S, B, D), and the log density (S, B) of its edit before that is scaled."""
+        eps = noise.normal(f"{draw}_edit_noise", *flow_action.shape[1:])
+        edit, log_prob = self.edit_policy.sample(torch.cat([obs, flow_action], -1), eps)
+        return (flow_action + self.config.edit_scale * edit).clamp(-1, 1), log_prob
+
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        return self.update_online(batch, noise)
+
+    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of every network; the same in both phases."""
+        critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        policy_loss, policy_metrics = self.policy_loss(batch, noise)
+        steps = [(self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss)]
+        if self.edits:
+            steps.append((self.temperature_optimizer, self.temperature_loss(policy_metrics["entropy"])))
+        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        polyak_update(self.target_behaviour_velocity, self.behaviour_velocity, self.config.target_update_rate)
+        gradient_step(*steps, max_norm=self.config.max_gradient_norm)
+        return critic_metrics | policy_metrics
+
+    def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        with torch.no_grad():
+            next_q = self.target_critic(batch.next_obs, self.policy(batch.next_obs, noise, "next"))  # (S, N, B)
+            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
+        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+
+    def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """Matching of the behaviour flow to the data, adjoint matching of the other, and the variant's own terms."""
+        losses = {
+            "matching_loss": matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise),
+            "adjoint_loss": self.adjoint_loss(batch.obs, noise),
+        }
+        loss, metrics = losses["matching_loss"] + losses["adjoint_loss"], losses
+        if self.edits or self.one_step:
+            own_loss, own_metrics = self.edit_loss(batch, noise) if self.edits else self.one_step_loss(batch, noise)
+            loss, metrics = loss + own_loss, losses | own_metrics
+        return loss, {name: value.detach() for name, value in (metrics | {"policy_loss": loss}).items()}
+
+    def adjoint_loss(self, obs: Tensor, noise: Noise) -> Tensor:
+        """Loss (S,) of the fine-tuned flow, whose base is the target network of the behaviour flow."""
+        flow_steps, base = self.config.flow_steps, self.target_behaviour_velocity
+        draws = noise.normal("adjoint_noise", flow_steps, obs.shape[1], self.chunk_dim)
+        path = memoryless_rollout(self.policy_velocity(obs), base(obs), draws)
+        adjoints = lean_adjoint(base(obs), path, self.terminal_adjoint(obs, path[-1]))
+        obs_of_steps = obs.repeat(1, flow_steps, 1)
+        return adjoint_matching_loss(self.policy_velocity(obs_of_steps), base(obs_of_steps), path, adjoints)
+
+    def terminal_adjoint(self, obs: Tensor, x_1: Tensor) -> Tensor:
+        """The gradient (S, B, D) of -inverse_temperature Q at the clipped x_1: 0 in a coordinate outside the box."""
+        x_1 = x_1.detach().requires_grad_()
+        q = self.target_critic(obs, x_1.clamp(-1, 1)).mean(1)  # (S, B)
+        (gradient,) = torch.autograd.grad(q.sum(), x_1)
+        return -self.config.inverse_temperature * gradient
+
+    def one_step_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """QAM-F: distillation of the fine-tuned flow from the same noise, and -Q of the clipped policy."""
+        x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
+        x_1 = self.distilled(batch.obs, x_0)
+        bc_loss = (x_1 - self.flow_action(batch.obs, x_0)).square().mean((1, 2))
+        q_loss = -self.critic(batch.obs, x_1.clamp(-1, 1), constant=True).mean((1, 2))
+        return self.config.bc_coef * bc_loss + q_loss, {"bc_loss": bc_loss, "q_loss": q_loss}
+
+    def edit_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
+        """QAM-E: -Q of the edited action, and the entropy of the edit, which is not in the critic's target."""
+        x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
+        x_1, log_prob = self.edited(batch.obs, self.flow_action(batch.obs, x_0), noise, "policy")
+        q_loss = -self.critic(batch.obs, x_1, constant=True).mean((1, 2))
+        entropy, entropy_coef = -log_prob.mean(1), self.log_entropy_coef.detach().exp()
+        metrics = {"q_loss": q_loss, "entropy": entropy, "entropy_coef": entropy_coef}
+        return q_loss - entropy_coef * entropy, metrics
+
+    def temperature_loss(self, entropy: Tensor) -> Tensor:
+        """Loss (S,) of alpha, which grows while the entropy (S,) of the edits is below its target."""
+        return self.log_entropy_coef.exp() * (entropy - self.config.target_entropy * self.chunk_dim)
