@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from agents.base import Agent
+from agents.bc import BC, BCConfig
 from agents.dac import DAC, DACConfig
 from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from agents.dppo import DPPO, DPPOConfig
@@ -12,19 +13,15 @@ from agents.fawac import FAWAC, FAWACConfig
 from agents.fbrac import FBRAC, FBRACConfig
 from agents.fql import FQL, FQLConfig
 from agents.idql import IDQL, IDQLConfig
-from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
-from agents.qsm import QSM, QSMConfig
-from agents.reinflow import ReinFlow, ReinFlowConfig
-from agents.bc import BC, BCConfig
-from agents.fql import FQL, FQLConfig
+from agents.ifql import IFQL, IFQLConfig
 from agents.iql import IQL, IQLConfig
 from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
-from agents.rebrac import ReBRAC, ReBRACConfig
-from agents.sac import SAC, SACConfig
-from agents.ifql import IFQL, IFQLConfig
-from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
-from agents.qc import QC, QCConfig
 from agents.qam import QAM, QAMConfig
+from agents.qc import QC, QCConfig
+from agents.qsm import QSM, QSMConfig
+from agents.rebrac import ReBRAC, ReBRACConfig
+from agents.reinflow import ReinFlow, ReinFlowConfig
+from agents.sac import SAC, SACConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
 
 _RLPD = SACConfig(
@@ -38,32 +35,37 @@ _RLPD = SACConfig(
 )
 
 AGENTS: dict[str, tuple[type[Agent], Any]] = {
-    "fql": (FQL, FQLConfig(chunk_length=1, bc_coef=300.0)),
-    "qc_fql": (FQL, FQLConfig(chunk_length=5)),
-    "sac_flow_g": (SACFlow, SACFlowConfig(velocity_field="gated")),
+    # Flow policies that are trained through their steps, or distilled.
     "sac_flow_t": (SACFlow, SACFlowConfig(velocity_field="decoded")),
+    "sac_flow_g": (SACFlow, SACFlowConfig(velocity_field="gated")),
     "flow_mlp": (SACFlow, SACFlowConfig(velocity_field="plain")),
     "naive_sac_flow": (NaiveSACFlow, NaiveSACFlowConfig()),
-    "reinflow": (ReinFlow, ReinFlowConfig()),
-    "dppo": (DPPO, DPPOConfig()),
-    "dac": (DAC, DACConfig()),
-    "qsm": (QSM, QSMConfig()),
-    "diffusion_ql": (DiffusionQL, DiffusionQLConfig()),
-    "idql": (IDQL, IDQLConfig()),
-    "sac": (SAC, SACConfig()),
-    "rlpd": (SAC, _RLPD),
-    "rlpd_ac": (SAC, replace(_RLPD, chunk_length=5)),
-    "rebrac": (ReBRAC, ReBRACConfig()),
-    "iql": (IQL, IQLConfig()),
-    "bc": (BC, BCConfig(policy="flow")),
-    "bc_diffusion": (BC, BCConfig(policy="diffusion")),
+    "fbrac": (FBRAC, FBRACConfig()),
+    "fql": (FQL, FQLConfig(chunk_length=1, bc_coef=300.0)),
+    "qc_fql": (FQL, FQLConfig(chunk_length=5)),
+    # Flow policies that are selected from, weighted, steered, or matched to an adjoint.
     "qc": (QC, QCConfig()),
     "bfn": (QC, QCConfig(chunk_length=1, num_candidates=4)),
     "ifql": (IFQL, IFQLConfig()),
     "fawac": (FAWAC, FAWACConfig()),
-    "fbrac": (FBRAC, FBRACConfig()),
     "dsrl": (DSRL, DSRLConfig()),
     "qam": (QAM, QAMConfig()),
     "qam_e": (QAM, QAMConfig(variant="edit")),
     "qam_f": (QAM, QAMConfig(variant="one_step")),
+    # Diffusion policies.
+    "dac": (DAC, DACConfig()),
+    "qsm": (QSM, QSMConfig()),
+    "diffusion_ql": (DiffusionQL, DiffusionQLConfig()),
+    "idql": (IDQL, IDQLConfig()),
+    # On-policy.
+    "dppo": (DPPO, DPPOConfig()),
+    "reinflow": (ReinFlow, ReinFlowConfig()),
+    # Gaussian and deterministic policies, and cloning.
+    "rlpd": (SAC, _RLPD),
+    "rlpd_ac": (SAC, replace(_RLPD, chunk_length=5)),
+    "sac": (SAC, SACConfig()),
+    "rebrac": (ReBRAC, ReBRACConfig()),
+    "iql": (IQL, IQLConfig()),
+    "bc": (BC, BCConfig(policy="flow")),
+    "bc_diffusion": (BC, BCConfig(policy="diffusion")),
 }

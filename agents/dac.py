@@ -1,7 +1,7 @@
 """DAC, Diffusion Actor-Critic (Fang et al., arXiv 2405.20555), in the form of the QAM release (arXiv 2601.14234).
 
 A diffusion policy is fitted to the data while the critic's gradient at the noised action pushes the predicted noise
-the other way. That release clips the joint gradient norm and masks the denoising loss by validity; it writes a power
+the other way. That release clips the joint gradient norm and masks both losses by validity; it writes a power
 where this product is meant, which differs in the logged loss only.
 """
 
@@ -94,7 +94,7 @@ class DAC(Agent):
         predicted = self.denoiser(batch.obs)(noised.t, noised.x)  # (S, B, D)
         bc_loss = masked_mean((noised.eps - predicted).square(), batch.valid)
         gradient = action_gradient(self.target_critic, batch.obs, noised.x)
-        q_loss = (noised.noise_std * gradient * predicted).mean((1, 2))
+        q_loss = masked_mean(noised.noise_std * gradient * predicted, batch.valid)
         loss = self.config.bc_coef * bc_loss + q_loss
         metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

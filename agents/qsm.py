@@ -1,7 +1,7 @@
 """QSM, Q-Score Matching (Psenka et al., arXiv 2312.11752), in the form of the QAM release (arXiv 2601.14234).
 
 The predicted noise of a diffusion policy, which is minus its score, is matched to minus the critic's gradient, and to
-the noise of the data. That release clips the joint gradient norm and masks the denoising loss by validity; it writes a
+the noise of the data. That release clips the joint gradient norm and masks both losses by validity; it writes a
 power where this product is meant, which differs in the logged loss only.
 """
 
@@ -31,7 +31,7 @@ class QSMConfig:
     """Settings of QSM over action chunks."""
 
     chunk_length: int = 5  # H, environment steps per action chunk
-    inv_temp: float = 1.0  # inverse temperature: the policy's score is matched to inv_temp times the critic's gradient
+    inverse_temperature: float = 1.0  # kappa, of the critic's gradient that the policy's score is matched to
     bc_coef: float = 10.0  # weight of the denoising loss
     sampler: Literal["released", "ddpm"] = "released"  # released: each step returns the estimate of x_0, noised anew
     denoising_steps: int = 10  # T
@@ -122,7 +122,8 @@ class QSM(Agent):
         predicted = self.denoiser(batch.obs)(noised.t, noised.x)  # (S, B, D)
         bc_loss = masked_mean((noised.eps - predicted).square(), batch.valid)
         gradient = action_gradient(self.target_critic, batch.obs, noised.x)
-        q_loss = (-self.config.inv_temp * gradient - predicted).square().mean((1, 2))
+        error = -self.config.inverse_temperature * gradient - predicted
+        q_loss = masked_mean(error.square(), batch.valid)
         loss = self.config.bc_coef * bc_loss + q_loss
         metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

@@ -364,6 +364,12 @@ def two_modes(num_rows: int = 64) -> Batch:
 # Settings of the two-mode problem beside small networks: (both phases, offline only, online only).
 Settings = dict[str, Any]
 SACFLOW_TWO_MODES = ({"temperature": "off"}, {"bc_coef": 10.0}, {"bc_coef_online": 0.1})
+# The base of the fine-tuned flow is a slow copy of the behaviour flow: a faster one, for so few updates.
+QAM_TWO_MODES = (
+    {"target_update_rate": 0.1, "num_critics": 2},
+    {"inverse_temperature": 0.1},
+    {"inverse_temperature": 10.0},
+)
 PPO = {"learning_rate": 3e-3, "value_learning_rate": 1e-2}
 TWO_MODES: dict[str, tuple[Settings, Settings, Settings]] = {
     "fql": ({}, {"bc_coef": 10.0}, {"bc_coef": 0.1}),
@@ -373,7 +379,7 @@ TWO_MODES: dict[str, tuple[Settings, Settings, Settings]] = {
     "dppo": (PPO | {"cloning_learning_rate": 1e-2}, {}, {"clip_range": 0.2, "first_clip_range": 0.2}),
     "reinflow": (PPO | {"matching_learning_rate": 1e-2}, {}, {"clip_range": 0.2}),
     "dac": ({}, {"bc_coef": 10.0}, {"bc_coef": 0.01}),
-    "qsm": ({}, {"inv_temp": 0.1}, {"inv_temp": 30.0, "bc_coef": 0.3}),
+    "qsm": ({}, {"inverse_temperature": 0.1}, {"inverse_temperature": 30.0, "bc_coef": 0.3}),
     "diffusion_ql": (
         {"denoising_steps": 20, "learning_rate": 3e-3},
         {"q_coef": 0.0, "num_candidates": 1},

@@ -292,7 +292,7 @@ def make_constant(denoiser: Any, value: float) -> None:
 
 @pytest.mark.parametrize("name", ["dac", "qsm"])
 def test_score_losses_have_the_gradient_of_their_formula_on_a_quadratic_critic(name: str) -> None:
-    changes = {"inv_temp": 1.7} if name == "qsm" else {}
+    changes = {"inverse_temperature": 1.7} if name == "qsm" else {}
     agent, batch = build(name, [0], bc_coef=0.6, **changes), batch_of([0], 5)
     agent.target_critic = QuadraticCritic(0.2, 1.0)
     make_constant(agent.denoiser, 0.3)
@@ -303,7 +303,7 @@ def test_score_losses_have_the_gradient_of_their_formula_on_a_quadratic_critic(n
     valid = batch.valid.repeat_interleave(2, -1)
     expected = 2 * 0.6 * valid * (0.3 - noised.eps)
     of_critic = noised.noise_std * q_gradient if name == "dac" else 2 * (0.3 + 1.7 * q_gradient)
-    expected = expected + of_critic
+    expected = expected + valid * of_critic
     torch.testing.assert_close(found.flatten(), (expected.mean(1) / 10).flatten())
 
 

@@ -16,23 +16,16 @@ from tests.test_engine import TRACED, Setup
 from tests.test_train import execute, results_of, table
 from tests.tiny_runs import tiny_config
 
-# The loss of these agents' policy reaches it through one call of a network.
+# The loss of these agents' policy runs back through no rollout.
 WITHOUT_ROLLOUT = {
-    "fql": "one-step policy",
-    "qc_fql": "one-step policy",
-    **dict.fromkeys(("dac", "qsm", "idql"), "the loss is that of the predicted noise in a noised chunk"),
-# The loss of these agents' policy reaches it through one call of a network: the flow is a constant target of it.
-# Or it is only matched.
-# The loss of these agents' policy reaches it through one call of a network: the flow is a constant target of it, is
-# only matched, or is behind a critic of its noise.
-WITHOUT_ROLLOUT = {
-    "fql": "one-step policy",
-    "qc_fql": "one-step policy",
-    "qc": "matching alone",
-    "bfn": "matching alone",
-    "ifql": "matching alone",
+    **dict.fromkeys(("fql", "qc_fql"), "one-step policy"),
+    **dict.fromkeys(("dac", "qsm", "idql", "bc_diffusion"), "the loss is that of the noise in a noised chunk"),
+    **dict.fromkeys(("qc", "bfn", "ifql", "bc"), "matching alone"),
     "fawac": "weighted matching alone",
     "dsrl": "critic of the noise",
+    **dict.fromkeys(("qam", "qam_e", "qam_f"), "the adjoint is a constant target of the field"),
+    **dict.fromkeys(("dppo", "reinflow"), "each step's density has its own part in the loss"),
+    **dict.fromkeys(("sac", "rlpd", "rlpd_ac", "rebrac", "iql"), "no chain from noise to action"),
 }
 WITH_ROLLOUT = [name for name in NAMES if name not in WITHOUT_ROLLOUT]
 
