@@ -18,6 +18,7 @@ from agents.critics import Critic, QAggregation, aggregate_q, td_loss
 from agents.flow import (
     NoiseScheme,
     TanhLogDet,
+    integrate,
     matching_loss,
     noisy_rollout,
     noisy_step,
@@ -39,6 +40,8 @@ class SACFlowConfig:
     flow_steps: int = 4  # K, Euler steps from noise to action
     bc_coef: float = 100.0  # beta, weight of the squared distance to the batch's action chunk, offline
     bc_coef_online: float = 100.0  # beta, online
+    bc_target: Literal["batch", "flow"] = "batch"  # flow: where a cloned flow leads from the same noise, as in FQL
+    behaviour_flow_steps: int = 10  # Euler steps of that flow
     mask_bc_by_valid: bool = False  # leave steps of the next episode out of that distance
     fm_space: Literal["raw", "pretanh"] = "raw"  # match actions, or what the tanh maps to them
     noise_scheme: NoiseScheme = "additive"
@@ -105,6 +108,9 @@ class SACFlow(Agent):
             torch.full((noise.num_seeds,), entropy_coef, device=noise.device).log(),
             requires_grad=config.temperature in ("released", "auto"),
         )
+        if config.bc_target == "flow":
+            self.behaviour_velocity = PlainVelocity(*dims, config.policy_hidden_dims, noise)
+            self.behaviour_optimizer = Adam(self.behaviour_velocity.parameters(), config.learning_rate)
         self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.velocity_field.parameters(), config.learning_rate)
         if self.log_entropy_coef.requires_grad:
@@ -173,6 +179,9 @@ class SACFlow(Agent):
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise, bc_coef)
         steps = [(self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss)]
+        if self.config.bc_target == "flow":
+            cloning_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
+            steps.append((self.behaviour_optimizer, cloning_loss))
         if self.log_entropy_coef.requires_grad:
             steps.append((self.temperature_optimizer, self.temperature_loss(policy_metrics["entropy"])))
         policy_metrics["entropy_coef"] = self.entropy_coef
@@ -204,9 +213,9 @@ class SACFlow(Agent):
         return self.loss_of_path(self.rollout(batch.obs, noise, "policy", self.config.policy_noise_std), batch, bc_coef)
 
     def loss_of_path(self, path: Path, batch: Batch, bc_coef: float) -> tuple[Tensor, Metrics]:
-        """-Q and entropy of a path, and the squared distance of its end to the batch's chunk."""
+        """-Q and entropy of a path, and the squared distance of its end to what the policy is held to."""
         action_chunk, log_prob = self.action_chunk(path), self.path_log_prob(path, self.config.policy_noise_std)
-        squared_distance = (action_chunk - batch.action_chunk).square()
+        squared_distance = (action_chunk - self.bc_target(path, batch)).square()
         if self.config.mask_bc_by_valid:
             squared_distance = squared_distance * batch.valid.unsqueeze(-1)
         bc_loss = squared_distance.mean((1, 2, 3))
@@ -217,6 +226,14 @@ class SACFlow(Agent):
         loss = bc_coef * bc_loss + q_loss
         metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss, "entropy": -log_prob.mean(1)}
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def bc_target(self, path: Path, batch: Batch) -> Tensor:
+        """The batch's chunk (S, B, H, A), or the end of the cloned flow from the start of the path."""
+        if self.config.bc_target == "batch":
+            return batch.action_chunk
+        x_1 = integrate(self.behaviour_velocity(batch.obs), path.x_0, self.config.behaviour_flow_steps)
+        return x_1.clamp(-1, 1).view_as(batch.action_chunk)
 
     def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
         config = self.config

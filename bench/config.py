@@ -24,7 +24,8 @@ LATER_FIELDS = {
     "warmup_actions": "policy",
     "online_batch_share": None,
 }
-LATER_AGENT_FIELDS = {"pessimism": 0.5}  # the same for fields of agents' configs
+# The same for fields of agents' configs.
+LATER_AGENT_FIELDS = {"pessimism": 0.5, "bc_target": "batch", "behaviour_flow_steps": 10}
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ class RunConfig:
             return 0
         agent = self.agent_config
         return max(1, agent.epochs * self.rollout_steps // (agent.chunk_length * self.batch_size))
+
+    @property
+    def updates_per_step(self) -> float:
+        """Gradient updates per environment step once they have begun."""
+        return self.updates_after(self.rollout_steps) / self.rollout_steps if self.rollout_steps else self.utd_ratio
 
     @property
     def total_updates(self) -> int:

@@ -1,7 +1,7 @@
 """What runs will cost on this machine: a few updates and environment steps, measured, times the plan."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 import datasets
+from agents.base import OnPolicyAgent
 from bench.config import RunConfig
 from bench.evaluate import build_agent
 from bench.progress import median_rates
 from bench.streams import SeedStreams
 from bench.writer import read_json
-from datasets.batch import Batch
+from datasets.batch import Batch, Decisions
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,16 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
         valid=torch.ones(pack, size, length, device=device),
     )
 
-    def time_of(update) -> float:
-        update(batch, noise.at(0))
+    online_batch: Batch | Decisions = batch
+    if isinstance(agent, OnPolicyAgent):
+        estimate = torch.randn(pack, size, device=device)
+        online_batch = Decisions(batch.obs, agent.collect(batch.obs, noise.at(0))[1], estimate, estimate)
+
+    def time_of(update: Callable[..., object], data: Batch | Decisions) -> float:
+        update(data, noise.at(0))
         started, count = time.monotonic(), 0
         while count < 20 and time.monotonic() - started < 0.5:
-            update(batch, noise.at(count))
+            update(data, noise.at(count))
             if device.type == "cuda":
                 torch.cuda.synchronize()
             count += 1
@@ -68,8 +74,8 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
     network_bytes = sum(4 * parameter.numel() for parameter in agent.parameters()) // pack
     row_bytes = 4 * (2 * task.obs_dim + task.action_dim + 3)
     return Cost(
-        offline_update=time_of(agent.update_offline),
-        online_step=pack * step + config.utd_ratio * time_of(agent.update_online),
+        offline_update=time_of(agent.update_offline, batch),
+        online_step=pack * step + config.updates_per_step * time_of(agent.update_online, online_batch),
         evaluation=pack * config.eval_episodes * task.max_episode_steps * step / eval_workers,
         bytes=pack * (2 * 3 * network_bytes + config.online_steps * row_bytes),
         config=config,

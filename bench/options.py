@@ -13,7 +13,7 @@ from bench.config import RunConfig, check_agent, default_agent_config, parse_val
 from bench.engine import MODES
 from bench.errors import ConfigError
 from bench.execution import Execution
-from bench.suites import SUITES, tuned_config
+from bench.suites import SUITES, run_config, tuned_config
 from bench.trackers import MIRRORS, check_mirrors
 from datasets.spec import nearest
 
@@ -127,10 +127,8 @@ def single_config(
     task = datasets.task(options.task)
     check_agent(options.agent)
     agent_config = default_agent_config(options.agent, overrides, tuned_config(options.agent, task.domain))
-    settings = {"dataset": task.dataset, **settings}
-    return RunConfig(
-        suite=options.name, task=task.name, agent=options.agent, seed=seed, agent_config=agent_config, **settings
-    )
+    config = run_config(options.name, task, options.agent, seed, agent_config=agent_config)
+    return config.replace(**settings)
 
 
 def execution_of(options: argparse.Namespace) -> Execution:

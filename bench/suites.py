@@ -1,17 +1,19 @@
 """SUITES: a name for each grid of runs, as data. A run's settings are here, in `bench.tuned` or in its agent's file."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from agents import AGENTS
 from bench.config import RunConfig
-from bench.tuned import TUNED
+from bench.tuned import RELEASE, RELEASE_CRITIC, RUN_SETTINGS, TUNED
 from datasets.sources import TASKS
 from datasets.spec import TaskSpec
 
 FLOW_AGENTS = ("sac_flow_t", "sac_flow_g", "naive_sac_flow", "flow_mlp", "fql", "qc_fql")
 GRID_SEEDS = range(8)  # per agent and task; the least for a head-to-head claim is 10, for a table 5
+RELEASE_SEEDS = range(12)
+CHUNK_LENGTH = 5  # H where a suite holds it fixed
 
 
 def tuned_config(agent: str, domain: str) -> Any:
@@ -19,26 +21,43 @@ def tuned_config(agent: str, domain: str) -> Any:
     return replace(AGENTS[agent][1], **TUNED.get(domain, {}).get(agent, {}))
 
 
-def _grid(suite: str, tasks: Iterable[TaskSpec], **settings: Any) -> list[RunConfig]:
-    """Every flow agent on every task at the published protocol, with settings tuned where a paper has tuned them."""
+def release_config(agent: str, domain: str) -> Any:
+    """The agent's config as the 12-seed release of QAM has it, or would have it: its chunks, critics and weights."""
+    config = tuned_config(agent, domain)
+    fixed = {"chunk_length": CHUNK_LENGTH, **RELEASE_CRITIC}
+    known = {name: value for name, value in fixed.items() if hasattr(config, name)}
+    return replace(config, **known, **RELEASE.get(domain, {}).get(agent, {}))
+
+
+def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: Any) -> RunConfig:
+    """A run on the task's own data with its tuned settings, unless `settings` say otherwise. What all runs of the agent
+    do differently from everyone's (RUN_SETTINGS) holds in any case.
+    """
+    own = RUN_SETTINGS.get(agent, {})
+    settings = {"agent_config": tuned_config(agent, task.domain), "dataset": task.dataset, **settings, **own}
+    return RunConfig(suite=suite, task=task.name, agent=agent, seed=seed, **settings)
+
+
+def _grid(
+    suite: str, tasks: Iterable[TaskSpec], agents: Sequence[str] = FLOW_AGENTS, **settings: Any
+) -> list[RunConfig]:
+    """Every agent on every task at the published protocol, with settings tuned where a paper has tuned them."""
     return [
-        RunConfig(
-            suite=suite,
-            task=task.name,
-            agent=agent,
-            seed=seed,
-            dataset=task.dataset,
-            agent_config=tuned_config(agent, task.domain),
-            **settings,
-        )
-        for task in tasks
-        for agent in FLOW_AGENTS
-        for seed in GRID_SEEDS
+        run_config(suite, task, agent, seed, **settings) for task in tasks for agent in agents for seed in GRID_SEEDS
     ]
 
 
-def _ogbench(domain: str, **settings: Any) -> list[RunConfig]:
-    return _grid(f"ogbench-{domain}", (task for task in TASKS.values() if task.domain == domain), **settings)
+def _tasks(*domains: str) -> list[TaskSpec]:
+    return [task for task in TASKS.values() if task.domain in domains]
+
+
+def _ogbench(domain: str, agents: Sequence[str] = FLOW_AGENTS, **settings: Any) -> list[RunConfig]:
+    return _grid(f"ogbench-{domain}", _tasks(domain), agents, **settings)
+
+
+def _cubes(domain: str, **settings: Any) -> list[RunConfig]:
+    """With ReinFlow, the on-policy opponent of the SAC Flow paper."""
+    return _ogbench(domain, (*FLOW_AGENTS, "reinflow"), **settings)
 
 
 def quick() -> list[RunConfig]:
@@ -54,6 +73,41 @@ def quick() -> list[RunConfig]:
     }
     return _quick(
         "quick",
+        settings,
+        task="cube-single-task1",
+        dataset="cube-single-task1-mixed-generated-60ep-seed0",
+        offline_updates=2_000,
+        online_steps=7_000,
+        eval_interval_updates=1_000,
+        eval_interval_steps=1_400,
+        eval_episodes=25,
+    )
+
+
+def baselines_quick() -> list[RunConfig]:
+    """Every agent on the quick suite's task, data and budgets, with the same two critics: an hour or two on two cores.
+
+    Small networks, and weights that suit a run of minutes; nothing here is a result about the methods.
+    """
+    held = {"bc_coef": 50.0, "bc_coef_online": 50.0, "temperature": "off"}
+    on_policy = {"num_envs": 4, "rollout_steps": 1_000, "learning_rate": 3e-4, "clip_range": 0.1}
+    own: dict[str, dict[str, Any]] = {
+        **dict.fromkeys(("sac_flow_t", "sac_flow_g", "flow_mlp", "naive_sac_flow", "fql", "qc_fql"), held),
+        "fbrac": {"bc_coef": 0.3},
+        **{agent: {"num_candidates": 16} for agent in ("qc", "ifql", "diffusion_ql", "idql")},
+        "dac": {"bc_coef": 1.0},
+        "qsm": {"bc_coef": 10.0},
+        "rebrac": {"bc_coef": 0.1},
+        "dppo": {**on_policy, "first_clip_range": 0.01, "cloning_learning_rate": 1e-3},
+        "reinflow": {**on_policy, "matching_learning_rate": 1e-3},
+    }
+    same = {**_SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96), "num_critics": 2}
+    settings = {}
+    for agent, (_, config) in AGENTS.items():
+        every = {"q_aggregation": "mean", **same, **own.get(agent, {})}
+        settings[agent] = {name: value for name, value in every.items() if hasattr(config, name)}
+    return _quick(
+        "baselines-quick",
         settings,
         task="cube-single-task1",
         dataset="cube-single-task1-mixed-generated-60ep-seed0",
@@ -100,17 +154,14 @@ _SMALL: dict[str, Any] = {
 
 def _quick(suite: str, settings: dict[str, dict[str, Any]], **run: Any) -> list[RunConfig]:
     """Three seeds of each agent with its settings, small batches."""
+    small = {"warmup_steps": 500, "batch_size": 128, "log_interval": 500, "gradient_norm_interval": 500}
     return [
         RunConfig(
             suite=suite,
             agent=agent,
             seed=seed,
             agent_config=replace(AGENTS[agent][1], **own),
-            warmup_steps=500,
-            batch_size=128,
-            log_interval=500,
-            gradient_norm_interval=500,
-            **run,
+            **{**small, **run, **RUN_SETTINGS.get(agent, {})},
         )
         for agent, own in settings.items()
         for seed in range(3)
@@ -119,22 +170,22 @@ def _quick(suite: str, settings: dict[str, dict[str, Any]], **run: Any) -> list[
 
 def ogbench_cube_single() -> list[RunConfig]:
     """The five cube-single tasks at the published protocol; the cheapest real grid."""
-    return _ogbench("cube-single")
+    return _cubes("cube-single")
 
 
 def ogbench_cube_double() -> list[RunConfig]:
     """The five cube-double tasks: the first panel of the SAC Flow paper's offline-to-online figure."""
-    return _ogbench("cube-double")
+    return _cubes("cube-double")
 
 
 def ogbench_cube_triple() -> list[RunConfig]:
     """The five cube-triple tasks: the second panel. The 3M transitions fill the buffer, as published."""
-    return _ogbench("cube-triple")
+    return _cubes("cube-triple")
 
 
 def ogbench_cube_quadruple() -> list[RunConfig]:
     """The five cube-quadruple tasks on the 100M set: the third panel. Online keeps the last shard, as published."""
-    return _ogbench("cube-quadruple", online_dataset_rows=1_000_000)
+    return _cubes("cube-quadruple", online_dataset_rows=1_000_000)
 
 
 def ogbench_scene() -> list[RunConfig]:
@@ -176,7 +227,8 @@ def ogbench_50() -> list[RunConfig]:
     """The 50 tasks of QAM (arXiv 2601.14234) at its budget of 1M offline updates and 500,000 online steps."""
     suites = [suite for name, suite in SUITES.items() if name.startswith("ogbench-")]
     domains = [suite for suite in suites if suite not in (ogbench_50, ogbench_cube_single)]
-    return [config.replace(suite="ogbench-50", online_steps=500_000) for suite in domains for config in suite()]
+    runs = (config for suite in domains for config in suite() if config.agent in FLOW_AGENTS)
+    return [config.replace(suite="ogbench-50", online_steps=500_000) for config in runs]
 
 
 def _maze(domain: str, **settings: Any) -> list[RunConfig]:
@@ -186,7 +238,84 @@ def _maze(domain: str, **settings: Any) -> list[RunConfig]:
 
 def robomimic() -> list[RunConfig]:
     """Lift, Can and Square on multi-human demonstrations: the Robomimic panels of Q-chunking and SAC Flow."""
-    return _grid("robomimic", (TASKS[name] for name in ("lift-mh", "can-mh", "square-mh")))
+    tasks = (TASKS[name] for name in ("lift-mh", "can-mh", "square-mh"))
+    return _grid("robomimic", tasks, (*FLOW_AGENTS, "reinflow"))
+
+
+def baselines_cube() -> list[RunConfig]:
+    """Every agent on cube-double, -triple and -quadruple at the protocol of QAM's 12-seed release: chunks of 5 actions,
+    the same ten pessimistic critics, 1M offline updates and 500,000 online steps.
+
+    FQL, BFN and RLPD are there with chunks alone (qc_fql, qc, rlpd_ac).
+    """
+    agents = [agent for agent in AGENTS if agent not in ("fql", "bfn", "rlpd")]
+    return [
+        run_config(
+            "baselines-cube",
+            task,
+            agent,
+            seed,
+            agent_config=release_config(agent, task.domain),
+            online_steps=500_000,
+            eval_interval_updates=50_000,
+            eval_interval_steps=50_000,
+            online_dataset_rows=1_000_000 if task.domain == "cube-quadruple" else None,
+        )
+        for task in _tasks("cube-double", "cube-triple", "cube-quadruple")
+        for agent in agents
+        for seed in RELEASE_SEEDS
+    ]
+
+
+# Of SAC Flow-T unless named otherwise: agent, variant and what it changes. "no-entropy" is the base of all others, in
+# which neither the density of the path nor its temperature plays a part.
+_NO_ENTROPY: dict[str, Any] = {"temperature": "off"}
+_NO_NOISE: dict[str, Any] = dict.fromkeys(
+    ("policy_noise_std", "target_noise_std", "collect_noise_std", "evaluate_noise_std"), 0.0
+)
+_CENTRED: dict[str, Any] = {"entropy_reference": "centred", "target_entropy": -0.5}
+ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    # (a) velocities, with all else equal
+    ("sac_flow_t", "no-entropy", _NO_ENTROPY),
+    ("sac_flow_g", "no-entropy", _NO_ENTROPY),
+    ("flow_mlp", "no-entropy", _NO_ENTROPY),
+    # (b) critic updates per offline step
+    ("sac_flow_t", "one-critic-update", {**_NO_ENTROPY, "critic_updates_per_offline_step": 1}),
+    ("qc_fql", "", {}),
+    ("qc_fql", "two-critic-updates", {"critic_updates_per_offline_step": 2}),
+    # (c) distance to the batch's actions, or to a flow's
+    ("sac_flow_t", "distilled", {**_NO_ENTROPY, "bc_target": "flow"}),
+    # (d) noise in the rollout
+    ("sac_flow_t", "no-noise", {**_NO_ENTROPY, **_NO_NOISE}),
+    ("sac_flow_t", "paper-sde", {**_NO_ENTROPY, "noise_scheme": "paper_sde"}),
+    # (e) entropy: as released, at a fixed temperature, at one that a reachable target moves
+    ("sac_flow_t", "", {}),
+    ("sac_flow_t", "fixed-temperature", {"temperature": "fixed", **_CENTRED}),
+    ("sac_flow_t", "auto-temperature", {"temperature": "auto", **_CENTRED}),
+    # (f) critics
+    ("sac_flow_t", "ten-critics", {**_NO_ENTROPY, "num_critics": 10}),
+    ("sac_flow_t", "ten-pessimistic-critics", {**_NO_ENTROPY, **RELEASE_CRITIC}),
+    ("qc_fql", "ten-pessimistic-critics", RELEASE_CRITIC),
+)
+
+
+def sac_flow_ablations() -> list[RunConfig]:
+    """What SAC Flow owes to which of its parts, on cube-double: velocity, critic updates, regulariser, noise, entropy,
+    critics. Each is a variant of an agent; `make figures` shows what it changes.
+    """
+    return [
+        run_config(
+            "sac-flow-ablations",
+            task,
+            agent,
+            seed,
+            variant=variant,
+            agent_config=replace(tuned_config(agent, task.domain), **changes),
+        )
+        for task in _tasks("cube-double")
+        for agent, variant, changes in ABLATIONS
+        for seed in GRID_SEEDS
+    ]
 
 
 def bullet() -> list[RunConfig]:
@@ -197,6 +326,7 @@ def bullet() -> list[RunConfig]:
 SUITES: dict[str, Callable[[], list[RunConfig]]] = {
     "quick": quick,
     "robomimic-quick": robomimic_quick,
+    "baselines-quick": baselines_quick,
     "ogbench-cube-single": ogbench_cube_single,
     "ogbench-cube-double": ogbench_cube_double,
     "ogbench-cube-triple": ogbench_cube_triple,
@@ -210,5 +340,7 @@ SUITES: dict[str, Callable[[], list[RunConfig]]] = {
     "ogbench-humanoidmaze-large": ogbench_humanoidmaze_large,
     "ogbench-50": ogbench_50,
     "robomimic": robomimic,
+    "baselines-cube": baselines_cube,
+    "sac-flow-ablations": sac_flow_ablations,
     "bullet": bullet,
 }

@@ -1,4 +1,4 @@
-"""Agent settings per task domain, each with the table it comes from. Everything else is the agent's default.
+"""Settings per agent and task domain, each with where it comes from. Everything else is the agent's default.
 
 `bc_coef` is the weight of the behaviour regulariser (alpha of FQL and QC-FQL, beta of SAC Flow) in the offline phase,
 `bc_coef_online` the one in the online phase, for the agents that tell the two apart.
@@ -6,10 +6,21 @@
 
 from typing import Any
 
+Settings = dict[str, Any]
+
+# How an agent's runs differ from everyone's: RLPD (arXiv 2302.02948) and SAC have no offline phase, act at random until
+# their first update, and keep online transitions apart, half of each batch or all of it.
+FROM_SCRATCH: Settings = {"offline_updates": 0, "warmup_actions": "random", "replay_capacity": 1_000_000}
+RUN_SETTINGS: dict[str, Settings] = {
+    "rlpd": {**FROM_SCRATCH, "online_batch_share": 0.5},
+    "rlpd_ac": {**FROM_SCRATCH, "online_batch_share": 0.5},
+    "sac": {**FROM_SCRATCH, "online_batch_share": 1.0},
+}
+
 SAC_FLOW = ("sac_flow_g", "sac_flow_t", "naive_sac_flow", "flow_mlp")
 
 
-def _flow_family(fql: float, qc_fql: float, sac_flow: float, sac_flow_online: float) -> dict[str, dict[str, Any]]:
+def _flow_family(fql: float, qc_fql: float, sac_flow: float, sac_flow_online: float) -> dict[str, Settings]:
     same = {name: {"bc_coef": sac_flow, "bc_coef_online": sac_flow_online} for name in SAC_FLOW}
     return {
         "fql": {"bc_coef": fql},
@@ -18,7 +29,7 @@ def _flow_family(fql: float, qc_fql: float, sac_flow: float, sac_flow_online: fl
     }
 
 
-def _single_actions(bc_coef: float, **settings: Any) -> dict[str, dict[str, Any]]:
+def _single_actions(bc_coef: float, **settings: Any) -> dict[str, Settings]:
     """Every agent without chunks, as QAM (arXiv 2601.14234) runs all of its agents in mazes."""
     family = _flow_family(fql=bc_coef, qc_fql=bc_coef, sac_flow=bc_coef, sac_flow_online=bc_coef)
     return {agent: {**own, "chunk_length": 1, **settings} for agent, own in family.items()}
@@ -26,7 +37,7 @@ def _single_actions(bc_coef: float, **settings: Any) -> dict[str, dict[str, Any]
 
 # SAC Flow (arXiv 2509.25756), table of regulariser weights by environment. The official driver's command line falls
 # back to 100 online for every task unless told otherwise; the paper's table is followed here.
-TUNED: dict[str, dict[str, dict[str, Any]]] = {
+_PAPERS: dict[str, dict[str, Settings]] = {
     # Not in that table; FQL (arXiv 2502.02538) uses 300 on cube-single, and so does the row of cube-double below.
     "cube-single": _flow_family(fql=300, qc_fql=300, sac_flow=300, sac_flow_online=300),
     "cube-double": _flow_family(fql=300, qc_fql=300, sac_flow=300, sac_flow_online=300),
@@ -46,4 +57,55 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
     "lift": _flow_family(fql=10_000, qc_fql=10_000, sac_flow=10_000, sac_flow_online=1_000),
     "can": _flow_family(fql=10_000, qc_fql=10_000, sac_flow=10_000, sac_flow_online=1_000),
     "square": _flow_family(fql=10_000, qc_fql=10_000, sac_flow=10_000, sac_flow_online=1_000),
+}
+
+# The 12-seed release of QAM (arXiv 2601.14234): every agent over chunks of 5 actions (1 in mazes), with the same ten
+# critics, whose targets are the mean less half a standard deviation; what it tuned is below, by domain.
+RELEASE_CRITIC: Settings = {"num_critics": 10, "q_aggregation": "pessimistic", "pessimism": 0.5}
+RELEASE_DOMAINS = (
+    *("cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4"),
+    *("antmaze-large", "antmaze-giant", "humanoidmaze-medium", "humanoidmaze-large"),
+)
+_RELEASE: dict[tuple[str, str], tuple[float, ...]] = {
+    ("qc_fql", "bc_coef"): (300, 30, 100, 300, 300, 1, 3, 3, 30, 30),
+    ("fbrac", "bc_coef"): (0.1, 0.03, 1, 100, 0.03, 0.3, 0.1, 0.1, 30, 10),
+    ("ifql", "expectile"): (0.9, 0.95, 0.95, 0.9, 0.95, 0.9, 0.9, 0.8, 0.7, 0.8),
+    ("fawac", "inverse_temperature"): (0.8, 0.8, 0.8, 6.4, 0.8, 0.8, 6.4, 0.8, 6.4, 0.8),
+    ("dsrl", "noise_scale"): (1, 1.4, 1.4, 0.4, 1, 1, 0.8, 1.2, 0.6, 0.8),
+    ("qam", "inverse_temperature"): (1, 3, 1, 1, 3, 30, 10, 3, 3, 3),
+    ("qam_e", "inverse_temperature"): (1, 3, 3, 1, 1, 0.1, 1, 10, 3, 3),
+    ("qam_e", "edit_scale"): (0, 0.1, 0.1, 0, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1),
+    ("qam_f", "inverse_temperature"): (1, 10, 0.3, 1, 3, 3, 3, 3, 1, 0.3),
+    ("qam_f", "bc_coef"): (0, 300, 30, 300, 0, 3, 30, 30, 30, 30),
+    ("dac", "bc_coef"): (3, 0.3, 1, 1, 1, 1, 0.3, 0.3, 1, 0.3),
+    ("qsm", "inverse_temperature"): (1, 10, 1, 3, 10, 10, 10, 10, 10, 10),
+    ("qsm", "bc_coef"): (10, 10, 10, 30, 30, 1, 10, 10, 30, 30),
+    ("rebrac", "bc_coef"): (0.01, 0.01, 0.01, 0.03, 0.1, 0.01, 0.01, 0.01, 0.01, 0.01),
+    ("rebrac", "policy_noise"): (0, 0.2, 0.2, 0, 0, 0.2, 0, 0, 0, 0.1),
+}
+
+
+def _by_domain(table: dict[tuple[str, str], tuple[float, ...]]) -> dict[str, dict[str, Settings]]:
+    """Settings of each agent by domain, from those of each field over RELEASE_DOMAINS."""
+    found: dict[str, dict[str, Settings]] = {domain: {} for domain in RELEASE_DOMAINS}
+    for (agent, field), values in table.items():
+        for domain, value in zip(RELEASE_DOMAINS, values, strict=True):
+            chunks: Settings = {"chunk_length": 1} if "maze" in domain else {}
+            found[domain].setdefault(agent, chunks.copy())[field] = float(value)
+    return found
+
+
+RELEASE = _by_domain(_RELEASE)
+
+# QC draws more candidates where actions are more ambiguous, fewer on Robomimic (arXiv 2507.07969).
+_CANDIDATES = {"puzzle-3x3": 64, "puzzle-4x4": 64, "lift": 16, "can": 16, "square": 16}
+
+# Agents that no other source tunes take the release's settings; on domains that it lacks, their defaults.
+TUNED: dict[str, dict[str, Settings]] = {
+    domain: {
+        **RELEASE.get(domain, {}),
+        **({"qc": {"num_candidates": _CANDIDATES[domain]}} if domain in _CANDIDATES else {}),
+        **papers,
+    }
+    for domain, papers in _PAPERS.items()
 }
