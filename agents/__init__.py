@@ -28,6 +28,7 @@ _RLPD = SACConfig(
     entropy_coef=1.0,
     target_entropy=-0.5,
     entropy_in_target=False,
+    evaluation="sample",
     activation="gelu",
     critic_layer_norm=True,
     q_aggregation="mean",

@@ -2,8 +2,8 @@
 
 A tanh-Gaussian policy maximises Q and its entropy; a learnt coefficient holds the entropy at a target. RLPD is SAC with
 ten normalised critics and no entropy in their target; its batches, half dataset and half replay, are made elsewhere.
-Deviations: RLPD's target is the mean of all critics, as in the Q-chunking release, not the minimum of a random pair;
-evaluation acts by tanh of the mean, as in both papers.
+As in the Q-chunking release, RLPD's target is the mean of all critics and its evaluation samples; in its paper they are
+the minimum of a random pair, and the mean.
 """
 
 import math
@@ -28,6 +28,7 @@ class SACConfig:
     entropy_coef: float = 0.2  # alpha, initial value
     target_entropy: float = -1.0  # nats per coordinate of the action chunk
     entropy_in_target: bool = True  # alpha times the next chunk's entropy is part of the critic's target
+    evaluation: Literal["mean", "sample"] = "mean"  # tanh of the mean, or a sample as while collecting
     bc_coef: float = 0.0  # weight of -log density of the batch's chunk; 0.01 is QC-RLPD
     activation: Activation = "relu"  # of policy and critics
     critic_layer_norm: bool = False
@@ -73,7 +74,7 @@ class SAC(Agent):
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
-        if mode == "evaluate":
+        if mode == "evaluate" and self.config.evaluation == "mean":
             return self.policy(obs)[0].tanh().unflatten(-1, (self.chunk_length, -1))
         return self.sample(obs, noise, "act_noise")[0]
 

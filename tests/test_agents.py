@@ -293,6 +293,10 @@ def test_q_metrics_are_those_of_the_batch(name: str) -> None:
         torch.testing.assert_close(metrics[key], value.reshape(1))
 
 
+# Options under which an agent reads a field that no registry entry needs.
+OPTIONS_WITH_FIELDS: dict[type[Agent], tuple[dict[str, Any], ...]] = {SACFlow: ({"bc_target": "flow"},)}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_agent_reads_every_field_of_its_config(name: str) -> None:
     # Fields that only one velocity field needs count as read if an agent of the same class reads them.
@@ -306,8 +310,10 @@ def test_an_agent_reads_every_field_of_its_config(name: str) -> None:
 
     names = {field.name for field in fields(config)}
     read_in_use: set[str] = set()
-    for variant in (other for other in NAMES if AGENTS[other][0] is agent_class):
-        recording = Recording(**{key: getattr(tiny_config(variant), key) for key in names})
+    variants = [tiny_config(other) for other in NAMES if AGENTS[other][0] is agent_class]
+    variants += [replace(variants[0], **option) for option in OPTIONS_WITH_FIELDS.get(agent_class, ())]
+    for variant in variants:
+        recording = Recording(**{key: getattr(variant, key) for key in names})
         read.clear()  # what the check at construction read does not count
         agent = agent_class(recording, OBS_DIM, ACTION_DIM, SeededNoise([0]))
         train(agent, [0], offline=1, online=1)
@@ -606,6 +612,26 @@ def test_the_bc_loss_sees_steps_of_the_next_episode_unless_masked(masked: bool) 
         for chunk in (batch.action_chunk, other)
     ]
     assert torch.equal(*losses) == masked
+
+
+def test_a_policy_held_to_a_flow_is_pulled_to_where_the_flow_leads_from_the_same_noise() -> None:
+    agent, batch = build("sac_flow_t", [0], bc_target="flow", temperature="off"), batch_of([0], 5)
+    with torch.no_grad():  # the flow adds .2 to every coordinate on its way
+        agent.behaviour_velocity.mlp.out.weight.zero_()
+        agent.behaviour_velocity.mlp.out.bias.fill_(0.2)
+    path = agent.rollout(batch.obs, SeededNoise([0]), "policy", 0.05)
+    found = agent.loss_of_path(path, batch, 1.0)[1]["bc_loss"]
+    expected = (agent.action_chunk(path) - (path.x_0 + 0.2).clamp(-1, 1).unflatten(-1, (5, -1))).square().mean()
+    torch.testing.assert_close(found, expected.detach().reshape(1))
+
+
+def test_the_flow_that_a_policy_is_held_to_is_cloned_in_both_phases() -> None:
+    agent = build("sac_flow_t", [0], bc_target="flow")
+    for phase in ({"offline": 1, "online": 0}, {"offline": 0, "online": 1}):
+        before = parameters_of(agent.behaviour_velocity)
+        train(agent, [0], **phase)
+        assert changed(agent.behaviour_velocity, before)
+    assert not hasattr(build("sac_flow_t", [0]), "behaviour_velocity")
 
 
 def test_pretanh_matching_targets_what_the_tanh_maps_to_the_action() -> None:

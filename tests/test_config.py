@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import datasets
 from agents import AGENTS
 from bench.config import ConfigError, RunConfig, config_difference, default_agent_config, parse_value
 from bench.suites import SUITES
@@ -33,6 +34,47 @@ def test_every_suite_is_a_grid_of_distinct_runs_with_a_docstring(suite):
 def test_tuned_settings_fit_their_agents(domain):
     for agent, settings in TUNED[domain].items():
         dataclasses.replace(AGENTS[agent][1], **settings)
+
+
+def test_the_release_holds_chunks_and_critics_fixed():
+    configs = SUITES["baselines-cube"]()
+    assert {config.agent for config in configs} == set(AGENTS) - {"fql", "bfn", "rlpd"}
+    assert {config.seed for config in configs} == set(range(12))
+    for config in configs:
+        agent = config.agent_config
+        assert agent.chunk_length == 5 and config.online_steps == 500_000
+        assert config.offline_updates == (0 if config.agent in ("rlpd_ac", "sac") else 1_000_000)
+        if hasattr(agent, "num_critics"):
+            assert (agent.num_critics, agent.q_aggregation, agent.pessimism) == (10, "pessimistic", 0.5)
+    by_task = {(config.task, config.agent): config.agent_config for config in configs}
+    assert by_task["cube-triple-task2", "qc_fql"].bc_coef == 30
+    assert by_task["cube-quadruple-task1", "qam_f"].inverse_temperature == 0.3
+    assert by_task["cube-double-task4", "dsrl"].noise_scale == 1.0
+
+
+def test_agents_of_mazes_choose_single_actions():
+    for domain in ("antmaze-large", "humanoidmaze-large"):
+        assert {settings["chunk_length"] for settings in TUNED[domain].values()} == {1}
+    assert TUNED["antmaze-giant"]["fql"]["bc_coef"] == 10  # FQL's own weight, not the release's
+
+
+def test_agents_without_an_offline_phase_have_none_wherever_they_are_named():
+    from bench.suites import run_config
+
+    task = datasets.task("cube-double-task2")
+    config = run_config("s", task, "rlpd", 0, offline_updates=10)
+    assert (config.offline_updates, config.online_batch_share, config.warmup_actions) == (0, 0.5, "random")
+    assert run_config("s", task, "qc", 0, offline_updates=10).offline_updates == 10
+
+
+def test_ablations_change_what_their_names_say():
+    configs = {config.label: config.agent_config for config in SUITES["sac-flow-ablations"]()}
+    base = configs["sac_flow_t@no-entropy"]
+    assert base.temperature == "off"
+    for label, changed in (("one-critic-update", {"critic_updates_per_offline_step"}), ("distilled", {"bc_target"}),
+                           ("ten-critics", {"num_critics"}), ("paper-sde", {"noise_scheme"})):  # fmt: skip
+        other = configs[f"sac_flow_t@{label}"]
+        assert {f.name for f in dataclasses.fields(base) if getattr(base, f.name) != getattr(other, f.name)} == changed
 
 
 def test_published_weights_are_those_of_the_table():

@@ -5,12 +5,13 @@ from dataclasses import fields, replace
 import pytest
 
 from agents import AGENTS
+from agents.fql import FQL
 from bench.execution import Execution
 from bench.offline import FOLDER, finished_offline_phases, offline_phase, shared_offline_phases
 from bench.plan import make_plan, run_plan
 from bench.train import run
 from tests.test_train import execute, results_of
-from tests.tiny_runs import provenance_of, tiny_config
+from tests.tiny_runs import once_per_class, provenance_of, tiny_config
 
 # Another value for each field that acts online only.
 OTHER = {
@@ -42,7 +43,12 @@ def variant(agent: str, seed: int = 0, **changes):
     return config.replace(agent_config=replace(config.agent_config, **own))
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+WITH_ONLINE_FIELDS = {agent_class for agent_class, _ in AGENTS.values() if agent_class.online_only}
+# Agents without such fields share their offline phase by the settings of the run, like FQL.
+SHARING = [p for p in once_per_class() if AGENTS[p.values[0]][0] in {*WITH_ONLINE_FIELDS, FQL}]
+
+
+@pytest.mark.parametrize("agent", SHARING)
 def test_what_acts_online_only_changes_no_byte_of_the_offline_phase(agent, data_cache, tmp_path):
     plain, other = tiny_config(agent), variant(agent)
     assert plain != other and offline_phase(plain) == offline_phase(other)

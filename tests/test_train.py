@@ -25,7 +25,7 @@ from bench.evaluate import NICENESS, Preempted
 from bench.execution import Execution
 from bench.members import prepare_directory
 from bench.train import Diverged, run
-from tests.tiny_runs import ROOT, provenance_of, status_of, tiny_config
+from tests.tiny_runs import ROOT, once_per_class, provenance_of, status_of, tiny_config
 
 BYTES = ("episodes.csv", "train.csv")  # equal for equal runs; timing, status and provenance tell of the machine
 
@@ -118,7 +118,7 @@ def test_a_compiled_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, da
     assert [start["engine"] for start in starts] == ["compiled"] * 3
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", once_per_class())
 def test_a_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, reference, data_cache, tmp_path):
     config = tiny_config(agent)
     expected = results_of(config, reference(config))

@@ -8,6 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agents import AGENTS
 from bench.config import RunConfig
 from tests.conftest import TINY_DATASET
@@ -27,6 +29,17 @@ SMALL = {
     "rollout_steps": 12,
     "epochs": 2,
 }
+
+
+def once_per_class() -> list[Any]:
+    """Every agent as a parameter of a test that takes seconds of whole runs. Entries of the registry that differ from
+    one before them by settings alone take the same path through driver, checkpoint and files: those are slow tests."""
+    first: set[type] = set()
+    parameters = []
+    for name, (agent_class, _) in AGENTS.items():
+        parameters.append(pytest.param(name, marks=[pytest.mark.slow] if agent_class in first else []))
+        first.add(agent_class)
+    return parameters
 
 
 def small_agent_config(agent: str) -> Any:
