@@ -30,7 +30,7 @@ class DPPOConfig:
     fine_tuned_steps: int = 10  # of them the last ones, which PPO trains
     schedule: ScheduleName = "cosine"
     min_std: float = 0.1  # least standard deviation of a step while collecting, and in likelihoods
-    num_envs: int = 50  # E, environments of each seed
+    num_envs: int = 10  # E, environments of each seed; official 50, each a process here
     rollout_steps: int = 15_000  # environment steps of each seed between updates
     epochs: int = 10  # how often each decision is used
     gae_lambda: float = 0.95

@@ -30,7 +30,7 @@ class ReinFlowConfig:
     min_std: float = 0.08  # bounds of each step's standard deviation
     max_std: float = 0.14
     max_start: float = 3.0  # the base noise is cut to this
-    num_envs: int = 50  # E, environments of each seed
+    num_envs: int = 10  # E, environments of each seed; official 50, each a process here
     rollout_steps: int = 15_000  # environment steps of each seed between updates
     epochs: int = 10  # how often each decision is used
     gae_lambda: float = 0.95

@@ -143,7 +143,7 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         f"if no episode succeeds early, and {disk} of disk on this machine{eagerly}",
         flush=True,
     )
-    processes = {None: "ahead in a process for each seed", 0: "in its own process"}
+    processes = {None: "ahead in a process for each", 0: "in its own process"}
     environments = processes.get(execution.env_workers, f"ahead in {execution.env_workers} processes")
     print(
         f"each pack: {execution.threads} threads, updates {' and '.join(modes)}; "

@@ -97,10 +97,10 @@ class RunConfig:
             )
         if self.rollout_steps is not None and (share is not None or self.warmup_actions != "policy"):
             raise ConfigError(f"{self.agent} is on-policy: it has neither online_batch_share nor random warmup_actions")
-        if self.rollout_steps is not None and self.rollout_steps % self.agent_config.num_envs:
+        if self.rollout_steps is not None and self.rollout_steps % self.num_envs:
             raise ConfigError(
-                f"{self.agent}: rollout_steps is {self.rollout_steps}; it must be a multiple of num_envs, "
-                f"{self.agent_config.num_envs}"
+                f"{self.agent}: rollout_steps is {self.rollout_steps}; "
+                f"it must be a multiple of num_envs, {self.num_envs}"
             )
         if not 0.0 <= self.discount <= 1.0:
             raise ConfigError(f"discount is {self.discount!r}; it must lie in [0, 1]")
@@ -111,6 +111,11 @@ class RunConfig:
     def rollout_steps(self) -> int | None:
         """Environment steps that an on-policy agent collects between updates; None for any other agent."""
         return self.agent_config.rollout_steps if issubclass(AGENTS[self.agent][0], OnPolicyAgent) else None
+
+    @property
+    def num_envs(self) -> int:
+        """Training environments of each seed, which are stepped in turn."""
+        return self.agent_config.num_envs if self.rollout_steps is not None else 1
 
     def updates_after(self, env_step: int) -> int:
         """Gradient updates that follow environment step number `env_step`, counted from 1."""

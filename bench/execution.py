@@ -17,7 +17,7 @@ class Execution:
     threads: int = 1
     eval_workers: int = 1  # processes; 0: one per core
     engine: str = "auto"  # how updates are executed (bench.engine.MODES)
-    env_workers: int | None = None  # processes that step training environments ahead; None: one per seed; 0: the driver
+    env_workers: int | None = None  # processes that step training environments ahead; None: one for each; 0: the driver
     checkpoint_seconds: float = 300.0
     data_dir: Path | None = None
     lease_seconds: float = LEASE_SECONDS  # without a sign of life, after which another process may take a run over
@@ -31,9 +31,10 @@ class Execution:
         arguments += ["--checkpoint-seconds", str(self.checkpoint_seconds), "--lease-seconds", str(self.lease_seconds)]
         return arguments + (["--data-dir", str(self.data_dir.absolute())] if self.data_dir else [])
 
-    def processes(self, seeds: int) -> int:
-        """Of a pack of so many seeds, at work at the same time."""
-        return self.threads + (self.eval_workers or 1) + (seeds if self.env_workers is None else self.env_workers)
+    def processes(self, environments: int) -> int:
+        """Of a pack that trains in so many environments, at work at the same time."""
+        stepping = environments if self.env_workers is None else self.env_workers
+        return self.threads + (self.eval_workers or 1) + stepping
 
 
 def available_cores() -> int:

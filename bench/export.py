@@ -144,6 +144,8 @@ def collected(directory: Path) -> tuple[RunConfig, Transitions]:
     widths = {"obs": task.obs_dim, "action": task.action_dim, "next_obs": task.obs_dim}
     columns = [widths.get(field, 1) for field in ONLINE_FIELDS]
     newest = states[max(states)] if states else None
+    if config.rollout_steps is not None:
+        raise ConfigError(f"{directory}: {config.agent} is on-policy and keeps no replay: there is nothing to export")
     if newest is None or not newest["replay"]:
         raise ConfigError(f"{directory} has collected no transitions online: there is nothing to export")
     packed = checkpoints.restore_replay(newest, sum(columns)).numpy()

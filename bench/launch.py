@@ -289,8 +289,8 @@ def design(plan: Plan, options: argparse.Namespace, costs: dict[Pack, Cost | Non
             arrays.append(Array(name, tuple(jobs[start : start + limit]), first if number == 2 else ()))
         if number == 0:
             first = tuple(array.name for array in arrays)
-    seeds = max(len(pack.configs) for pack in plan.packs)
-    cores = options.cpus_per_task or options.packs_per_job * plan.execution.processes(seeds)
+    environments = max(sum(config.num_envs for config in pack.configs) for pack in plan.packs)
+    cores = options.cpus_per_task or options.packs_per_job * plan.execution.processes(environments)
     exclude = {node for node in options.exclude.split(",") if node} | bad_nodes(plan.results)
     return Launch(
         id=identity,
@@ -301,6 +301,7 @@ def design(plan: Plan, options: argparse.Namespace, costs: dict[Pack, Cost | Non
         execution=plan.execution,
         gpus_per_job=options.gpus_per_node or int(bool(options.gres)),
         cpus_per_job=cores,
+        environments=environments,
         exclude=tuple(sorted(exclude)),
         arrays=tuple(arrays),
     )
@@ -308,9 +309,8 @@ def design(plan: Plan, options: argparse.Namespace, costs: dict[Pack, Cost | Non
 
 def memory_mb(launch: Launch) -> int:
     """What the largest job needs: torch, simulator and networks in each process that is busy, some are shared."""
-    seeds = max(len(work.directories) for array in launch.arrays for job in array.jobs for work in job.works)
     packs = max(len(job.works) for array in launch.arrays for job in array.jobs)
-    training = packs * (MB_PER_PACK + MB_PER_PROCESS * launch.execution.processes(seeds))
+    training = packs * (MB_PER_PACK + MB_PER_PROCESS * launch.execution.processes(launch.environments))
     return training + (MB_OF_MIRROR if launch.execution.mirrors else 0)
 
 

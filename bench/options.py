@@ -65,7 +65,7 @@ def add_execution_options(parser: argparse.ArgumentParser) -> None:
         type=count_or_auto,
         default=None,
         metavar="N|auto",
-        help="processes that step a pack's training environments ahead; 0: none; auto: one for each seed",
+        help="processes that step a pack's training environments ahead; 0: none; auto: one for each",
     )
     how.add_argument("--checkpoint-seconds", type=float, default=300.0)
     how.add_argument(

@@ -158,11 +158,10 @@ class Training:
         )
         self.trajectories: TrajectoryStore | None = None  # of an on-policy agent, instead of what the replay collects
         if config.rollout_steps is not None:
-            num_envs = config.agent_config.num_envs
+            num_steps = config.rollout_steps // config.num_envs
             self.trajectories = TrajectoryStore(
-                len(members), num_envs, config.rollout_steps // num_envs, self.agent.obs_dim, config.discount, device
+                len(members), config.num_envs, num_steps, self.agent.obs_dim, config.discount, device
             )
-        self.num_envs = self.trajectories.num_envs if self.trajectories else 1
         self.metrics = MetricMeans(states, device)
         self.engine = Engine(
             self.agent,
@@ -337,15 +336,15 @@ class Training:
             if rows and self.env_steps:
                 self.replay.restore_online(rows)
                 self._saved_rows = self.replay.num_online
-        slots = [Slot(seed, number) for seed in self.seeds for number in range(self.num_envs)]
+        slots = [Slot(seed, number) for seed in self.seeds for number in range(config.num_envs)]
         episodes = iter(open_episodes(config, slots, self._template, self.execution.env_workers))
         for state in states:
-            saved = (state["rollouts"] if state else None) or [None] * self.num_envs
+            saved = (state["rollouts"] if state else None) or [None] * config.num_envs
             self.rollouts.append([Rollout(next(episodes), own) for own in saved])
 
     def _step_online(self) -> None:
         """One environment step per seed, in its environments in turn, then the updates that are due."""
-        config, env_number = self.config, self.env_steps % self.num_envs
+        config, env_number = self.config, self.env_steps % self.config.num_envs
         if env_number == 0 and any(rollout.needs_chunk for own in self.rollouts for rollout in own):
             with self._watch.part("act"):
                 self._act()

@@ -160,7 +160,7 @@ def test_plan_and_dry_run_print_the_cost_and_start_nothing(capsys, data_cache, t
     [
         ("0", "environments in its own process"),
         ("2", "environments ahead in 2 processes"),
-        ("auto", "environments ahead in a process for each seed"),
+        ("auto", "environments ahead in a process for each"),
     ],
 )
 def test_the_plan_says_where_environments_step(asked, expected, capsys, data_cache, tmp_path):

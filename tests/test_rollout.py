@@ -67,6 +67,15 @@ def test_workers_that_step_ahead_give_the_transitions_of_this_process(template):
     assert transitions(rollouts(template, 0, states), before, after) == then
 
 
+def test_environments_of_one_seed_differ_and_the_first_is_that_of_a_seed_with_no_other(template):
+    def starts(slots: list[Slot], processes: int) -> list[list[float]]:
+        return [own.start(0, [])[0].tolist() for own in open_episodes(CONFIG, slots, template, processes)]
+
+    several = starts([Slot(3, number) for number in range(3)], processes=2)
+    assert several[:1] == starts([Slot(3, 0)], processes=0)
+    assert len({tuple(start) for start in several}) == 3
+
+
 def test_a_worker_whose_environment_raises_names_the_error(template):
     (first, *_) = rollouts(template, 3)
     first.set_chunk(np.full((5, 5), np.nan, np.float32))

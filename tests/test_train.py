@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -23,6 +24,7 @@ from bench.config import ConfigError, RunConfig
 from bench.engine import Engine
 from bench.evaluate import NICENESS, Preempted
 from bench.execution import Execution
+from bench.export import collected
 from bench.members import prepare_directory
 from bench.train import Diverged, run
 from tests.tiny_runs import ROOT, once_per_class, provenance_of, status_of, tiny_config
@@ -135,6 +137,31 @@ def test_a_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, reference, 
     assert (status["state"], status["env_steps"]) == ("complete", 40)
     starts = provenance_of(config.directory(tmp_path))["starts"]
     assert [start["resumed_from"] is None for start in starts] == [True, False, False]
+
+
+def test_agents_from_scratch_act_at_random_until_their_first_update_and_resume(data_cache, tmp_path):
+    """Uniform actions that depend on the seed alone, then those of each policy; stopped in the warm-up and after it."""
+    settings = {"offline_updates": 0, "warmup_actions": "random", "warmup_steps": 9}
+    actions = {}
+    for agent, share in (("sac", 1.0), ("rlpd", 0.5)):
+        config = tiny_config(agent, online_batch_share=share, **settings)
+        execute([config], tmp_path / "whole")
+        for polls in (5, 20):
+            with pytest.raises(Preempted):
+                execute([config], tmp_path / "stopped", stop_after=polls)
+        execute([config], tmp_path / "stopped")
+        assert results_of(config, tmp_path / "stopped") == results_of(config, tmp_path / "whole")
+        points = [(row["updates"], row["env_steps"]) for row in table(config, tmp_path / "whole", "episodes.csv")]
+        assert points[0] == ("0", "0") and points[-1] == ("32", "40")
+        actions[agent] = collected(config.directory(tmp_path / "whole"))[1].action
+    assert (actions["sac"][:8] == actions["rlpd"][:8]).all() and np.abs(actions["sac"][:8]).max() > 0.5
+    assert (actions["sac"][8:12] != actions["rlpd"][8:12]).any()
+
+
+def test_an_on_policy_run_has_no_replay_to_export(reference):
+    config = tiny_config("reinflow")
+    with pytest.raises(ConfigError, match="reinflow is on-policy and keeps no replay"):
+        collected(config.directory(reference(config)))
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(reference, data_cache, tmp_path):
