@@ -49,6 +49,8 @@ class Protocol:
     """What two numbers must have in common before a difference between them says anything; None: not known."""
 
     num_critics: int | None = None
+    q_aggregation: str | None = None  # of the target critics to one value
+    pessimism: float | None = None  # standard deviations below the mean; pessimistic aggregation
     chunk_length: int | None = None  # environment steps per action chunk
     offline_updates: int | None = None  # gradient updates before the first online step
     critic_updates_per_offline_step: int | None = None
@@ -63,6 +65,8 @@ class Protocol:
 HARMLESS = ("eval_episodes", "online_steps")
 IN_WORDS = {
     "num_critics": "critics",
+    "q_aggregation": "value of the critics",
+    "pessimism": "pessimism of the critics",
     "chunk_length": "steps per chunk",
     "offline_updates": "offline updates",
     "critic_updates_per_offline_step": "critic updates per offline step",
@@ -99,8 +103,21 @@ class Source:
     suite_prefix: str = ""  # of the suites that an import of its rates per seed makes
 
 
-_FULL = Protocol(2, 1, 1_000_000, 1, 1, 1_000_000, "post", 50, "published")
+_FULL = Protocol(
+    num_critics=2,
+    q_aggregation="mean",
+    chunk_length=1,
+    offline_updates=1_000_000,
+    critic_updates_per_offline_step=1,
+    utd_ratio=1,
+    online_steps=1_000_000,
+    success_timing="post",
+    eval_episodes=50,
+    data_origin="published",
+)
 _CHUNKS = {"chunk_length": 5}
+_MINIMUM = {"q_aggregation": "min"}  # IFQL, IQL and ReBRAC take the smaller of two critics
+_UNKNOWN_VALUE = {"q_aggregation": None, "pessimism": None}
 _ONLINE_ONLY = {"num_critics": 10, "offline_updates": 0, "critic_updates_per_offline_step": None}
 
 # Facts (numbers) are carried over with their source; licences are those of the repositories that the numbers lie in.
@@ -115,12 +132,12 @@ SOURCES: dict[str, Source] = {
             "QC-FQL": method("qc_fql", **_CHUNKS),
             "QC": method("qc", **_CHUNKS),
             "BFN": method("bfn"),
-            "IFQL": method("ifql"),
-            "QC-IFQL": method("ifql", **_CHUNKS),
-            "IQL": method("iql"),
-            "ReBRAC": method("rebrac"),
+            "IFQL": method("ifql", **_MINIMUM),
+            "QC-IFQL": method("ifql", **_MINIMUM, **_CHUNKS),
+            "IQL": method("iql", **_MINIMUM),
+            "ReBRAC": method("rebrac", **_MINIMUM),
             "RLPD": method("rlpd", **_ONLINE_ONLY),
-            "RLPD-AC": method("rlpd", **_ONLINE_ONLY, **_CHUNKS),
+            "RLPD-AC": method("rlpd_ac", **_ONLINE_ONLY, **_CHUNKS),
         },
     ),
     "fql_paper_table3_offline": Source(
@@ -130,10 +147,10 @@ SOURCES: dict[str, Source] = {
         protocol=dataclasses.replace(_FULL, online_steps=0),
         methods={
             "FQL": method("fql"),
-            "FBRAC": method("fbrac"),
-            "IFQL": method("ifql"),
-            "IQL": method("iql"),
-            "ReBRAC": method("rebrac"),
+            "FBRAC": method("fbrac", **_UNKNOWN_VALUE),
+            "IFQL": method("ifql", **_MINIMUM),
+            "IQL": method("iql", **_MINIMUM),
+            "ReBRAC": method("rebrac", **_MINIMUM),
         },
     ),
     "fql_paper_table4": Source(
@@ -143,10 +160,10 @@ SOURCES: dict[str, Source] = {
         protocol=_FULL,
         methods={
             "FQL": method("fql"),
-            "IFQL": method("ifql"),
-            "IQL": method("iql"),
-            "ReBRAC": method("rebrac"),
-            "RLPD": method("rlpd", **(_ONLINE_ONLY | {"num_critics": None})),
+            "IFQL": method("ifql", **_MINIMUM),
+            "IQL": method("iql", **_MINIMUM),
+            "ReBRAC": method("rebrac", **_MINIMUM),
+            "RLPD": method("rlpd", **(_ONLINE_ONLY | _UNKNOWN_VALUE | {"num_critics": None})),
         },
     ),
     "cfp_paper_table5": Source(
@@ -166,12 +183,23 @@ SOURCES: dict[str, Source] = {
         label="QAM release",
         citation="arXiv 2601.14234, experiment data of the release: success rate of every seed",
         licence="MIT",
-        protocol=Protocol(10, 5, 1_000_000, None, 1, 500_000, None, 50, "published"),
+        protocol=Protocol(
+            num_critics=10,
+            q_aggregation="pessimistic",
+            pessimism=0.5,
+            chunk_length=5,
+            offline_updates=1_000_000,
+            utd_ratio=1,
+            online_steps=500_000,
+            eval_episodes=50,
+            data_origin="published",
+        ),
         methods={
             "FQL": method("qc_fql"),  # chunks of 5 actions: what the Q-chunking paper calls QC-FQL
             "IFQL": method("ifql"),
             "DSRL": method("dsrl"),
             "FBRAC": method("fbrac"),
+            "FAWAC": method("fawac"),
             "DAC": method("dac"),
             "QSM": method("qsm"),
             "QAM": method("qam"),
@@ -179,7 +207,8 @@ SOURCES: dict[str, Source] = {
             "QAM-F": method("qam_f"),
             "FEdit": method("fedit"),
             "ReBRAC": method("rebrac"),
-            "RLPD": method("rlpd", **_ONLINE_ONLY),
+            # Chunks of 5 as all of that release; its value of the critics is not told.
+            "RLPD": method("rlpd_ac", **_ONLINE_ONLY, **_UNKNOWN_VALUE),
         },
         suite_prefix="qam",
     ),
@@ -211,12 +240,20 @@ def protocol_of(source: str, method: str) -> Protocol:
     return dataclasses.replace(origin.protocol, **(known.departs if known else {}))
 
 
+def meaningful(field: str, ours: Protocol, theirs: Protocol) -> bool:
+    """Whether a field is to be compared: how critics become one value only where there are as many of them."""
+    if field not in ("q_aggregation", "pessimism"):
+        return True
+    as_many = ours.num_critics is not None and ours.num_critics == theirs.num_critics
+    return as_many and (field == "q_aggregation" or ours.q_aggregation == theirs.q_aggregation == "pessimistic")
+
+
 def differences(ours: Protocol, theirs: Protocol) -> tuple[list[str], list[str]]:
     """What forbids a comparison, and what only deserves to be said (harmless differences, what is not known)."""
     forbidding, remarks = [], []
     for field in dataclasses.fields(Protocol):
         a, b, words = getattr(ours, field.name), getattr(theirs, field.name), IN_WORDS[field.name]
-        if a == b:
+        if a == b or not meaningful(field.name, ours, theirs):
             continue
         if a is None or b is None:
             remarks.append(f"{words} not known")

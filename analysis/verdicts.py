@@ -5,8 +5,8 @@ A run counts by its success rate at the step. The rule, with d = ours - publishe
 * below, above: equality is rejected, the 95 % interval of d leaves out 0, and it is not within the margin.
 * conformant: the interval of d lies within -margin .. +margin, from at least 5 seeds of ours.
 * not enough seeds: neither; the interval reaches beyond the margin, and the data speak for nothing.
-* not comparable: other critics, chunks, offline updates, updates per step, success timing, or data that are not the
-  published ones; or a source that may report the best checkpoint of each curve.
+* not comparable: other critics (how many, and how they become one value), chunks, offline updates, updates per step,
+  success timing, or data that are not the published ones; or a source that may report the best checkpoint of a curve.
 
 **False alarms.** A method that is truly equal is called below or above on any task of a suite, or over all of them,
 with probability 5 % at most, at each step for itself. Equality is tested by permutation: if runs of both sides come
@@ -296,7 +296,7 @@ def judge(suite: Suite, points: Sequence[Point], margin: float = MARGIN) -> list
         forbidding, remarks = differences(ours, protocol_of(source, method))
         if source_of(source).best_of_curve:
             forbidding.append("may be the best checkpoint of each curve")
-        steps = compared_steps(curves)
+        steps = compared_steps(curves, untrained_start=not ours.offline_updates)
         cells = [suite.cells[curve.task, agent] for curve in curves]
         shared = [step for step in steps if any(scores_at(cell, step) is not None for cell in cells)]
         if not shared:
@@ -342,8 +342,10 @@ def our_protocol(suite: Suite, agent: str) -> Protocol:
     settings = config.get("agent_config", {})
     return Protocol(
         num_critics=settings.get("num_critics"),
+        q_aggregation=settings.get("q_aggregation"),
+        pessimism=settings.get("pessimism"),
         chunk_length=settings.get("chunk_length"),
-        offline_updates=suite.offline_updates,
+        offline_updates=config["offline_updates"],
         critic_updates_per_offline_step=settings.get("critic_updates_per_offline_step"),
         utd_ratio=config.get("utd_ratio"),
         online_steps=suite.online_steps,
@@ -353,9 +355,13 @@ def our_protocol(suite: Suite, agent: str) -> Protocol:
     )
 
 
-def compared_steps(curves: Sequence[Series]) -> list[int]:
-    """The published steps that get a verdict: a few fixed in advance, else the last one."""
+def compared_steps(curves: Sequence[Series], untrained_start: bool = False) -> list[int]:
+    """The published steps that get a verdict: a few fixed in advance, else the last one.
+
+    untrained_start: our agent has no offline phase, and nothing is reproduced by a policy that nobody has trained.
+    """
     steps = {point.step for curve in curves for point in curve.points}
+    steps = steps - {0} or steps if untrained_start else steps
     return sorted(steps & set(COMPARED_STEPS)) or [max(steps)]
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from scipy import stats
 
+from agents import AGENTS
 from analysis import overlay, published, verdicts
 from analysis.__main__ import main
 from analysis.imported import import_as_results, write_run
@@ -230,6 +232,11 @@ def test_methods_of_sources_are_our_agents():
     assert agent_of("qam_cube_success_by_seed", "FQL") == "qc_fql"
     assert agent_of("cfp_paper_table5", "QCFQL-nstep-O2O") == "flow_mlp"
     assert agent_of("somebody", "My Method-2") == "my_method_2"
+    assert agent_of("qc_plot_data", "RLPD-AC") == agent_of("qam_cube_success_by_seed", "RLPD") == "rlpd_ac"
+    assert agent_of("qc_plot_data", "RLPD") == "rlpd"
+    assert agent_of("qam_cube_success_by_seed", "FAWAC") == "fawac"
+    mapped = {method.agent for source in SOURCES.values() for method in source.methods.values()}
+    assert mapped - AGENTS.keys() == {"fedit"}, "of these nothing can be run here"
 
 
 def test_protocols_tell_what_forbids_a_comparison():
@@ -663,6 +670,49 @@ def test_method_with_our_chunks_is_chosen_where_a_source_has_two(tmp_path: Path)
     settings = {"chunk_length": 5}
     root = write_suite(tmp_path, {"cube-double-task1": 0.5}, seeds=2, agent="ifql", suite="s", settings=settings)
     assert {row.method for row in rows_of(root).values()} == {"QC-IFQL"}
+
+
+QAM_RELEASE = ("fbrac", "fawac", "dac", "qsm", "ifql", "dsrl", "qam", "qam_e", "qam_f", "rebrac")
+
+
+@pytest.mark.parametrize("agent", [*QAM_RELEASE, "qc_fql", "rlpd_ac"])
+def test_agents_at_the_protocol_of_the_qam_release_are_compared(tmp_path: Path, agent: str):
+    settings = json.loads(json.dumps(asdict(AGENTS[agent][1])))
+    if agent == "qc_fql":
+        settings |= {"num_critics": 10, "q_aggregation": "pessimistic"}
+    scratch: dict[str, Any] = {"offline_updates": 0} if agent == "rlpd_ac" else {}
+    root = write_suite(tmp_path, TRIPLE, agent=agent, suite="baselines-cube", settings=settings, **scratch)
+    if scratch:
+        for file in root.glob("*/*/*/*/episodes.csv"):
+            rows = [line for line in file.read_text().splitlines(True) if not line.startswith("offline,500000")]
+            file.write_text("".join(rows).replace("offline,1000000,0,", "offline,0,0,"))
+    rows = rows_of(root, source="qam_cube_success_by_seed", step=500_000)
+    assert {*TRIPLE, "all tasks"} == rows.keys()
+    assert NOT_COMPARABLE not in {row.verdict for row in rows.values()}, rows["cube-triple-task5"].reason
+    assert rows["cube-triple-task5"].verdict == CONFORMANT  # published as 0 of every method
+    told = "value of the critics not known" in rows["cube-triple-task5"].reason
+    assert told == (agent == "rlpd_ac"), "all but RLPD are known to act on mean - 0.5 std"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"q_aggregation": "mean"}, "value of the critics: theirs pessimistic, ours mean"),
+        ({"q_aggregation": "pessimistic", "pessimism": 1.0}, "pessimism of the critics: theirs 0.5, ours 1.0"),
+    ],
+)
+def test_other_value_of_as_many_critics_is_not_comparable(tmp_path: Path, settings: dict[str, Any], reason: str):
+    root = write_suite(tmp_path, TRIPLE, seeds=2, agent="qam", settings={"num_critics": 10} | settings)
+    rows = rows_of(root, source="qam_cube_success_by_seed", step=500_000)
+    assert {row.verdict for row in rows.values()} == {NOT_COMPARABLE}
+    assert all(row.reason == reason for row in rows.values())
+
+
+def test_two_critics_and_their_mean_are_those_of_the_qc_release(tmp_path: Path):
+    mean = {"q_aggregation": "mean", "pessimism": 0.5}  # the pessimism of a mean is not used
+    assert rows_of(write_suite(tmp_path / "a", TRIPLE, settings=mean))["cube-triple-task1"].verdict == CONFORMANT
+    rows = rows_of(write_suite(tmp_path / "b", TRIPLE, settings={"q_aggregation": "min"}))
+    assert {row.reason for row in rows.values()} == {"value of the critics: theirs mean, ours min"}
 
 
 def test_suite_without_published_tasks_has_no_verdict(tmp_path: Path):
