@@ -22,10 +22,14 @@ from analysis.wording import counted, listed_values, seeds_label
 RELEASED: dict[str, Any] = {
     "temperature": "released",
     "entropy_reference": "path",
-    "target_entropy": 0.0,
+    "target_entropy": {
+        **dict.fromkeys(("dsrl", "qam", "qam_e", "qam_f", "rlpd", "rlpd_ac"), -0.5),
+        "sac": -1.0,
+        "": 0.0,
+    },
     "policy_noise_std": 0.05,
     "target_noise_std": 0.02,
-    "collect_noise_std": 0.02,
+    "collect_noise_std": {"iql": 1.0, "": 0.02},
     "evaluate_noise_std": 0.02,
     "noise_scheme": "additive",
     "tanh_log_det": "released",
