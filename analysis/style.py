@@ -40,6 +40,14 @@ AGENT_STYLES: dict[str, AgentStyle] = {
     "rlpd": AgentStyle("#000000", (0, (6, 1.5)), "^"),
     "reinflow": AgentStyle("#DDAA33", "-", "<"),
     "iql": AgentStyle("#777722", (0, (1, 1)), "D"),
+    # The other agents of the registry, in colours as far from those above as there is room.
+    "rlpd_ac": AgentStyle("#E0115F", "-", "v"),
+    "sac": AgentStyle("#3A3AE8", (0, (6, 1.5)), "o"),
+    "idql": AgentStyle("#004B23", (0, (4, 1.2, 1, 1.2)), "h"),
+    "diffusion_ql": AgentStyle("#9A7FD1", (0, (6, 1.5)), "X"),
+    "dppo": AgentStyle("#55B82A", (0, (2.5, 1.2)), "P"),
+    "bc": AgentStyle("#1F3A5F", (0, (1, 1)), "p"),
+    "bc_diffusion": AgentStyle("#C22AE0", (0, (6, 1.2, 1, 1.2, 1, 1.2)), "8"),
 }
 # Agents without an entry: muted colours outside the table above, so that nobody takes one for a known agent.
 FALLBACK_LINES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (3, 1, 1, 1)))

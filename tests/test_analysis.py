@@ -17,11 +17,12 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from agents import AGENTS
 from analysis import figures, tables
 from analysis.__main__ import main
 from analysis.load import Suite, load_results
 from analysis.read import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError
-from analysis.style import AGENT_STYLES, styles_of
+from analysis.style import AGENT_STYLES, FALLBACK_STYLES, styles_of
 from analysis.wording import count_label, seeds_label
 
 HEADER = "phase,updates,env_steps,episode_seed,success,return,length"
@@ -552,6 +553,14 @@ def test_known_agents_differ_in_colour_in_line_and_in_marker():
         assert len(set(mark)) == len(OWN_AGENTS)
     # There are not so many lines and markers for the published methods: each has its colour.
     assert len({style.color for style in AGENT_STYLES.values()}) == len(AGENT_STYLES)
+
+
+def test_every_agent_of_the_registry_has_a_style_of_its_own():
+    assert AGENTS.keys() <= AGENT_STYLES.keys()
+    marks = [(style.line, style.marker, style.color) for style in AGENT_STYLES.values()]
+    assert len({(line, marker) for line, marker, _ in marks}) == len(marks), "apart without colour, too"
+    known = {color for *_, color in marks}
+    assert not known - {"#000000"} & {style.color for style in FALLBACK_STYLES}
 
 
 def test_unknown_agent_looks_the_same_whatever_stands_beside_it():
