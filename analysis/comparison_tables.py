@@ -163,7 +163,9 @@ def pair_caption(suite: Suite, pairs: Sequence[Pair]) -> str:
 
 def further_scalars(cell: Cell, measure: Measure) -> dict[str, Array]:
     """Scalars of each run (n,) by column of `<suite>_metrics.csv`; what needs success rates only where there are."""
-    scalars = {"worst_dip": metrics.worst_dip(cell.online_score)}
+    # There is nothing to lose for an agent that begins untrained.
+    dip = np.full(len(cell.seeds), np.nan) if cell.from_scratch else metrics.worst_dip(cell.online_score)
+    scalars = {"worst_dip": dip}
     if measure == SUCCESS:
         scalars["regret"] = metrics.regret(cell.online_steps, cell.online_score)
         scalars["training_regret"] = 1.0 - cell.behaviour_success

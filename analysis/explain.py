@@ -47,7 +47,7 @@ class Point:
     scored_by: str
     phase: str  # "offline" or "online"
     at: int  # gradient updates offline, environment steps online
-    handover: bool  # the end of the offline phase, which is also online step 0
+    handover: bool  # the end of the offline phase, which is also online step 0; untrained where there is no such phase
     mean: float
     low: float
     high: float
@@ -77,7 +77,7 @@ def explain(
         raise ResultsError(f"no evaluation of {agent} at {phase} {unit(phase)} {at}: {neighbours(grid, at, phase)}")
     point = place if phase == "offline" else curve.handover + place
     if point == curve.handover:  # online step 0 has no rows of its own
-        phase, at = "offline", suite.offline_updates
+        phase, at = "offline", int(curve.offline_updates[-1])
     names = {f"{suite.name}/{cell.task}/{agent}/seed_{seed:03d}" for cell in cells for seed in cell.seeds.tolist()}
     members = [run for run in suite.runs if run.name in names]
     found = [(run, evidence(results, run, phase, at)) for run in members]
@@ -213,7 +213,9 @@ def to_json(point: Point) -> str:
 
 def heading(point: Point) -> list[str]:
     """What the point is and what it says, in lines."""
-    where = f"{point.phase} {unit(point.phase)} {point.at}" + (", the hand-over (online step 0)" * point.handover)
+    where = f"{point.phase} {unit(point.phase)} {point.at}"
+    if point.handover:
+        where += ", the hand-over (online step 0)" if point.at else ", untrained (online step 0)"
     tasks = {run.run.split("/")[1] for run in point.runs}
     over = f"on {point.task}" if point.task else f"over {counted(len(tasks), 'task')}"
     if np.isnan(point.mean):

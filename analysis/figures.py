@@ -186,7 +186,9 @@ def draw_curve(
     `num_agents` (default: the suite's)."""
     num_agents = num_agents or len(suite.agents)
     shown = curve_of(suite, cells)
-    x, curve = axis_position(suite, shown.offline_updates, shown.online_steps), shown.interval
+    # The hand-over of an agent without an offline phase lies where that of the others does.
+    offline_updates = shown.offline_updates + (suite.offline_updates - shown.offline_updates[-1])
+    x, curve = axis_position(suite, offline_updates, shown.online_steps), shown.interval
     draw_runs(axes, x, np.concatenate([all_scores(cell) for cell in cells]), style, num_agents)
     axes.fill_between(x, curve.low, curve.high, color=style.color, alpha=max(0.1, 0.2 - 0.02 * num_agents), linewidth=0)
     step = max(1, len(x) // MARKERS_PER_LINE)

@@ -27,7 +27,7 @@ class Cell:
     """The n runs of one agent on one task, on one grid of evaluations; NaN where a run has not come that far.
 
     The hand-over (end of the offline phase, before the first online step) is the last of the offline points and the
-    first of the online ones.
+    first of the online ones. An agent without an offline phase has one offline point, at update 0: its hand-over.
     """
 
     task: str
@@ -41,6 +41,11 @@ class Cell:
     behaviour_success: NDArray[np.float64]  # (n,) of online training episodes
     offline_phases: tuple[tuple[str, int] | None, ...]  # n; runs with the same one are not independent
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether there is no offline phase: the score at the hand-over is that of an untrained policy."""
+        return not self.offline_updates[-1]
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -50,7 +55,7 @@ class Suite:
     origin: str  # of the offline data: "published", "generated" or "user"
     success_timing: str
     eval_episodes: int  # per evaluation and run
-    offline_updates: int
+    offline_updates: int  # of the agents that have an offline phase; 0 where none has
     online_steps: int
     tasks: tuple[str, ...]
     measures: dict[str, Measure]  # task -> what it is scored by
@@ -69,6 +74,12 @@ class Suite:
     def cells_of(self, agent: str) -> list[Cell]:
         """The cells of one agent in the order of the tasks."""
         return [self.cells[task, agent] for task in self.tasks if (task, agent) in self.cells]
+
+    @property
+    def from_scratch(self) -> tuple[str, ...]:
+        """The agents without an offline phase that stand beside agents with one."""
+        scratch = tuple(agent for agent in self.agents if all(cell.from_scratch for cell in self.cells_of(agent)))
+        return scratch if self.offline_updates else ()
 
     def missing(self, agent: str, tasks: Sequence[str] | None = None) -> int:
         """Number of runs that another agent or another task has (same seed), and this agent has not."""
@@ -155,7 +166,9 @@ def read_runs(root: Path, names: Sequence[str]) -> list[Run]:
 def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite:
     """The runs of one suite as arrays, after checking that they belong together."""
     for field in PROTOCOL_FIELDS:
-        refuse_mix(runs, lambda run, field=field: run.config[field], f"suite {name}: {field}")
+        if field != "offline_updates":
+            refuse_mix(runs, lambda run, field=field: run.config[field], f"suite {name}: {field}")
+    refuse_budget_mix(name, runs)
     refuse_mix(runs, lambda run: run.provenance["dataset"]["origin"], f"suite {name}: data origin")
     by_task: dict[str, list[Run]] = defaultdict(list)
     by_agent: dict[str, list[Run]] = defaultdict(list)
@@ -186,7 +199,7 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         origin=runs[0].provenance["dataset"]["origin"],
         success_timing=first["success_timing"],
         eval_episodes=first["eval_episodes"],
-        offline_updates=first["offline_updates"],
+        offline_updates=max(run.config["offline_updates"] for run in runs),
         online_steps=first["online_steps"],
         tasks=tuple(sorted(by_task, key=task_order)),
         measures=measures_of(by_task),
@@ -209,6 +222,20 @@ def refuse_mix(runs: Sequence[Run], value: Callable[[Run], Any], what: str) -> N
     for run in runs[1:]:
         if value(run) != value(runs[0]):
             raise ResultsError(f"{what} is {value(runs[0])} in {runs[0].name} but {value(run)} in {run.name}")
+
+
+def refuse_budget_mix(name: str, runs: Sequence[Run]) -> None:
+    """ResultsError naming two runs, unless all agents have one offline budget, or none at all."""
+    by_agent: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_agent[run.agent].append(run)
+
+    def budget(run: Run) -> int:
+        return run.config["offline_updates"]
+
+    refuse_mix([run for run in runs if budget(run)], budget, f"suite {name}: offline_updates")
+    for agent, members in by_agent.items():
+        refuse_mix(members, budget, f"suite {name}, agent {agent}: offline_updates")
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

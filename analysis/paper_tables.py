@@ -42,6 +42,11 @@ def sides(suite: Suite) -> tuple[str, ...]:
     return SIDES[: 1 + bool(suite.online_steps)] if suite.offline_updates else SIDES[1:]
 
 
+def sides_of(suite: Suite, row: Row) -> tuple[str, ...]:
+    """The columns that an agent of the suite has."""
+    return tuple(side for side in sides(suite) if side == "final" or row.agent not in suite.from_scratch)
+
+
 def to_csv(suite: Suite, rows: dict[tuple[str, str], Row]) -> str:
     """One line per task and agent, numbers as in the main table, and whether they are bold."""
     columns = ["suite", "task", "agent", "seeds_min", "seeds_max"]
@@ -68,7 +73,7 @@ def to_markdown(suite: Suite, rows: dict[tuple[str, str], Row]) -> str:
         cells = [rows.get((scope, agent)) for agent in styles_of(suite.agents)]
         shown = []
         for row in cells:
-            estimates = {side: row.estimates[side] for side in sides(suite)} if row else {}
+            estimates = {side: row.estimates[side] for side in sides_of(suite, row)} if row else {}
             parts = [emphasised(show(e, measure), row is not None and s in row.bold) for s, e in estimates.items()]
             shown.append(f" {ARROW} ".join(parts) or "-")
         lines.append([scope if scope == ALL_TASKS else task_label(suite, scope), *shown])
@@ -93,7 +98,7 @@ def to_latex(suite: Suite, rows: dict[tuple[str, str], Row]) -> str:
         for agent in agents:
             row = rows.get((scope, agent))
             numbers, small = [], []
-            for side in sides(suite) if row else ():
+            for side in sides_of(suite, row) if row else ():
                 assert row is not None
                 number, interval = show_parts(row.estimates[side], measure)
                 number, interval = number.replace("-", "$-$"), interval.replace("-", "$-$")
@@ -124,6 +129,7 @@ def caption(suite: Suite, latex: bool = False) -> list[str]:
     return [
         f"{' or '.join(names).capitalize()}{unit}, {told}: mean over seeds [95 % t interval].",
         f"{suite.name}: {'; '.join(provenance_facts(suite))}.",
+        *(["From scratch: no offline phase, the end of the online phase alone."] * bool(suite.from_scratch)),
         *([BOLD_RULE] * (len(suite.agents) > 1)),
     ]
 

@@ -73,7 +73,7 @@ def protocol(suite: Suite, records: Sequence[RunRecord]) -> list[Section]:
     """The card of a suite; `records` are those of its runs."""
     return [
         Section("Tasks and data", tuple(task_facts(suite))),
-        Section("Budgets", tuple(budget_facts(suite.runs))),
+        Section("Budgets", tuple(budget_facts(suite))),
         Section("Evaluation", tuple(evaluation_facts(suite, records))),
         Section("Runs", tuple(run_facts(suite))),
         Section("Statistics", tuple(statistics_facts(suite))),
@@ -119,11 +119,15 @@ def task_facts(suite: Suite) -> Iterable[tuple[str, str]]:
         yield "versions of the tasks", ", ".join(sorted(versions))
 
 
-def budget_facts(runs: Sequence[Run]) -> Iterable[tuple[str, str]]:
+def budget_facts(suite: Suite) -> Iterable[tuple[str, str]]:
+    runs = suite.runs
     for field, unit in BUDGETS.items():
         if any(field in run.config for run in runs):
-            text = by_run(runs, lambda run, field=field: run.config.get(field))
+            budgeted = [run for run in runs if run.config[field]] or runs if field == "offline_updates" else runs
+            text = by_run(budgeted, lambda run, field=field: run.config.get(field))
             yield field, "all of them" if text == "null" else f"{text} {unit}"
+    if scratch := suite.from_scratch or (() if suite.offline_updates else suite.agents):
+        yield "no offline phase", f"{', '.join(scratch)}: the online phase begins with an untrained policy"
     if any("chunk_length" in run.config.get("agent_config", {}) for run in runs):
         chunks = by_run(runs, lambda run: run.config.get("agent_config", {}).get("chunk_length"))
         yield "chunk_length", f"{chunks} environment steps executed open loop"

@@ -26,7 +26,8 @@ WITH_SUCCESS, WITHOUT_SUCCESS = (
     for success in (SOLVED, "")
 )
 BEHAVIOUR_ROW = re.compile(f"(?:offline|online),{WHOLE},{WHOLE},behaviour_success,[01]".encode())
-# One curve has one axis and one label: these are the same for all runs of a suite.
+# One curve has one axis and one label: these are the same for all runs of a suite, but for agents without an offline
+# phase, whose offline_updates are 0.
 PROTOCOL_FIELDS = ("success_timing", "offline_updates", "online_steps", "eval_episodes")
 
 

@@ -311,7 +311,8 @@ function suiteSpec(suite, task) {
   const scale = phases(suite.offline, suite.online, suite.share);
   const lines = suite.curves.filter((curve) => curve.task === task).sort((a, b) => a.agent - b.agent).map((curve) => {
     const name = data.agents[curve.agent].name, [updates, steps] = suite.grids[curve.agent];
-    const points = [...updates.map((step) => [0, step]), ...steps.slice(1).map((step) => [1, step])];
+    // Without an offline phase the only offline point is online step 0.
+    const points = updates.at(-1) ? [...updates.map((step) => [0, step]), ...steps.slice(1).map((step) => [1, step])] : steps.map((step) => [1, step]);
     const own = cells.get(curve.agent).flatMap((cell) => cell.seeds.map((seed, k) => {
       const path = `${suite.name}/${suite.tasks[cell.task]}/${name}/seed_${String(seed).padStart(3, "0")}`;
       return { name: `${name} on ${suite.tasks[cell.task]}, seed ${seed}`, href: `#/run/${encodeURIComponent(path)}`, y: cell.scores[k] };
@@ -413,7 +414,7 @@ function scalarFigures(series, scale) {
 function runPage(run) {
   const grid = runs.pool[run.grid], starts = run.starts.map(({ shared, ...own }) => ({ ...runs.pool[shared], ...own }));
   const config = runs.pool[run.config], suite = data.suites[run.suite], dataset = runs.pool[run.dataset];
-  const scale = phases(suite.offline, suite.online, suite.share);
+  const scale = phases(config.offline_updates, suite.online, suite.share);
   const page = [
     element("a", { class: "back", href: "#/" }, "← Back to the report"),
     element("h1", {}, `${config.agent} on ${config.task}, seed ${run.seed}`),

@@ -52,17 +52,22 @@ COLUMNS = {
     "online_auc": "online AUC",
 }
 BOLD_RULE = "Bold: the best, and all that cannot be told from it at 5 % (Holm), where any can."
+OFFLINE_COLUMNS = ("offline_end", "improvement")  # which an agent without an offline phase does not have
 RANKED = ("offline_end", "final", "online_auc")  # columns in which the best are bold
 
 
 def run_scalars(cell: Cell) -> dict[str, metrics.Array]:
-    """Each column of the table for every run of a cell, (n,); NaN where a run has not come far enough."""
-    return {
+    """Each column of the table for every run of a cell, (n,); NaN where a run has not come far enough, and in what
+    rests on the end of the offline phase where there is none."""
+    scalars = {
         "offline_end": metrics.score_offline_end(cell.offline_score),
         "final": metrics.score_final(cell.online_score),
         "improvement": metrics.improvement(cell.offline_score, cell.online_score),
         "online_auc": metrics.online_auc(cell.online_steps, cell.online_score),
     }
+    if cell.from_scratch:
+        scalars |= {column: np.full(len(cell.seeds), np.nan) for column in OFFLINE_COLUMNS}
+    return scalars
 
 
 def suite_rows(suite: Suite) -> list[Row]:
@@ -83,13 +88,14 @@ def suite_rows(suite: Suite) -> list[Row]:
 def best_agents(suite: Suite, cells: dict[str, list[Cell]], tasks: Sequence[str]) -> dict[str, frozenset[str]]:
     """The columns in which each agent is bold, of agents that have runs on all `tasks`; the others never are."""
     bold: dict[str, set[str]] = {agent: set() for agent in cells}
-    present = [agent for agent, own in cells.items() if len(own) == len(tasks)]
-    paired = np.array([[all(map(paired_by_phase, cells[a], cells[b])) for b in present] for a in present], dtype=bool)
+    whole = [agent for agent, own in cells.items() if len(own) == len(tasks)]
     by_success = all(suite.measures[task] == SUCCESS for task in tasks)
-    scalars = {agent: [run_scalars(cell) for cell in cells[agent]] for agent in present}
+    scalars = {agent: [run_scalars(cell) for cell in cells[agent]] for agent in whole}
     for column in RANKED:
+        present = [a for a in whole if column not in OFFLINE_COLUMNS or not any(cell.from_scratch for cell in cells[a])]
+        paired = np.array([[all(map(paired_by_phase, cells[a], cells[b])) for b in present] for a in present], bool)
         strata = [[values[column][~np.isnan(values[column])] for values in scalars[agent]] for agent in present]
-        if all(map(len, itertools.chain.from_iterable(strata))):
+        if present and all(map(len, itertools.chain.from_iterable(strata))):
             evaluations = [evaluations_behind(column, cell) for agent in present for cell in cells[agent]]
             episodes = suite.eval_episodes * min(evaluations) if by_success else None
             for agent, is_bold in zip(present, leaders(strata, paired, episodes), strict=True):
@@ -253,6 +259,9 @@ def caption(suite: Suite, by_task: bool = False) -> list[str]:
             f"Final: mean of the last {last} evaluations; improvement: final minus end of offline, paired by run.",
             f"Online AUC: mean {'success' if suite.measure == SUCCESS else 'score'} over the online phase.",
         ]
+    if scratch := suite.from_scratch or (() if suite.offline_updates else ("all agents",)):
+        blank = "no end of offline and no improvement" if suite.online_steps else "no end of offline"
+        sentences.append(f"No offline phase (hence {blank}): {', '.join(scratch)}.")
     if len(suite.agents) > 1:
         sentences.append(BOLD_RULE)
     if any(len(cell.seeds) < 2 for cell in suite.cells.values()):

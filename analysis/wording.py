@@ -37,12 +37,14 @@ def seeds_label(numbers: Sequence[int]) -> str:
 
 
 def provenance_facts(suite: Suite) -> list[str]:
-    """Origin of the data, seeds, evaluation episodes, and how many runs are missing or incomplete."""
+    """Origin of the data, seeds, evaluation episodes, agents without an offline phase beside others, and how many runs
+    are missing or incomplete."""
     facts = [
         f"{suite.origin} data",
         seeds_label([len(cell.seeds) for cell in suite.cells.values()]),
         f"{counted(suite.eval_episodes, 'evaluation episode')} per point",
     ]
+    facts += [f"from scratch: {', '.join(suite.from_scratch)}"] * bool(suite.from_scratch)
     missing = sum(suite.missing(agent) for agent in suite.agents)
     incomplete = sum(suite.incomplete(agent) for agent in suite.agents)
     facts += [f"{counted(missing, 'run')} missing"] * bool(missing)
