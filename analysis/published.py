@@ -207,8 +207,7 @@ SOURCES: dict[str, Source] = {
             "QAM-F": method("qam_f"),
             "FEdit": method("fedit"),
             "ReBRAC": method("rebrac"),
-            # Chunks of 5 as all of that release; its value of the critics is not told.
-            "RLPD": method("rlpd_ac", **_ONLINE_ONLY, **_UNKNOWN_VALUE),
+            "RLPD": method("rlpd_ac", **_ONLINE_ONLY),
         },
         suite_prefix="qam",
     ),

@@ -85,7 +85,7 @@ def quick() -> list[RunConfig]:
 
 
 def baselines_quick() -> list[RunConfig]:
-    """Every agent on the quick suite's task, data and budgets, with the same two critics: an hour or two on two cores.
+    """Every agent on the quick suite's task and data, with the same two critics: an hour per seed on two cores.
 
     Small networks, and weights that suit a run of minutes; nothing here is a result about the methods.
     """
@@ -112,10 +112,10 @@ def baselines_quick() -> list[RunConfig]:
         task="cube-single-task1",
         dataset="cube-single-task1-mixed-generated-60ep-seed0",
         offline_updates=2_000,
-        online_steps=7_000,
+        online_steps=4_000,
         eval_interval_updates=1_000,
-        eval_interval_steps=1_400,
-        eval_episodes=25,
+        eval_interval_steps=1_000,
+        eval_episodes=20,
     )
 
 
