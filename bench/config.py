@@ -102,6 +102,11 @@ class RunConfig:
                 f"{self.agent}: rollout_steps is {self.rollout_steps}; "
                 f"it must be a multiple of num_envs, {self.num_envs}"
             )
+        if self.rollout_steps is not None and self.rollout_steps < 2 * self.agent_config.chunk_length * self.num_envs:
+            raise ConfigError(
+                f"{self.agent}: rollout_steps is {self.rollout_steps}; it must be at least two chunks in each "
+                f"environment, {2 * self.agent_config.chunk_length * self.num_envs}"
+            )
         if not 0.0 <= self.discount <= 1.0:
             raise ConfigError(f"discount is {self.discount!r}; it must lie in [0, 1]")
         if self.offline_updates + self.online_steps == 0:

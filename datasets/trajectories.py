@@ -89,6 +89,7 @@ class TrajectoryStore:
                 getattr(self._sampled, name).copy_(getattr(sorted_values, name))
         self._num_decisions.copy_(begins.sum(1, keepdim=True))
         self.count = 0
+        self._begins.zero_()  # steps of the next rollout at which nothing is decided must not seem to begin a decision
 
     def sample(self, fractions: Tensor) -> Decisions:
         """Decisions at these places, float64 (S, B) in [0, 1), among those of each seed that were offered last."""

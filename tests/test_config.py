@@ -122,14 +122,16 @@ def test_runs_of_before_a_setting_existed_keep_their_hash():
 def test_on_policy_runs_update_after_each_rollout():
     config = tiny_config("dppo", batch_size=8)
     agent = config.agent_config
-    assert (agent.rollout_steps, agent.epochs, agent.chunk_length, config.online_steps) == (12, 2, 5, 40)
-    assert [step for step in range(1, 41) if config.updates_after(step)] == [12, 24, 36]
-    assert config.updates_after(12) == 1  # 2 epochs of 12 / 5 decisions in batches of 8, and at least one
-    assert config.total_updates == 30 + 3
-    larger = config.replace(batch_size=2)
-    assert larger.updates_after(12) == 2
-    with pytest.raises(ConfigError, match="rollout_steps is 12; it must be a multiple of num_envs, 5"):
-        config.replace(agent_config=dataclasses.replace(agent, num_envs=5))
+    assert (agent.rollout_steps, agent.epochs, agent.chunk_length, config.online_steps) == (20, 2, 5, 40)
+    assert [step for step in range(1, 41) if config.updates_after(step)] == [20, 40]
+    assert config.updates_after(20) == 1  # 2 epochs of 20 / 5 decisions in batches of 8
+    assert config.total_updates == 30 + 2
+    assert config.replace(batch_size=2).updates_after(20) == 4
+    assert config.replace(batch_size=100).updates_after(20) == 1
+    with pytest.raises(ConfigError, match="rollout_steps is 20; it must be a multiple of num_envs, 3"):
+        config.replace(agent_config=dataclasses.replace(agent, num_envs=3))
+    with pytest.raises(ConfigError, match="must be at least two chunks in each environment, 40"):
+        config.replace(agent_config=dataclasses.replace(agent, num_envs=4))
     with pytest.raises(ConfigError, match="dppo is on-policy: it has neither"):
         config.replace(warmup_actions="random")
 

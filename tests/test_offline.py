@@ -18,7 +18,7 @@ OTHER = {
     "bc_coef_online": 3.0,
     "collect_noise_std": 0.5,
     "num_envs": 3,
-    "rollout_steps": 15,
+    "rollout_steps": 30,
     "epochs": 1,
     "gae_lambda": 0.5,
     "denoising_discount": 0.5,

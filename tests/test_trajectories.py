@@ -109,6 +109,19 @@ def test_a_new_rollout_takes_the_place_of_the_old_one_in_the_same_tensors() -> N
     assert store._sampled is captured and store.sample(fractions).advantage.tolist() == [[5.0]]
 
 
+def test_decisions_of_the_rollout_before_are_forgotten() -> None:
+    store = filled([[step(1, True, ends=True), step(1, True, ends=True)]])
+    own = store.trajectories()
+    store.offer(own, own.chunk_return, own.chunk_return)
+    again = filled([[step(1, True), step(1, ends=True)]])
+    records = again._records
+    assert records is not None
+    store.decide(again._begins[:, :1], records[:, :1])
+    for n in range(2):  # at the second step nothing is decided
+        store.append(dict(zip(FIELDS, again._steps[:, n].split(again._widths, -1), strict=True)))
+    assert store.trajectories().begins.flatten().tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 8])
 def test_a_store_comes_back_whole_even_between_two_environments(count: int) -> None:
     whole, resumed = filled(TWO_ENVIRONMENTS), TrajectoryStore(1, 2, 4, 2, DISCOUNT, CPU)

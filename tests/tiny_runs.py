@@ -26,7 +26,7 @@ SMALL = {
     "denoising_steps": 3,
     "fine_tuned_steps": 2,
     "num_envs": 2,
-    "rollout_steps": 12,
+    "rollout_steps": 20,
     "epochs": 2,
 }
 
