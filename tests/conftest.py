@@ -1,7 +1,7 @@
 """What several tests share: the switch for slow tests, and one small generated data set per session."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="starts a Slurm cluster; make test-slurm"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def renderer() -> Iterator[None]:
+    """A test that draws in this process chooses a renderer for all that come after it: for none of them."""
+    chosen = os.environ["MUJOCO_GL"]
+    yield
+    os.environ["MUJOCO_GL"] = chosen
 
 
 @pytest.fixture(scope="session")

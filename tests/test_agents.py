@@ -35,6 +35,7 @@ def tiny_config(name: str, **changes: Any) -> Any:
     small = {
         "policy_hidden_dims": (16, 16),
         "critic_hidden_dims": (16, 16),
+        "num_critics": 2,
         "gate_dim": 8,
         "decoder_dim": 8,
         "value_hidden_dims": (16, 16),
@@ -431,8 +432,9 @@ NO_REWARD = dict.fromkeys(("bc", "bc_diffusion"), "it clones the replay, whateve
 @pytest.mark.parametrize("name", NAMES)
 def test_the_policy_keeps_two_modes_offline_and_moves_to_the_better_one_online(name: str) -> None:
     agent_class, config = AGENTS[name]
-    sizes = {"policy_hidden_dims": (32, 32), "critic_hidden_dims": (32, 32), "gate_dim": 16, "decoder_dim": 16}
-    sizes = {key: value for key, value in sizes.items() if hasattr(config, key)}
+    small = {"policy_hidden_dims": (32, 32), "critic_hidden_dims": (32, 32), "gate_dim": 16, "decoder_dim": 16}
+    every: dict[str, Any] = {**small, "num_critics": 2}
+    sizes = {key: value for key, value in every.items() if hasattr(config, key)}
     both, only_offline, only_online = TWO_MODES[name]
     common = replace(config, **({"chunk_length": 1, "learning_rate": 1e-2} | sizes | both))
     batch, obs, noise = two_modes(), torch.zeros(1, 500, 1), SeededNoise([0])

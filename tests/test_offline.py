@@ -73,7 +73,7 @@ def test_whatever_acts_offline_makes_another_phase(agent):
             getattr(config.agent_config, field.name), float
         ):
             continue
-        other = replace(config.agent_config, **{field.name: getattr(config.agent_config, field.name) * 0.9 + 1e-4})
+        other = replace(config.agent_config, **{field.name: getattr(config.agent_config, field.name) * 0.9 + 3e-4})
         assert offline_phase(config) != offline_phase(config.replace(agent_config=other)), field.name
 
 

@@ -137,7 +137,7 @@ RUNS = {  # task: what a user would name as its data
 }
 
 
-@pytest.mark.parametrize("task", RUNS)
+@pytest.mark.parametrize("task", [pytest.param("lift-mh", marks=pytest.mark.slow), "antmaze-large-task1"])
 def test_a_run_on_a_file_of_the_users_stops_and_goes_on_to_the_same_bytes(task: str, own_cache: Path) -> None:
     needs_simulator(task)
     file = RUNS[task] or random_file(task, own_cache / "mine.npz")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "policy_hidden_dims": (16, 16),
     "critic_hidden_dims": (16, 16),
+    "num_critics": 2,
     "gate_dim": 16,
     "decoder_dim": 16,
     "decoder_layers": 1,
