@@ -56,10 +56,10 @@ class Launch:
     execution: Execution
     gpus_per_job: int
     cpus_per_job: int
-    environments: int = 1  # of the pack that trains in most of them
     exclude: tuple[str, ...] = ()  # nodes
     created_at: str = field(default_factory=utc)
     arrays: tuple[Array, ...] = ()
+    environments: int = 1  # of the pack that trains in most of them
 
     @property
     def folder(self) -> Path:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from agents import AGENTS
+from agents.base import OnPolicyAgent
 from bench.engine import Engine, pick_device, pick_mode
 from bench.execution import available_cores
 from bench.meters import MetricMeans
@@ -233,7 +234,8 @@ def print_profile(agent: str, phase: str, mode: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
+    replaying = [name for name, (agent_class, _) in AGENTS.items() if not issubclass(agent_class, OnPolicyAgent)]
+    parser.add_argument("--agents", nargs="+", choices=replaying, default=replaying)  # the others: benchmarks.agents
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=["online"])
     parser.add_argument("--modes", nargs="+", help="engines to compare (default: all that the device has)")
     parser.add_argument("--packs", nargs="+", type=int, help="seeds per process (default: 1 4; on a GPU 1 8)")
