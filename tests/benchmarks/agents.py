@@ -48,7 +48,7 @@ def measure(config: RunConfig) -> dict[str, float]:
         next_obs=torch.randn(1, size, task.obs_dim),
         valid=torch.ones(1, size, length),
     )
-    online: Batch | Decisions = batch
+    online: Any = batch
     if isinstance(agent, OnPolicyAgent):
         estimate = torch.randn(1, size)
         online = Decisions(batch.obs, agent.collect(batch.obs, noise.at(0))[1], estimate, estimate)
