@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from agents.flow import euler_step
+from agents.flow import euler_step, t_like
 from agents.velocities import Velocity
 
 
@@ -30,7 +30,7 @@ def memoryless_rollout(velocity: Velocity, base_velocity: Velocity, noise: Tenso
     path = [noise[:, 0]]
     for k in range(flow_steps - 1):
         x, h = path[-1], 1 / flow_steps
-        drift = 2 * velocity(_time(x, k * h), x) - x / ((k + 1) * h)
+        drift = 2 * velocity(t_like(x, k * h), x) - x / ((k + 1) * h)
         path.append(x + h * drift + math.sqrt(h) * memoryless_std(k, flow_steps) * noise[:, k + 1])
     return [*path, euler_step(base_velocity, path[-1], flow_steps - 1, flow_steps)]
 
@@ -46,7 +46,7 @@ def lean_adjoint(base_velocity: Velocity, path: list[Tensor], adjoint: Tensor) -
     for k in reversed(range(flow_steps)):
         x, t = path[k].detach().requires_grad_(), (k + 1) / flow_steps
         with torch.enable_grad():
-            drift = 2 * base_velocity(_time(x, t), x) - x / t
+            drift = 2 * base_velocity(t_like(x, t), x) - x / t
         (product,) = torch.autograd.grad(drift, x, adjoint)
         adjoint = adjoint + product / flow_steps
         adjoints.append(adjoint)
@@ -69,8 +69,3 @@ def adjoint_matching_loss(
         base = base_velocity(t, x)
     error = 2 / std * (velocity(t, x) - base) + std * adjoint
     return flow_steps * error.square().sum(-1).mean(1)
-
-
-def _time(x: Tensor, t: float) -> Tensor:
-    """t in the shape that a velocity takes, (S, 1, 1)."""
-    return torch.full_like(x[:, :1, :1], t)

@@ -6,7 +6,7 @@ import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from datasets.batch import Batch, Decisions, Trajectories
 
 Metrics = dict[str, Tensor]  # name -> (S,), detached
 Phase = Literal["offline", "online"]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Noise(Protocol):
@@ -154,7 +155,7 @@ class OnPolicyAgent(Agent):
         raise NotImplementedError
 
 
-def frozen_copy(network: nn.Module) -> nn.Module:
+def frozen_copy(network: Network) -> Network:
     """A target network: equal to `network` now, without gradients."""
     return copy.deepcopy(network).requires_grad_(False)
 

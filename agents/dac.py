@@ -6,7 +6,7 @@ where this product is meant, which differs in the logged loss only.
 """
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class DAC(Agent):
         step = FourierStep(config.policy_hidden_dims, noise)
         self.denoiser = MLPDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise)
         self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = cast(Critic, frozen_copy(self.critic))
+        self.target_critic = frozen_copy(self.critic)
         self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
 

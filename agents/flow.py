@@ -46,7 +46,7 @@ def integrate(velocity: Velocity, x_0: Tensor, flow_steps: int) -> Tensor:
 
 def euler_step(velocity: Velocity, x: Tensor, k: int, flow_steps: int) -> Tensor:
     """The point (S, B, D) after step k = 0 ... K - 1 from x (S, B, D)."""
-    return x + velocity(_time(x, k / flow_steps), x) / flow_steps
+    return x + velocity(t_like(x, k / flow_steps), x) / flow_steps
 
 
 def noisy_rollout(velocity: Velocity, x_0: Tensor, step_noise: Tensor, noise_std: float, scheme: NoiseScheme) -> Tensor:
@@ -68,7 +68,7 @@ def noisy_step(
     """The point (S, B, D) after step k = 0 ... K - 1 of `noisy_rollout` from x (S, B, D)."""
     flow_steps = step_noise.shape[1]
     t = k / flow_steps
-    drift = velocity(_time(x, t), x)
+    drift = velocity(t_like(x, t), x)
     if scheme == "paper_sde":
         # The score of the marginal at t is (t v - x) / (1 - t).
         drift = drift + 0.5 * noise_std**2 * (t * drift - x) / (1 - t)
@@ -152,6 +152,6 @@ def tanh_log_det(u: Tensor, form: TanhLogDet) -> Tensor:
     return (1 - u.tanh().square() + 1e-6).log().sum(-1)
 
 
-def _time(x: Tensor, t: float) -> Tensor:
+def t_like(x: Tensor, t: float) -> Tensor:
     """t of one Euler step in the shape that a velocity takes, (S, 1, 1)."""
     return torch.full((x.shape[0], 1, 1), t, dtype=x.dtype, device=x.device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from agents.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_rollout
 from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
 from agents.flow import integrate, matching_loss
 from agents.gaussian import TanhGaussian
 from agents.networks import MLP
@@ -156,10 +156,8 @@ class QAM(Agent):
 
     def terminal_adjoint(self, obs: Tensor, x_1: Tensor) -> Tensor:
         """The gradient (S, B, D) of -inverse_temperature Q at the clipped x_1: 0 in a coordinate outside the box."""
-        x_1 = x_1.detach().requires_grad_()
-        q = self.target_critic(obs, x_1.clamp(-1, 1)).mean(1)  # (S, B)
-        (gradient,) = torch.autograd.grad(q.sum(), x_1)
-        return -self.config.inverse_temperature * gradient
+        gradient = action_gradient(self.target_critic, obs, x_1.clamp(-1, 1))
+        return -self.config.inverse_temperature * (x_1.abs() <= 1) * gradient
 
     def one_step_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """QAM-F: distillation of the fine-tuned flow from the same noise, and -Q of the clipped policy."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agents.base import Adam, Metrics, Noise, OnPolicyAgent, check_config, gradient_step
 from agents.critics import Value
-from agents.flow import euler_step, matching_loss
+from agents.flow import euler_step, matching_loss, t_like
 from agents.ppo import clipped_loss, estimate_advantages, normalised
 from agents.velocities import PlainVelocity
 from datasets.batch import Batch, Decisions, Trajectories
@@ -96,8 +96,7 @@ class ReinFlow(OnPolicyAgent):
     def step_std(self, obs: Tensor, x: Tensor, k: int) -> Tensor:
         """Standard deviation (S, B, D) of the noise in step k from x (S, B, D), within its bounds."""
         config = self.config
-        t = torch.full((len(x), 1, 1), k / config.flow_steps, dtype=x.dtype, device=x.device)
-        raw = self.noise_std(obs)(t, x)
+        raw = self.noise_std(obs)(t_like(x, k / config.flow_steps), x)
         return config.min_std + (config.max_std - config.min_std) * raw.sigmoid()
 
     def log_prob(self, obs: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

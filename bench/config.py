@@ -95,18 +95,17 @@ class RunConfig:
                 f"warmup_steps is {self.warmup_steps}; with an online_batch_share it must be at least one chunk, "
                 f"{self.agent_config.chunk_length}"
             )
-        if self.rollout_steps is not None and (share is not None or self.warmup_actions != "policy"):
-            raise ConfigError(f"{self.agent} is on-policy: it has neither online_batch_share nor random warmup_actions")
-        if self.rollout_steps is not None and self.rollout_steps % self.num_envs:
-            raise ConfigError(
-                f"{self.agent}: rollout_steps is {self.rollout_steps}; "
-                f"it must be a multiple of num_envs, {self.num_envs}"
-            )
-        if self.rollout_steps is not None and self.rollout_steps < 2 * self.agent_config.chunk_length * self.num_envs:
-            raise ConfigError(
-                f"{self.agent}: rollout_steps is {self.rollout_steps}; it must be at least two chunks in each "
-                f"environment, {2 * self.agent_config.chunk_length * self.num_envs}"
-            )
+        if self.rollout_steps is not None:
+            if share is not None or self.warmup_actions != "policy":
+                raise ConfigError(
+                    f"{self.agent} is on-policy: it has neither online_batch_share nor random warmup_actions"
+                )
+            said = f"{self.agent}: rollout_steps is {self.rollout_steps}; it must be"
+            if self.rollout_steps % self.num_envs:
+                raise ConfigError(f"{said} a multiple of num_envs, {self.num_envs}")
+            least = 2 * self.agent_config.chunk_length * self.num_envs  # so that each holds a whole decision
+            if self.rollout_steps < least:
+                raise ConfigError(f"{said} at least two chunks in each environment, {least}")
         if not 0.0 <= self.discount <= 1.0:
             raise ConfigError(f"discount is {self.discount!r}; it must lie in [0, 1]")
         if self.offline_updates + self.online_steps == 0:

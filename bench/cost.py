@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import datasets
-from agents.base import OnPolicyAgent
+from agents.base import Agent, OnPolicyAgent
 from bench.config import RunConfig
 from bench.evaluate import build_agent
 from bench.progress import median_rates
@@ -45,20 +45,7 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
     task = datasets.task(config.task)
     agent = build_agent(config, SeedStreams(range(pack), device, "init"))
     noise = SeedStreams(range(pack), device, "cost")
-    size, length = config.batch_size, agent.chunk_length
-    batch = Batch(
-        obs=torch.randn(pack, size, task.obs_dim, device=device),
-        action_chunk=torch.rand(pack, size, length, task.action_dim, device=device) * 2 - 1,
-        chunk_return=-torch.rand(pack, size, device=device),
-        bootstrap=torch.ones(pack, size, device=device),
-        next_obs=torch.randn(pack, size, task.obs_dim, device=device),
-        valid=torch.ones(pack, size, length, device=device),
-    )
-
-    online_batch: Batch | Decisions = batch
-    if isinstance(agent, OnPolicyAgent):
-        estimate = torch.randn(pack, size, device=device)
-        online_batch = Decisions(batch.obs, agent.collect(batch.obs, noise.at(0))[1], estimate, estimate)
+    offline_batch, online_batch = made_up_batches(config, agent, noise)
 
     def time_of(update: Callable[..., object], data: Batch | Decisions) -> float:
         update(data, noise.at(0))
@@ -74,12 +61,30 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
     network_bytes = sum(4 * parameter.numel() for parameter in agent.parameters()) // pack
     row_bytes = 4 * (2 * task.obs_dim + task.action_dim + 3)
     return Cost(
-        offline_update=time_of(agent.update_offline, batch),
+        offline_update=time_of(agent.update_offline, offline_batch),
         online_step=pack * step + config.updates_per_step * time_of(agent.update_online, online_batch),
         evaluation=pack * config.eval_episodes * task.max_episode_steps * step / eval_workers,
         bytes=pack * (2 * 3 * network_bytes + config.online_steps * row_bytes),
         config=config,
     )
+
+
+def made_up_batches(config: RunConfig, agent: Agent, noise: SeedStreams) -> tuple[Batch, Batch | Decisions]:
+    """Random numbers in the shape of what the agent's offline and online updates take."""
+    task, device = datasets.task(config.task), noise.device
+    pack, size, length = agent.num_seeds, config.batch_size, agent.chunk_length
+    batch = Batch(
+        obs=torch.randn(pack, size, task.obs_dim, device=device),
+        action_chunk=torch.rand(pack, size, length, task.action_dim, device=device) * 2 - 1,
+        chunk_return=-torch.rand(pack, size, device=device),
+        bootstrap=torch.ones(pack, size, device=device),
+        next_obs=torch.randn(pack, size, task.obs_dim, device=device),
+        valid=torch.ones(pack, size, length, device=device),
+    )
+    if not isinstance(agent, OnPolicyAgent):
+        return batch, batch
+    advantage = torch.randn(pack, size, device=device)
+    return batch, Decisions(batch.obs, agent.collect(batch.obs, noise.at(0))[1], advantage, advantage)
 
 
 def from_finished_runs(

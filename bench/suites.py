@@ -267,8 +267,8 @@ def baselines_cube() -> list[RunConfig]:
     ]
 
 
-# Of SAC Flow-T unless named otherwise: agent, variant and what it changes. "no-entropy" is the base of all others, in
-# which neither the density of the path nor its temperature plays a part.
+# Agent, variant and what it changes. SAC Flow without entropy is what most others are compared with: neither the
+# density of the path nor its temperature plays a part in it.
 _NO_ENTROPY: dict[str, Any] = {"temperature": "off"}
 _NO_NOISE: dict[str, Any] = dict.fromkeys(
     ("policy_noise_std", "target_noise_std", "collect_noise_std", "evaluate_noise_std"), 0.0

@@ -380,14 +380,16 @@ class Training:
 
     def _act(self) -> None:
         """The policies' next chunks, for the rollouts that need one; a seed whose action is not finite fails."""
-        obs = torch.from_numpy(np.stack([[rollout.obs for rollout in own] for own in self.rollouts]))
-        chunks, record = self.engine.act(obs, self.env_steps)
         if self.config.warmup_actions == "random" and self.env_steps + 1 < self.config.warmup_steps:
             draw = SeedStreams(self.seeds, "cpu", "warmup").at(self.env_steps)
-            chunks = 2 * draw.uniform("action", *chunks.shape[1:]) - 1
-        begins = torch.tensor([[float(rollout.needs_chunk) for rollout in own] for own in self.rollouts])
-        if self.trajectories is not None:
-            self.trajectories.decide(begins, record)
+            length = self.agent.chunk_length
+            chunks = 2 * draw.uniform("action", self.config.num_envs, length, self.agent.chunk_dim // length) - 1
+        else:
+            obs = torch.from_numpy(np.stack([[rollout.obs for rollout in own] for own in self.rollouts]))
+            chunks, record = self.engine.act(obs, self.env_steps)
+            if self.trajectories is not None:
+                begins = torch.tensor([[float(rollout.needs_chunk) for rollout in own] for own in self.rollouts])
+                self.trajectories.decide(begins, record)
         for index, (own, own_chunks) in enumerate(zip(self.rollouts, chunks.numpy(), strict=True)):
             if self.alive[index] and not np.isfinite(own_chunks).all():
                 self._fail(index, Diverged(f"seed {self.seeds[index]}: the policy's action is not finite"))

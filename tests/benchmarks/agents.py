@@ -23,12 +23,11 @@ import torch
 
 import datasets
 from agents import AGENTS
-from agents.base import OnPolicyAgent
 from bench.config import RunConfig
+from bench.cost import made_up_batches
 from bench.evaluate import build_agent
 from bench.streams import SeedStreams
 from bench.suites import run_config
-from datasets.batch import Batch, Decisions
 from tests.benchmarks.measure import machine_line, peak_megabytes, table
 
 SECONDS = 2.0  # of updates per phase, after a few that are not counted
@@ -37,23 +36,10 @@ SECONDS = 2.0  # of updates per phase, after a few that are not counted
 def measure(config: RunConfig) -> dict[str, float]:
     """Updates per second in each phase, parameters of one seed, and peak memory of this process."""
     torch.set_num_threads(1)
-    task, device = datasets.task(config.task), torch.device("cpu")
-    agent, noise = build_agent(config, SeedStreams([0], device, "init")), SeedStreams([0], device, "benchmark")
-    size, length = config.batch_size, agent.chunk_length
-    batch = Batch(
-        obs=torch.randn(1, size, task.obs_dim),
-        action_chunk=torch.rand(1, size, length, task.action_dim) * 2 - 1,
-        chunk_return=-torch.rand(1, size),
-        bootstrap=torch.ones(1, size),
-        next_obs=torch.randn(1, size, task.obs_dim),
-        valid=torch.ones(1, size, length),
-    )
-    online: Any = batch
-    if isinstance(agent, OnPolicyAgent):
-        estimate = torch.randn(1, size)
-        online = Decisions(batch.obs, agent.collect(batch.obs, noise.at(0))[1], estimate, estimate)
+    agent, noise = build_agent(config, SeedStreams([0], "cpu", "init")), SeedStreams([0], "cpu", "benchmark")
+    offline, online = made_up_batches(config, agent, noise)
     return {
-        "offline": rate(lambda number: agent.update_offline(batch, noise.at(number))),
+        "offline": rate(lambda number: agent.update_offline(offline, noise.at(number))),
         "online": rate(lambda number: agent.update_online(online, noise.at(number))),
         "parameters": sum(parameter.numel() for parameter in agent.parameters()),
         "megabytes": peak_megabytes(),
