@@ -60,11 +60,12 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
     step = _env_step_seconds(task.domain, config.task, config.success_timing)
     network_bytes = sum(4 * parameter.numel() for parameter in agent.parameters()) // pack
     row_bytes = 4 * (2 * task.obs_dim + task.action_dim + 3)
+    kept_rows = config.rollout_steps or config.online_steps  # an on-policy run keeps one rollout, others their replay
     return Cost(
         offline_update=time_of(agent.update_offline, offline_batch),
         online_step=pack * step + config.updates_per_step * time_of(agent.update_online, online_batch),
         evaluation=pack * config.eval_episodes * task.max_episode_steps * step / eval_workers,
-        bytes=pack * (2 * 3 * network_bytes + config.online_steps * row_bytes),
+        bytes=pack * (2 * 3 * network_bytes + kept_rows * row_bytes),
         config=config,
     )
 
