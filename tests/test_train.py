@@ -120,23 +120,46 @@ def test_a_compiled_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, da
     assert [start["engine"] for start in starts] == ["compiled"] * 3
 
 
+class Killed(BaseException):
+    """Ends a run where it stands: it saves nothing and marks nothing, as after kill -9. Only its claims are released,
+    which otherwise belong to a process that lives on."""
+
+
+def kill_at(config: RunConfig, results: Path, phase: str, logged: int, turns: int) -> None:
+    """Trains until that update or environment step has been logged and so many turns of the loop, each of which saves a
+    checkpoint, have followed: a point inside a chunk or a rollout. Ends there as if killed."""
+
+    def should_stop() -> bool:
+        nonlocal turns
+        rows = [row for row in table(config, results, "train.csv") if row["phase"] == phase]
+        if rows and int(rows[-1]["updates" if phase == "offline" else "env_steps"]) >= logged:
+            turns -= 1
+        if turns < 0:
+            raise Killed
+        return False
+
+    with pytest.raises(Killed):
+        run([config], results, Execution(device="cpu", checkpoint_seconds=0.0), should_stop)
+    assert status_of(config.directory(results))["state"] == "running"
+
+
+LOGGED = {"offline": (7, 14, 21), "online": (7, 14, 21, 28)}  # updates, environment steps: of tiny runs
+
+
 @pytest.mark.parametrize("agent", once_per_class())
-def test_a_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, reference, data_cache, tmp_path):
+def test_a_run_that_dies_in_each_phase_ends_with_the_same_bytes(agent, reference, data_cache, tmp_path):
     config = tiny_config(agent)
     expected = results_of(config, reference(config))
     moments = random.Random()
-    offline, online = moments.randrange(1, 25), moments.randrange(1, 20)
-    with pytest.raises(Preempted):
-        execute([config], tmp_path, stop_after=offline)
-    assert status_of(config.directory(tmp_path))["state"] == "preempted"
-    with pytest.raises(Preempted):
-        execute([config], tmp_path, stop_after=30 + online)
+    deaths = [(phase, moments.choice(logged), moments.randrange(7)) for phase, logged in LOGGED.items()]
+    for death in deaths:
+        kill_at(config, tmp_path, *death)
     execute([config], tmp_path)
-    assert results_of(config, tmp_path) == expected, f"stopped after {offline} and {30 + online} polls"
+    assert results_of(config, tmp_path) == expected, f"killed at {deaths}"
     status = status_of(config.directory(tmp_path))
     assert (status["state"], status["env_steps"]) == ("complete", 40)
     starts = provenance_of(config.directory(tmp_path))["starts"]
-    assert [start["resumed_from"] is None for start in starts] == [True, False, False]
+    assert [start["resumed_from"] and start["resumed_from"]["phase"] for start in starts] == [None, *LOGGED]
 
 
 def test_agents_from_scratch_act_at_random_until_their_first_update_and_resume(data_cache, tmp_path):
