@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.curves import curve_of
+from analysis.figures import has_agents_figure
 from analysis.load import Suite, find_runs, load_results
 from analysis.metrics import CONFIDENCE
 from analysis.read import ResultsError, Run, read_episodes
@@ -138,6 +139,8 @@ def find_figure(results: Path, figure: str, task: str | None, allow_incomplete: 
     # Of suites "a" and "a_b" the figure a_b_success belongs to the longer one.
     (suite,) = load_results(results, [max(owners, key=len)], allow_incomplete)
     curves = {f"{suite.name}_{suite.measure.file_name}"} if suite.measure else set()
+    if has_agents_figure(suite):
+        curves.add(f"{suite.name}_agents")
     if stem not in curves | {f"{suite.name}_tasks"}:
         known = sorted(curves | {f"{suite.name}_tasks"})
         raise ResultsError(f"{stem!r} is not a figure of curves of suite {suite.name}{did_you_mean(stem, known)}")

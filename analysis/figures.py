@@ -1,4 +1,5 @@
-"""Figures of one suite: aggregated curves, and one small panel per task. The same input gives the same bytes.
+"""Figures of one suite: aggregated curves, one small panel per task, and per agent where they are many. The same input
+gives the same bytes.
 
 Offline part in gradient updates and online part in environment steps stand on one axis, each on its own linear scale,
 with the hand-over between them.
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from analysis.curves import all_scores, curve_of
 from analysis.load import Cell, Suite, task_order
-from analysis.metrics import Array
+from analysis.metrics import Array, Interval
 from analysis.read import NORMALISED_RETURN, SUCCESS, Measure
 from analysis.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
 from analysis.wording import agent_label, count_label, counted, provenance_facts, wrapped
@@ -32,6 +33,8 @@ from analysis.wording import agent_label, count_label, counted, provenance_facts
 METADATA = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
 OFFLINE_SHARE = 0.4  # of the width of an axis that has both phases
 PANEL_COLUMNS = 5
+AGENT_COLUMNS = 4
+MOST_CURVES = 8  # that one panel shows well
 OVERVIEW_COLUMNS = 4
 OVERVIEW_LEGEND_COLUMNS = 6
 LABELLED_PANEL_COLUMNS = 3  # where each panel has a scale of its own
@@ -41,16 +44,26 @@ CHARACTERS_PER_INCH = 20  # of the words above a figure
 
 
 def draw_suite(suite: Suite, out: Path) -> list[Path]:
-    """Writes `<suite>_success.*` and `<suite>_tasks.*` as PDF, SVG and PNG into `out`; returns their paths.
+    """Writes `<suite>_success.*`, `<suite>_tasks.*` and, of more than MOST_CURVES agents, `<suite>_agents.*` into `out`
+    as PDF, SVG and PNG; returns their paths.
 
-    The first is named after what the suite is scored by, and left out where its tasks have no common scale.
+    The first is named after what the suite is scored by; it and the last are left out where the tasks have no common
+    scale.
     """
     paths = []
     if suite.measure is not None:
         with house_style():
             paths = save(suite_figure(suite), out / f"{suite.name}_{suite.measure.file_name}")
     with house_style(PANEL_STYLE):
-        return paths + save(tasks_figure(suite), out / f"{suite.name}_tasks")
+        paths += save(tasks_figure(suite), out / f"{suite.name}_tasks")
+        if has_agents_figure(suite):
+            paths += save(agents_figure(suite), out / f"{suite.name}_agents")
+    return paths
+
+
+def has_agents_figure(suite: Suite) -> bool:
+    """Whether `<suite>_agents` is drawn."""
+    return suite.measure is not None and len(suite.agents) > MOST_CURVES
 
 
 def draw_overview(suites: Sequence[Suite], out: Path) -> list[Path]:
@@ -130,6 +143,33 @@ def tasks_figure(suite: Suite) -> Figure:
     return figure
 
 
+def agents_figure(suite: Suite) -> Figure:
+    """One small panel per agent: its mean over tasks and seeds, band and runs, before the means of all others."""
+    assert suite.measure is not None, f"the tasks of {suite.name} have no mean"
+    styles = styles_of(suite.agents)
+    means = {agent: mean_line(suite, suite.cells_of(agent)) for agent in styles}
+    columns = min(len(styles), AGENT_COLUMNS)
+    rows = -(-len(styles) // columns)
+    figure = new_figure(PAGE_WIDTH, 0.75 + 1.15 * rows)
+    for index, (axes, (agent, style)) in enumerate(
+        zip(panels(figure, rows, columns, len(styles)), styles.items(), strict=True)
+    ):
+        others = [line for name, line in means.items() if name != agent]
+        axes.add_collection(LineCollection(others, colors="0.8", linewidths=0.5, zorder=1.2))
+        draw_curve(axes, suite, suite.cells_of(agent), style, order=0, num_agents=1)
+        dress(axes, suite, narrow=True)
+        dress_score(axes, suite.measure, list(suite.cells.values()))
+        axes.set_title(agent_label(suite, agent).replace(" (", "\n("), pad=3)
+        if index % columns == 0:
+            axes.set_ylabel(suite.measure.name)
+        else:
+            axes.tick_params(labelleft=False)
+        if index + columns < len(styles):
+            axes.tick_params(labelbottom=False)
+    title(figure, suite, "by agent", facts=[axis_sentence(suite), "grey: the other agents"])
+    return figure
+
+
 def overview_figure(suites: Sequence[Suite]) -> Figure:
     """The domains side by side: mean over the tasks and seeds of each suite, bands and runs as in a suite's figure."""
     styles = styles_of({agent for suite in suites for agent in suite.agents})
@@ -185,10 +225,7 @@ def draw_curve(
     """Mean of one agent over the runs of `cells` (one per task), band and runs; order = its place in the legend of
     `num_agents` (default: the suite's)."""
     num_agents = num_agents or len(suite.agents)
-    shown = curve_of(suite, cells)
-    # The hand-over of an agent without an offline phase lies where that of the others does.
-    offline_updates = shown.offline_updates + (suite.offline_updates - shown.offline_updates[-1])
-    x, curve = axis_position(suite, offline_updates, shown.online_steps), shown.interval
+    x, curve = placed_curve(suite, cells)
     draw_runs(axes, x, np.concatenate([all_scores(cell) for cell in cells]), style, num_agents)
     axes.fill_between(x, curve.low, curve.high, color=style.color, alpha=max(0.1, 0.2 - 0.02 * num_agents), linewidth=0)
     step = max(1, len(x) // MARKERS_PER_LINE)
@@ -204,6 +241,20 @@ def draw_curve(
         markeredgewidth=0.3,
         zorder=3 + num_agents - order,  # the first of the legend lies on top
     )
+
+
+def placed_curve(suite: Suite, cells: Sequence[Cell]) -> tuple[Array, Interval]:
+    """The curve of one agent and its places on the axis, both (P + Q - 1,)."""
+    shown = curve_of(suite, cells)
+    # The hand-over of an agent without an offline phase lies where that of the others does.
+    offline_updates = shown.offline_updates + (suite.offline_updates - shown.offline_updates[-1])
+    return axis_position(suite, offline_updates, shown.online_steps), shown.interval
+
+
+def mean_line(suite: Suite, cells: Sequence[Cell]) -> Array:
+    """Points (n, 2) of an agent's mean, where there is one."""
+    x, curve = placed_curve(suite, cells)
+    return np.column_stack([x, curve.mean])[~np.isnan(curve.mean)]
 
 
 def draw_runs(axes: Axes, x: Array, scores: Array, style: AgentStyle, num_agents: int) -> None:
@@ -292,9 +343,10 @@ def axis_sentence(suite: Suite) -> str:
     return "  |  ".join(phases)
 
 
-def title(figure: Figure, suite: Suite, what: str, curves: bool = True) -> None:
-    """What the figure shows and what it rests on, above it; `curves` have bands and lines that need a word."""
-    facts = provenance_facts(suite)
+def title(figure: Figure, suite: Suite, what: str, curves: bool = True, facts: Sequence[str] = ()) -> None:
+    """What the figure shows, what it rests on and further `facts`, above it; `curves` have bands and lines that need a
+    word."""
+    facts = [*provenance_facts(suite), *facts]
     if curves:
         facts += ["95 % t band, pointwise", "thin lines: single runs"]
         if all(len(cell.seeds) < 2 for cell in suite.cells.values()):

@@ -603,6 +603,7 @@ def test_curve_is_the_mean_over_tasks_and_seeds_with_a_band_inside_the_unit_rang
         (figures.tasks_figure, 1, ("fql", "qc_fql")),
         (figures.tasks_figure, 3, tuple(OWN_AGENTS)),
         (figures.tasks_figure, 7, (*OWN_AGENTS, "an_agent_with_a_long_name", "dsrl")),
+        (figures.agents_figure, 2, (*OWN_AGENTS, "an_agent_with_a_long_name", "dsrl", "qam", "ifql", "qc", "bfn")),
     ],
 )
 def test_all_words_of_a_figure_lie_inside_it_and_apart(
@@ -615,9 +616,8 @@ def test_all_words_of_a_figure_lie_inside_it_and_apart(
     with figures.house_style():
         figure = draw(suite)
         figure.draw_without_rendering()
-        (legend,) = figure.legends
         title = figure._suptitle  # pyright: ignore[reportAttributeAccessIssue]
-        texts = [title, *legend.get_texts()]
+        texts = [title, *(text for legend in figure.legends for text in legend.get_texts())]
         panels = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
         boxes = [text.get_window_extent() for text in texts]
         outer = figure.bbox.padded(1)
@@ -625,7 +625,7 @@ def test_all_words_of_a_figure_lie_inside_it_and_apart(
             assert box is not None
             assert outer.x0 <= box.x0 and box.x1 <= outer.x1
             assert outer.y0 <= box.y0 and box.y1 <= outer.y1
-        parts = [title.get_window_extent(), legend.get_window_extent(), *panels]
+        parts = [title.get_window_extent(), *(legend.get_window_extent() for legend in figure.legends), *panels]
         for index, one in enumerate(parts):
             for other in parts[index + 1 :]:
                 assert not one.padded(-1).overlaps(other.padded(-1))
@@ -676,6 +676,26 @@ def test_suite_with_one_phase_is_drawn_over_the_whole_axis(tmp_path: Path, phase
     assert x.max() - x.min() == pytest.approx(1.0)
     (words,) = [label.get_text() for label in axes.get_xticklabels(minor=True)]
     assert words.startswith(phase)
+
+
+def test_many_agents_have_a_panel_each_with_the_others_behind_it(tmp_path: Path):
+    names = ("fql", "qc_fql", "qc", "bfn", "ifql", "dsrl", "qam", "dac")
+    write_grid(tmp_path / "few", agents=names)
+    few = load_one(tmp_path / "few")
+    assert not [path for path in figures.draw_suite(few, tmp_path) if "_agents" in path.name]
+    write_grid(tmp_path / "many", agents=(*names, "qsm"))
+    suite = load_one(tmp_path / "many")
+    drawn = {path.name for path in figures.draw_suite(suite, tmp_path)}
+    assert {f"quick_agents.{suffix}" for suffix in ("pdf", "svg", "png")} <= drawn
+    with figures.house_style():
+        (whole,), panels = figures.suite_figure(suite).axes, figures.agents_figure(suite).axes
+    lines = {line.get_color(): np.asarray(line.get_xydata()) for line in whole.lines}
+    for axes in filter(lambda axes: axes.axison, panels):
+        color = figures.styles_of(suite.agents)[axes.get_title()].color
+        (own,) = (line for line in axes.lines if line.get_color() == color)
+        assert np.asarray(own.get_xydata()) == pytest.approx(lines.pop(color))
+        others, runs = (axes.collections[index] for index in (0, 1))
+        assert len(others.get_paths()) == len(suite.agents) - 1 and len(runs.get_paths()) == len(suite.runs) / 9
 
 
 def test_figures_do_not_touch_the_settings_of_matplotlib(tmp_path: Path):

@@ -38,6 +38,11 @@ def test_the_point_is_the_one_that_the_figure_draws(tmp_path: Path):
         assert of_task["mean"] == pytest.approx(curves[1][place])
 
 
+def test_a_panel_of_many_agents_is_the_mean_of_the_suite_s_figure(tmp_path: Path):
+    write_grid(tmp_path, agents=("fql", "qc_fql", "qc", "bfn", "ifql", "dsrl", "qam", "dac", "qsm"))
+    assert point(tmp_path, "quick_agents.svg")["mean"] == point(tmp_path)["mean"]
+
+
 def test_rows_that_are_named_give_the_scores_and_the_scores_the_mean(tmp_path: Path):
     write_grid(tmp_path)
     found = point(tmp_path, str(tmp_path / "figures/quick_success.pdf"), step="20")
