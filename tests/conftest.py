@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
+    from tests.slurm_cluster import Cluster
+
 os.environ.setdefault("MUJOCO_GL", "disable")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of tiny products wait for each other, for ever on busy cores
 os.environ["O2O_BENCH_OFFLINE"] = "1"  # no test downloads anything from a real server
@@ -17,6 +19,7 @@ os.environ["O2O_BENCH_OFFLINE"] = "1"  # no test downloads anything from a real 
 # Files that take minutes, longest first: processes take whole files, and the last one should not begin at the end.
 LONGEST = (
     "test_slurm",
+    "test_slurm_faults",
     "test_train",
     "test_engine",
     "test_parity",
@@ -84,6 +87,30 @@ def data_cache(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Points this test at `tiny_data`."""
     monkeypatch.setenv("O2O_BENCH_DATA", str(tiny_data))
     return tiny_data
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Cluster]":
+    """A Slurm cluster of its own for each module that asks for one."""
+    from tests.slurm_cluster import NODES, Cluster
+
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"), NODES, port=17100 + 100 * process)
+    yield cluster
+    cluster.does("down")
+
+
+@pytest.fixture
+def cluster(machine: "Cluster", data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Cluster]":
+    """The cluster with an empty queue and all nodes up."""
+    monkeypatch.setenv("SLURM_CONF", str(machine.conf))
+    yield machine
+    machine.does("start-ctld")
+    machine.says("scancel", "-u", "root")
+    for node in range(1, machine.nodes + 1):
+        machine.does("start-node", str(node))
+        machine.says("scontrol", "update", f"nodename=node{node}", "state=resume")
+    machine.drain(120)
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
 """A throw-away, real Slurm for tests (`tests/slurm-cluster`), and grids small enough for it."""
 
+import fcntl
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.status import Queue, as_json, look
+from bench.writer import is_complete, read_json
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python
 
 SCRIPT = ROOT / "tests" / "slurm-cluster"
+NODES = 3
 SMALL = [
     *("--task", "cube-single-task1", "--dataset", TINY_DATASET, "--batch-size", "8", "--eval-episodes", "1"),
     *("--agent-config.policy-hidden-dims", "16,16", "--agent-config.critic-hidden-dims", "16,16"),
@@ -20,6 +24,8 @@ SMALL = [
 ]
 ON_CLUSTER = ["--device", "cpu", "--gpus-per-node", "1", "--cpus-per-task", "2", "--mem", "7000M", "--time", "30"]
 QUICKLY = ["--checkpoint-seconds", "1", "--lease-seconds", "6", "--eval-workers", "1", "--env-workers", "0"]
+LONGER = ("--offline-updates", "500", "--online-steps", "200")  # tens of seconds on a busy machine
+PAIR = ("--agent", "qc_fql", "--seeds", "0", "1", "--pack", "2", *LONGER)
 
 
 class Cluster:
@@ -33,8 +39,12 @@ class Cluster:
             "SLURM_CLUSTER_MEM": "16000",  # nominal: of each node
             **settings,
         }
+        self.nodes = nodes
         self.conf = folder / "etc" / "slurm.conf"
-        self.does("up", str(nodes))
+        # Side by side, as of two test processes, they would both install what is missing.
+        with (Path(tempfile.gettempdir()) / "o2o-bench-slurm-cluster.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.does("up", str(nodes))
 
     def does(self, *arguments: str) -> str:
         """`tests/slurm-cluster …`"""
@@ -100,6 +110,15 @@ def wait_until(condition: Callable[[], Any], seconds: float, shown: Callable[[],
 
 def run_dirs(results: Path, name: str) -> list[Path]:
     return sorted(path.parent for path in results.glob(f"{name}/*/*/seed_*/config.json"))
+
+
+def all_complete(results: Path, name: str) -> bool:
+    directories = run_dirs(results, name)
+    return bool(directories) and all(map(is_complete, directories))
+
+
+def progressed(directory: Path, updates: int) -> bool:
+    return (read_json(directory / "status.json") or {}).get("updates", 0) >= updates
 
 
 def bytes_of(results: Path, name: str) -> dict[str, bytes]:

@@ -50,7 +50,8 @@ SHARING = [p for p in once_per_class() if AGENTS[p.values[0]][0] in {*WITH_ONLIN
 
 @pytest.mark.parametrize("agent", SHARING)
 def test_what_acts_online_only_changes_no_byte_of_the_offline_phase(agent, data_cache, tmp_path):
-    plain, other = tiny_config(agent), variant(agent)
+    seldom = {"eval_episodes": 1, "eval_interval_updates": 30}
+    plain, other = tiny_config(agent, **seldom), variant(agent, **seldom)
     assert plain != other and offline_phase(plain) == offline_phase(other)
     phase = offline_phase(plain)
     execute([phase], tmp_path / FOLDER)

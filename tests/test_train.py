@@ -148,7 +148,7 @@ LOGGED = {"offline": (7, 14, 21), "online": (7, 14, 21, 28)}  # updates, environ
 
 @pytest.mark.parametrize("agent", once_per_class())
 def test_a_run_that_dies_in_each_phase_ends_with_the_same_bytes(agent, reference, data_cache, tmp_path):
-    config = tiny_config(agent)
+    config = tiny_config(agent, eval_episodes=1, eval_interval_updates=30, eval_interval_steps=20)
     expected = results_of(config, reference(config))
     moments = random.Random()
     deaths = [(phase, moments.choice(logged), moments.randrange(7)) for phase, logged in LOGGED.items()]
