@@ -2,8 +2,8 @@
 
 Online, the last `fine_tuned_steps` of the chain are Gaussian policies of their own, all with the advantage of the chunk
 that the chain ends in; the steps before them stay those of the cloned policy. Left out of the official code: learning
-rate schedules, the scaling of rewards by their running deviation, and the early stop at a divergence of 1, which its
-clip range of .01 keeps away from. Minibatches hold every step of their decisions instead of random steps.
+rate schedules, and the early stop at a divergence of 1, which its clip range of .01 keeps away from. Minibatches hold
+every step of their decisions instead of random steps.
 """
 
 import math
@@ -17,7 +17,7 @@ from agents.base import Adam, Metrics, Noise, OnPolicyAgent, check_config, froze
 from agents.critics import Value
 from agents.denoisers import MLPDenoiser, SinusoidalStep
 from agents.diffusion import ScheduleName, denoising_loss, draw_noise, make_schedule, posterior
-from agents.ppo import clipped_loss, estimate_advantages, normalised
+from agents.ppo import RolloutStatistics, clipped_loss, estimate_advantages, normalised
 from datasets.batch import Batch, Decisions, Trajectories
 
 
@@ -39,6 +39,7 @@ class DPPOConfig:
     first_clip_range: float = 0.001  # at the first fine-tuned one
     clip_range_rate: float = 3.0  # of the exponential growth between the two
     value_coef: float = 0.5
+    first_policy_rollout: int = 3  # those before it train the value alone
     cloning_learning_rate: float = 3e-4  # offline; official 1e-4 with a schedule
     learning_rate: float = 1e-4  # of the policy online
     value_learning_rate: float = 1e-3
@@ -61,7 +62,7 @@ class DPPO(OnPolicyAgent):
     policy_modules = ("denoiser", "target_denoiser")
     online_only = (
         *("num_envs", "rollout_steps", "epochs", "gae_lambda", "denoising_discount", "clip_range", "first_clip_range"),
-        *("clip_range_rate", "min_std", "value_coef", "learning_rate", "value_learning_rate"),
+        *("clip_range_rate", "min_std", "value_coef", "first_policy_rollout", "learning_rate", "value_learning_rate"),
     )
 
     def __init__(self, config: DPPOConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
@@ -74,6 +75,7 @@ class DPPO(OnPolicyAgent):
         self.cloning_optimizer = Adam(self.denoiser.parameters(), config.cloning_learning_rate)
         self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
         self.value_optimizer = Adam(self.value.parameters(), config.value_learning_rate)
+        self.statistics = RolloutStatistics(self.num_seeds, noise.device)
         # Of the fine-tuned steps t = T' ... 1: the step itself, its clip range and the weight of the advantage.
         count = config.fine_tuned_steps
         self._t = torch.arange(count, 0, -1, device=noise.device, dtype=torch.float32)
@@ -128,14 +130,19 @@ class DPPO(OnPolicyAgent):
 
     @torch.no_grad()
     def estimate(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-        return estimate_advantages(trajectories, self.value, self.config.gae_lambda)
+        """Of scaled rewards."""
+        return estimate_advantages(self.statistics.scaled(trajectories), self.value, self.config.gae_lambda)
 
     def update_online(self, batch: Decisions, noise: Noise) -> Metrics:
         """One step of policy and value on a minibatch of decisions."""
         policy_loss, policy_metrics = self.policy_loss(batch)
         value_loss = (self.value(batch.obs) - batch.value_target).square().mean(1)
-        steps = [(self.policy_optimizer, policy_loss), (self.value_optimizer, self.config.value_coef * value_loss)]
-        gradient_step(*steps)
+        # Without a gradient Adam, whose moments are still 0, moves nothing.
+        trains_policy = self.statistics.rollouts >= self.config.first_policy_rollout  # (S,)
+        gradient_step(
+            (self.policy_optimizer, trains_policy * policy_loss),
+            (self.value_optimizer, self.config.value_coef * value_loss),
+        )
         return {**policy_metrics, "value_loss": value_loss.detach()}
 
     def policy_loss(self, batch: Decisions) -> tuple[Tensor, Metrics]:

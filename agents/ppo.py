@@ -5,9 +5,10 @@ advantage estimation, arXiv 1506.02438), all steps of the chain behind one share
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.base import Metrics
 from datasets.batch import Trajectories
@@ -29,6 +30,49 @@ def estimate_advantages(
         later = torch.where(trajectories.begins[:, t] > 0, error[:, t] + weight[:, t] * later, later)
         advantage[:, t] = later
     return advantage, advantage + value
+
+
+class RolloutStatistics(nn.Module):
+    """What PPO remembers of earlier rollouts, of each seed: how many there were, and the scale of their rewards.
+
+    Rewards are divided by the standard deviation of the running discounted sum of all rewards so far, as in the
+    official code of DPPO and ReinFlow, so that values are of order one whatever the task. The sum begins anew with each
+    rollout; there it goes on in an episode that does.
+    """
+
+    def __init__(self, num_seeds: int, device: torch.device) -> None:
+        super().__init__()
+        self.rollouts: Tensor
+        self.count: Tensor
+        self.mean: Tensor
+        self.squares: Tensor
+        self.register_buffer("rollouts", torch.zeros(num_seeds, device=device))
+        # Of all sums: their number, mean, and the sum of squared distances to it.
+        self.register_buffer("count", torch.zeros(num_seeds, device=device))
+        self.register_buffer("mean", torch.zeros(num_seeds, device=device))
+        self.register_buffer("squares", torch.zeros(num_seeds, device=device))
+
+    def scaled(self, trajectories: Trajectories) -> Trajectories:
+        """Counts a rollout; the same with its rewards scaled, those of this rollout included in the scale."""
+        begins = trajectories.begins
+        total, sums = torch.zeros_like(begins[:, 0]), torch.zeros_like(begins)
+        for t in range(begins.shape[1]):
+            decides = begins[:, t] > 0
+            sums[:, t] = total + trajectories.chunk_return[:, t]
+            # 0 where the episode ends; steps without a decision carry it on.
+            after = sums[:, t] * trajectories.bootstrap[:, t] * trajectories.continues[:, t]
+            total = torch.where(decides, after, total)
+        count = begins.sum((1, 2))
+        mean = (sums * begins).sum((1, 2)) / count
+        squares = ((sums - mean[:, None, None]).square() * begins).sum((1, 2))
+        # Two sets of numbers joined: Chan, Golub and LeVeque, 1983.
+        whole, distance = self.count + count, mean - self.mean
+        self.squares += squares + distance.square() * self.count * count / whole
+        self.mean += distance * count / whole
+        self.count.copy_(whole)
+        self.rollouts += 1
+        std = (self.squares / self.count + 1e-8).sqrt()
+        return replace(trajectories, chunk_return=trajectories.chunk_return / std[:, None, None])
 
 
 def normalised(advantage: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 Offline the flow is matched to the data; online each of its K Euler steps adds noise whose bounded deviation a second
 network gives, and PPO trains both on the density of the whole chain. Left out of the official code: learning rate
-schedules, iterations that train the value alone, the decay of the noise's upper bound, the early stop at a divergence
-of .01.
+schedules, the decay of the noise's upper bound, the early stop at a divergence of .01.
 """
 
 import math
@@ -16,7 +15,7 @@ from torch import Tensor
 from agents.base import Adam, Metrics, Noise, OnPolicyAgent, check_config, gradient_step
 from agents.critics import Value
 from agents.flow import euler_step, matching_loss, t_like
-from agents.ppo import clipped_loss, estimate_advantages, normalised
+from agents.ppo import RolloutStatistics, clipped_loss, estimate_advantages, normalised
 from agents.velocities import PlainVelocity
 from datasets.batch import Batch, Decisions, Trajectories
 
@@ -37,6 +36,7 @@ class ReinFlowConfig:
     clip_range: float = 0.01  # of the ratio of densities
     entropy_coef: float = 0.01
     value_coef: float = 0.5
+    first_policy_rollout: int = 3  # those before it train the value alone
     matching_learning_rate: float = 3e-4  # offline
     learning_rate: float = 4.5e-5  # of flow and noise online
     value_learning_rate: float = 6.5e-4
@@ -57,7 +57,7 @@ class ReinFlow(OnPolicyAgent):
     policy_modules = ("velocity", "noise_std")
     online_only = (
         *("min_std", "max_std", "num_envs", "rollout_steps", "epochs", "gae_lambda", "clip_range", "entropy_coef"),
-        *("value_coef", "learning_rate", "value_learning_rate"),
+        *("value_coef", "first_policy_rollout", "learning_rate", "value_learning_rate"),
     )
 
     def __init__(self, config: ReinFlowConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
@@ -69,6 +69,7 @@ class ReinFlow(OnPolicyAgent):
         policy_parameters = [*self.velocity.parameters(), *self.noise_std.parameters()]
         self.policy_optimizer = Adam(policy_parameters, config.learning_rate)
         self.value_optimizer = Adam(self.value.parameters(), config.value_learning_rate)
+        self.statistics = RolloutStatistics(self.num_seeds, noise.device)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
@@ -121,14 +122,19 @@ class ReinFlow(OnPolicyAgent):
 
     @torch.no_grad()
     def estimate(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-        return estimate_advantages(trajectories, self.value, self.config.gae_lambda)
+        """Of scaled rewards."""
+        return estimate_advantages(self.statistics.scaled(trajectories), self.value, self.config.gae_lambda)
 
     def update_online(self, batch: Decisions, noise: Noise) -> Metrics:
         """One step of flow, noise and value on a minibatch of decisions."""
         policy_loss, policy_metrics = self.policy_loss(batch)
         value_loss = (self.value(batch.obs) - batch.value_target).square().mean(1)
-        steps = [(self.policy_optimizer, policy_loss), (self.value_optimizer, self.config.value_coef * value_loss)]
-        gradient_step(*steps)
+        # Without a gradient Adam, whose moments are still 0, moves nothing.
+        trains_policy = self.statistics.rollouts >= self.config.first_policy_rollout  # (S,)
+        gradient_step(
+            (self.policy_optimizer, trains_policy * policy_loss),
+            (self.value_optimizer, self.config.value_coef * value_loss),
+        )
         return {**policy_metrics, "value_loss": value_loss.detach()}
 
     def policy_loss(self, batch: Decisions) -> tuple[Tensor, Metrics]:

@@ -90,12 +90,13 @@ def baselines_quick() -> list[RunConfig]:
     Small networks, and weights that suit a run of minutes; nothing here is a result about the methods.
     """
     held = {"bc_coef": 50.0, "bc_coef_online": 50.0, "temperature": "off"}
-    on_policy = {"num_envs": 4, "rollout_steps": 1_000, "learning_rate": 3e-4, "clip_range": 0.1}
+    on_policy = {"num_envs": 4, "rollout_steps": 500, "epochs": 20, "learning_rate": 1e-4, "clip_range": 0.05}
     own: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("sac_flow_t", "sac_flow_g", "flow_mlp", "naive_sac_flow", "fql", "qc_fql"), held),
         "fbrac": {"bc_coef": 0.3},
-        **{agent: {"num_candidates": 16} for agent in ("qc", "ifql", "diffusion_ql", "idql")},
-        "dac": {"bc_coef": 1.0},
+        **{agent: {"num_candidates": 16} for agent in ("qc", "ifql", "idql")},
+        "diffusion_ql": {"num_candidates": 16, "q_coef": 0.1, "ema_rate": 0.005},
+        "dac": {"bc_coef": 5.0},
         "qsm": {"bc_coef": 10.0},
         "rebrac": {"bc_coef": 0.1},
         "dppo": {**on_policy, "first_clip_range": 0.01, "cloning_learning_rate": 1e-3},

@@ -41,6 +41,7 @@ def tiny_config(name: str, **changes: Any) -> Any:
         "value_hidden_dims": (16, 16),
         "noise_hidden_dims": (16,),
         "target_update_interval": 1,  # so that every update moves the targets
+        "first_policy_rollout": 1,  # and the policy
         "max_gradient_norm": 1e9,  # whose clipping would mix the gradients of critic and policy
     }
     config = AGENTS[name][1]

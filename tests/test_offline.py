@@ -29,6 +29,7 @@ OTHER = {
     "max_std": 0.2,
     "entropy_coef": 0.5,
     "value_coef": 1.0,
+    "first_policy_rollout": 1,
     "learning_rate": 1e-2,
     "value_learning_rate": 1e-2,
 }

@@ -3,16 +3,17 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from agents import AGENTS
 from agents.dppo import DPPO, DPPOConfig
-from agents.ppo import clipped_loss, normalised
+from agents.ppo import RolloutStatistics, clipped_loss, normalised
 from agents.reinflow import ReinFlow, ReinFlowConfig
-from datasets.batch import Decisions
+from datasets.batch import Decisions, Trajectories
 from tests.seeded_noise import SeededNoise
-from tests.test_agents import batch_of, build
+from tests.test_agents import batch_of, build, parameters_of
 from tests.test_agents import online_batch as any_online_batch
 
 NAMES = ["dppo", "reinflow"]
@@ -44,6 +45,42 @@ def test_updates_move_the_policy_away_from_the_one_that_collected(name: str) -> 
     for _ in range(20):
         metrics = agent.update_online(batch, SeededNoise([0]))
     assert float(metrics["kl_divergence"]) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_rollouts_train_the_value_alone(name: str) -> None:
+    agent = build(name, [0], first_policy_rollout=3)
+    network = agent.denoiser if name == "dppo" else agent.velocity
+    for rollout in (1, 2, 3):
+        before = {part: parameters_of(module) for part, module in (("policy", network), ("value", agent.value))}
+        batch = online_batch(agent, [0])
+        for _ in range(3):
+            agent.update_online(batch, SeededNoise([0]))
+        moved = {
+            part: any(not torch.equal(value, before[part][key]) for key, value in parameters_of(module).items())
+            for part, module in (("policy", network), ("value", agent.value))
+        }
+        assert moved == {"policy": rollout == 3, "value": True}
+
+
+def test_rewards_are_divided_by_the_deviation_of_their_running_sums_so_far() -> None:
+    """Two rollouts of 4 steps in 2 environments: decisions of two steps, an episode that ends, one that is cut."""
+    discount, sums = 0.9, []
+    statistics = RolloutStatistics(1, torch.device("cpu"))
+    for number in (1.0, 3.0):
+        reward = number * torch.tensor([[1.0, 10.0], [0.0, 20.0], [2.0, 0.0], [4.0, 40.0]])
+        begins = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        continues = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+        bootstrap = torch.tensor([[discount**2, discount], [0.0, discount**2], [discount, 0.0], [discount, discount]])
+        filler = torch.zeros(1, 4, 2, 1)
+        scaled = statistics.scaled(
+            Trajectories(begins[None], filler, filler, reward[None], bootstrap[None], filler, continues[None])
+        )
+        first = number * np.array([1.0, 2.0 + 1.0 * discount**2, 4.0 + (2.0 + discount**2) * discount])
+        second = number * np.array([10.0, 20.0, 40.0 + 20.0 * discount**2])  # its first episode ended at once
+        sums += [*first, *second]
+        assert torch.allclose(scaled.chunk_return[0], reward / float(np.std(sums)), rtol=1e-5)
+    assert statistics.rollouts.tolist() == [2]
 
 
 def test_the_gradient_at_ratio_one_is_that_of_the_policy_gradient() -> None:

@@ -29,6 +29,7 @@ SMALL = {
     "num_envs": 2,
     "rollout_steps": 20,
     "epochs": 2,
+    "first_policy_rollout": 2,
 }
 
 
