@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -43,22 +44,23 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
     """Measures one configuration for about a second."""
     torch.set_num_threads(threads)
     task = datasets.task(config.task)
-    agent = build_agent(config, SeedStreams(range(pack), device, "init"))
-    noise = SeedStreams(range(pack), device, "cost")
+    members = 1 if device.type == "cpu" else pack  # a CPU updates the seeds of a pack one after the other
+    agent = build_agent(config, SeedStreams(range(members), device, "init"))
+    noise = SeedStreams(range(members), device, "cost")
     offline_batch, online_batch = made_up_batches(config, agent, noise)
 
     def time_of(update: Callable[..., object], data: Batch | Decisions) -> float:
-        update(data, noise.at(0))
-        started, count = time.monotonic(), 0
-        while count < 20 and time.monotonic() - started < 0.5:
-            update(data, noise.at(count))
+        seconds: list[float] = []
+        while len(seconds) < 21 and sum(seconds) < 0.5:
+            started = time.monotonic()
+            update(data, noise.at(len(seconds)))
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            count += 1
-        return (time.monotonic() - started) / count
+            seconds.append(time.monotonic() - started)
+        return fmean(seconds[1:] or seconds) * pack / members  # the first one is slower
 
     step = _env_step_seconds(task.domain, config.task, config.success_timing)
-    network_bytes = sum(4 * parameter.numel() for parameter in agent.parameters()) // pack
+    network_bytes = sum(4 * parameter.numel() for parameter in agent.parameters()) // members
     row_bytes = 4 * (2 * task.obs_dim + task.action_dim + 3)
     kept_rows = config.rollout_steps or config.online_steps  # an on-policy run keeps one rollout, others their replay
     return Cost(

@@ -1,6 +1,7 @@
 """From a list of runs to what there is to do: what is complete, what another process holds, packs of seeds, costs."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from bench.members import prepare_directory
 from bench.offline import FOLDER as OFFLINE_FOLDER
 from bench.offline import shared_offline_phases
 from bench.pool import Work, mark_failed, run_works
-from bench.progress import Display
+from bench.progress import Display, duration
 from bench.suites import SUITES
 from bench.writer import is_complete, read_json
 
 # Seeds per process: a GPU gains from more, a CPU only saves memory and call overhead.
 PACK_LIMIT = {"cpu": 4, "cuda": 8}
+FIRST_MEASURED = 5  # configurations, after which it can be said how long measuring all of them takes
 
 
 @dataclass(frozen=True)
@@ -168,17 +170,21 @@ def visible_gpus() -> tuple[str, ...]:
 def estimate_plan(plan: Plan) -> dict[Pack, Cost]:
     """Measures each distinct configuration once; tasks of one domain cost the same."""
     device = pick_device(plan.execution.device)
-    measured: dict[tuple, Cost] = {}
-    costs = {}
+    kinds: dict[tuple, list[Pack]] = {}
     for pack in plan.packs:
         config = pack.configs[0]
         task = datasets.task(config.task)
         first = next((other.name for other in datasets.TASKS.values() if other.domain == task.domain), task.name)
-        kind = (config.replace(seed=0, task=first), len(pack.configs), bool(pack.phases))
-        if kind not in measured:
-            cost = estimate(config, len(pack.configs), plan.execution.eval_workers, device, plan.execution.threads)
-            measured[kind] = replace(cost, offline_elsewhere=bool(pack.phases))
-        costs[pack] = measured[kind]
+        kinds.setdefault((config.replace(seed=0, task=first), len(pack.configs), bool(pack.phases)), []).append(pack)
+    costs, started = {}, time.monotonic()
+    for number, packs in enumerate(kinds.values()):
+        if number == FIRST_MEASURED:
+            seconds = (time.monotonic() - started) / number * (len(kinds) - number)
+            if seconds > 10:
+                print(f"measuring {len(kinds)} configurations on this machine: {duration(seconds)}", flush=True)
+        pack = packs[0]
+        cost = estimate(pack.configs[0], len(pack.configs), plan.execution.eval_workers, device, plan.execution.threads)
+        costs |= dict.fromkeys(packs, replace(cost, offline_elsewhere=bool(pack.phases)))
     return costs
 
 
