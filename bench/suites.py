@@ -90,7 +90,7 @@ def baselines_quick() -> list[RunConfig]:
     Small networks, and weights that suit a run of minutes; nothing here is a result about the methods.
     """
     held = {"bc_coef": 50.0, "bc_coef_online": 50.0, "temperature": "off"}
-    on_policy = {"num_envs": 4, "rollout_steps": 500, "epochs": 20, "learning_rate": 1e-4, "clip_range": 0.05}
+    on_policy = {"num_envs": 4, "rollout_steps": 500, "learning_rate": 5e-5}
     own: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("sac_flow_t", "sac_flow_g", "flow_mlp", "naive_sac_flow", "fql", "qc_fql"), held),
         "fbrac": {"bc_coef": 0.3},
@@ -99,7 +99,7 @@ def baselines_quick() -> list[RunConfig]:
         "dac": {"bc_coef": 5.0},
         "qsm": {"bc_coef": 10.0},
         "rebrac": {"bc_coef": 0.1},
-        "dppo": {**on_policy, "first_clip_range": 0.01, "cloning_learning_rate": 1e-3},
+        "dppo": {**on_policy, "cloning_learning_rate": 1e-3},
         "reinflow": {**on_policy, "matching_learning_rate": 1e-3},
     }
     same = {**_SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96), "num_critics": 2}
