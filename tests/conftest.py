@@ -22,6 +22,7 @@ LONGEST = (
     "test_slurm_faults",
     "test_train",
     "test_engine",
+    "test_deaths",
     "test_parity",
     "test_cli",
     "test_minari",

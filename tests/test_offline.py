@@ -51,8 +51,7 @@ SHARING = [p for p in once_per_class() if AGENTS[p.values[0]][0] in {*WITH_ONLIN
 
 @pytest.mark.parametrize("agent", SHARING)
 def test_what_acts_online_only_changes_no_byte_of_the_offline_phase(agent, data_cache, tmp_path):
-    seldom = {"eval_episodes": 1, "eval_interval_updates": 30}
-    plain, other = tiny_config(agent, **seldom), variant(agent, **seldom)
+    plain, other = tiny_config(agent, eval_interval_updates=30), variant(agent, eval_interval_updates=30)
     assert plain != other and offline_phase(plain) == offline_phase(other)
     phase = offline_phase(plain)
     execute([phase], tmp_path / FOLDER)

@@ -52,7 +52,7 @@ def node_of(pid: int) -> str | None:
 
 def test_the_quick_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_path):
     small = ["--offline-updates", "40", "--online-steps", "40", "--eval-episodes", "2", "--warmup-steps", "10"]
-    small += ["--eval-interval-updates", "20", "--eval-interval-steps", "20", "--log-interval", "10"]
+    small += ["--eval-interval-updates", "40", "--eval-interval-steps", "40", "--log-interval", "10"]
     small += ["--dataset", TINY_DATASET, "--device", "cpu", "--pack", "1", "--eval-workers", "1"]
     command = ["launch", "quick", *small, "--results"]
     grid = ["--slurm", "--gpus-per-node", "1", "--cpus-per-task", "2", "--mem", "7000M"]
@@ -79,9 +79,11 @@ def test_the_quick_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_p
     third = cluster.bench(*command, str(tmp_path / "grid"), *grid)
     assert "6 complete, 0 to do" in third.stdout and not cluster.jobs()
 
-    local = cluster.bench(*command, str(tmp_path / "local"), "--local")
+    local = cluster.bench(*command, str(tmp_path / "local"), "--local", "--seeds", "0")
     assert local.returncode == 0, local.stdout + local.stderr
-    assert bytes_of(tmp_path / "grid", "quick") == bytes_of(tmp_path / "local", "quick")
+    expected, found = (bytes_of(tmp_path / folder, "quick") for folder in ("local", "grid"))
+    assert len(expected) == 2 * 3 and len(found) == 6 * 3
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_jobs_run_what_was_submitted_whatever_happens_to_the_tree(cluster, tmp_path):

@@ -27,7 +27,7 @@ from bench.execution import Execution
 from bench.export import collected
 from bench.members import prepare_directory
 from bench.train import Diverged, run
-from tests.tiny_runs import ROOT, once_per_class, provenance_of, status_of, tiny_config
+from tests.tiny_runs import ROOT, provenance_of, status_of, tiny_config
 
 BYTES = ("episodes.csv", "train.csv")  # equal for equal runs; timing, status and provenance tell of the machine
 
@@ -120,48 +120,6 @@ def test_a_compiled_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, da
     assert [start["engine"] for start in starts] == ["compiled"] * 3
 
 
-class Killed(BaseException):
-    """Ends a run where it stands: it saves nothing and marks nothing, as after kill -9. Only its claims are released,
-    which otherwise belong to a process that lives on."""
-
-
-def kill_at(config: RunConfig, results: Path, phase: str, logged: int, turns: int) -> None:
-    """Trains until that update or environment step has been logged and so many turns of the loop, each of which saves a
-    checkpoint, have followed: a point inside a chunk or a rollout. Ends there as if killed."""
-
-    def should_stop() -> bool:
-        nonlocal turns
-        rows = [row for row in table(config, results, "train.csv") if row["phase"] == phase]
-        if rows and int(rows[-1]["updates" if phase == "offline" else "env_steps"]) >= logged:
-            turns -= 1
-        if turns < 0:
-            raise Killed
-        return False
-
-    with pytest.raises(Killed):
-        run([config], results, Execution(device="cpu", checkpoint_seconds=0.0), should_stop)
-    assert status_of(config.directory(results))["state"] == "running"
-
-
-LOGGED = {"offline": (7, 14, 21), "online": (7, 14, 21, 28)}  # updates, environment steps: of tiny runs
-
-
-@pytest.mark.parametrize("agent", once_per_class())
-def test_a_run_that_dies_in_each_phase_ends_with_the_same_bytes(agent, reference, data_cache, tmp_path):
-    config = tiny_config(agent, eval_episodes=1, eval_interval_updates=30, eval_interval_steps=20)
-    expected = results_of(config, reference(config))
-    moments = random.Random()
-    deaths = [(phase, moments.choice(logged), moments.randrange(7)) for phase, logged in LOGGED.items()]
-    for death in deaths:
-        kill_at(config, tmp_path, *death)
-    execute([config], tmp_path)
-    assert results_of(config, tmp_path) == expected, f"killed at {deaths}"
-    status = status_of(config.directory(tmp_path))
-    assert (status["state"], status["env_steps"]) == ("complete", 40)
-    starts = provenance_of(config.directory(tmp_path))["starts"]
-    assert [start["resumed_from"] and start["resumed_from"]["phase"] for start in starts] == [None, *LOGGED]
-
-
 def test_agents_from_scratch_act_at_random_until_their_first_update_and_resume(data_cache, tmp_path):
     """Uniform actions that depend on the seed alone, then those of each policy; stopped in the warm-up and after it."""
     settings = {"offline_updates": 0, "warmup_actions": "random", "warmup_steps": 9}
@@ -241,7 +199,7 @@ def logged_points(directory: Path) -> int:
 
 def test_a_pack_killed_or_stopped_while_evaluations_are_pending_ends_with_the_same_bytes(data_cache, tmp_path):
     """Killed early, then stopped online by a SIGTERM to the whole group (as Slurm sends it)."""
-    configs = [tiny_config("sac_flow_g", seed, eval_interval_steps=10) for seed in (0, 1)]
+    configs = [tiny_config("sac_flow_g", seed, eval_interval_steps=10, eval_episodes=2) for seed in (0, 1)]
     execute(configs, tmp_path / "whole")
     results = tmp_path / "stopped"
 
@@ -397,7 +355,7 @@ def test_evaluating_twice_as_often_changes_no_training_number(reference, data_ca
 
 
 def test_evaluations_happen_at_the_points_of_the_contract(reference):
-    config = tiny_config("sac_flow_g")
+    config = tiny_config("sac_flow_g", eval_episodes=2)
     rows = table(config, reference(config), "episodes.csv")
     points = list(dict.fromkeys((row["phase"], int(row["updates"]), int(row["env_steps"])) for row in rows))
     # online updates begin at environment step 11 (warm-up): 6 of them by step 16
