@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Metrics, Noise, OnPolicyAgent, check_config, frozen_copy, gradient_step, polyak_update
+from agents.base import Adam, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
 from agents.critics import Value
 from agents.denoisers import MLPDenoiser, SinusoidalStep
 from agents.diffusion import ScheduleName, denoising_loss, draw_noise, make_schedule, posterior
-from agents.ppo import RolloutStatistics, clipped_loss, estimate_advantages, normalised
-from datasets.batch import Batch, Decisions, Trajectories
+from agents.ppo import PPOAgent, clipped_loss, normalised
+from datasets.batch import Batch, Decisions
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class DPPOConfig:
             )
 
 
-class DPPO(OnPolicyAgent):
+class DPPO(PPOAgent):
     """A diffusion policy whose last denoising steps PPO trains."""
 
     config: DPPOConfig
@@ -75,7 +75,6 @@ class DPPO(OnPolicyAgent):
         self.cloning_optimizer = Adam(self.denoiser.parameters(), config.cloning_learning_rate)
         self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
         self.value_optimizer = Adam(self.value.parameters(), config.value_learning_rate)
-        self.statistics = RolloutStatistics(self.num_seeds, noise.device)
         # Of the fine-tuned steps t = T' ... 1: the step itself, its clip range and the weight of the advantage.
         count = config.fine_tuned_steps
         self._t = torch.arange(count, 0, -1, device=noise.device, dtype=torch.float32)
@@ -127,23 +126,6 @@ class DPPO(OnPolicyAgent):
         gradient_step((self.cloning_optimizer, loss))
         polyak_update(self.target_denoiser, self.denoiser, 1.0)  # what it is at the hand-over it keeps
         return {"policy_loss": loss.detach()}
-
-    @torch.no_grad()
-    def estimate(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-        """Of scaled rewards."""
-        return estimate_advantages(self.statistics.scaled(trajectories), self.value, self.config.gae_lambda)
-
-    def update_online(self, batch: Decisions, noise: Noise) -> Metrics:
-        """One step of policy and value on a minibatch of decisions."""
-        policy_loss, policy_metrics = self.policy_loss(batch)
-        value_loss = (self.value(batch.obs) - batch.value_target).square().mean(1)
-        # Without a gradient Adam, whose moments are still 0, moves nothing.
-        trains_policy = self.statistics.rollouts >= self.config.first_policy_rollout  # (S,)
-        gradient_step(
-            (self.policy_optimizer, trains_policy * policy_loss),
-            (self.value_optimizer, self.config.value_coef * value_loss),
-        )
-        return {**policy_metrics, "value_loss": value_loss.detach()}
 
     def policy_loss(self, batch: Decisions) -> tuple[Tensor, Metrics]:
         """The clipped objective over all fine-tuned steps of all decisions."""

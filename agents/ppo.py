@@ -6,12 +6,14 @@ advantage estimation, arXiv 1506.02438), all steps of the chain behind one share
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from agents.base import Metrics
-from datasets.batch import Trajectories
+from agents.base import Adam, Metrics, Noise, OnPolicyAgent, gradient_step
+from agents.critics import Value
+from datasets.batch import Decisions, Trajectories
 
 
 def estimate_advantages(
@@ -40,17 +42,16 @@ class RolloutStatistics(nn.Module):
     rollout; there it goes on in an episode that does.
     """
 
+    rollouts: Tensor
+    # Of all sums: their number, mean, and the sum of squared distances to it.
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+
     def __init__(self, num_seeds: int, device: torch.device) -> None:
         super().__init__()
-        self.rollouts: Tensor
-        self.count: Tensor
-        self.mean: Tensor
-        self.squares: Tensor
-        self.register_buffer("rollouts", torch.zeros(num_seeds, device=device))
-        # Of all sums: their number, mean, and the sum of squared distances to it.
-        self.register_buffer("count", torch.zeros(num_seeds, device=device))
-        self.register_buffer("mean", torch.zeros(num_seeds, device=device))
-        self.register_buffer("squares", torch.zeros(num_seeds, device=device))
+        for name in ("rollouts", "count", "mean", "squares"):
+            self.register_buffer(name, torch.zeros(num_seeds, device=device))
 
     def scaled(self, trajectories: Trajectories) -> Trajectories:
         """Counts a rollout; the same with its rewards scaled, those of this rollout included in the scale."""
@@ -91,3 +92,40 @@ def clipped_loss(log_ratio: Tensor, advantage: Tensor, clip: Tensor | float) -> 
     divergence = (ratio - 1 - log_ratio).mean(1)  # http://joschu.net/blog/kl-approx.html
     beyond = ((ratio - 1).abs() > clip).float().mean(1)
     return loss, {"kl_divergence": divergence.detach(), "clip_share": beyond.detach()}
+
+
+class PPOAgent(OnPolicyAgent):
+    """PPO's part of an agent: advantages of its own rollouts, and one step of policy and value.
+
+    The subclass makes `value` and the two optimisers, and gives `policy_loss`. Its config has gae_lambda, value_coef
+    and first_policy_rollout.
+    """
+
+    value: Value
+    policy_optimizer: Adam
+    value_optimizer: Adam
+
+    def __init__(self, config: Any, obs_dim: int, action_dim: int, noise: Noise) -> None:
+        super().__init__(config, obs_dim, action_dim, noise)
+        self.statistics = RolloutStatistics(self.num_seeds, noise.device)
+
+    @torch.no_grad()
+    def estimate(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
+        """Of scaled rewards."""
+        return estimate_advantages(self.statistics.scaled(trajectories), self.value, self.config.gae_lambda)
+
+    def update_online(self, batch: Decisions, noise: Noise) -> Metrics:
+        """One step of policy and value on a minibatch of decisions."""
+        policy_loss, policy_metrics = self.policy_loss(batch)
+        value_loss = (self.value(batch.obs) - batch.value_target).square().mean(1)
+        # Without a gradient Adam, whose moments are still 0, moves nothing.
+        trains_policy = self.statistics.rollouts >= self.config.first_policy_rollout  # (S,)
+        gradient_step(
+            (self.policy_optimizer, trains_policy * policy_loss),
+            (self.value_optimizer, self.config.value_coef * value_loss),
+        )
+        return {**policy_metrics, "value_loss": value_loss.detach()}
+
+    def policy_loss(self, batch: Decisions) -> tuple[Tensor, Metrics]:
+        """The clipped objective (S,) of a minibatch."""
+        raise NotImplementedError

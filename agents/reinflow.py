@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Metrics, Noise, OnPolicyAgent, check_config, gradient_step
+from agents.base import Adam, Metrics, Noise, check_config, gradient_step
 from agents.critics import Value
 from agents.flow import euler_step, matching_loss, t_like
-from agents.ppo import RolloutStatistics, clipped_loss, estimate_advantages, normalised
+from agents.ppo import PPOAgent, clipped_loss, normalised
 from agents.velocities import PlainVelocity
-from datasets.batch import Batch, Decisions, Trajectories
+from datasets.batch import Batch, Decisions
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ReinFlowConfig:
             raise ValueError(f"ReinFlowConfig.max_std = {self.max_std}: must be at least min_std, {self.min_std}")
 
 
-class ReinFlow(OnPolicyAgent):
+class ReinFlow(PPOAgent):
     """A flow with learnt noise, trained by PPO."""
 
     config: ReinFlowConfig
@@ -69,7 +69,6 @@ class ReinFlow(OnPolicyAgent):
         policy_parameters = [*self.velocity.parameters(), *self.noise_std.parameters()]
         self.policy_optimizer = Adam(policy_parameters, config.learning_rate)
         self.value_optimizer = Adam(self.value.parameters(), config.value_learning_rate)
-        self.statistics = RolloutStatistics(self.num_seeds, noise.device)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
@@ -119,23 +118,6 @@ class ReinFlow(OnPolicyAgent):
         loss = matching_loss(self.velocity(batch.obs), batch.action_chunk, batch.valid, noise)
         gradient_step((self.matching_optimizer, loss))
         return {"policy_loss": loss.detach()}
-
-    @torch.no_grad()
-    def estimate(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-        """Of scaled rewards."""
-        return estimate_advantages(self.statistics.scaled(trajectories), self.value, self.config.gae_lambda)
-
-    def update_online(self, batch: Decisions, noise: Noise) -> Metrics:
-        """One step of flow, noise and value on a minibatch of decisions."""
-        policy_loss, policy_metrics = self.policy_loss(batch)
-        value_loss = (self.value(batch.obs) - batch.value_target).square().mean(1)
-        # Without a gradient Adam, whose moments are still 0, moves nothing.
-        trains_policy = self.statistics.rollouts >= self.config.first_policy_rollout  # (S,)
-        gradient_step(
-            (self.policy_optimizer, trains_policy * policy_loss),
-            (self.value_optimizer, self.config.value_coef * value_loss),
-        )
-        return {**policy_metrics, "value_loss": value_loss.detach()}
 
     def policy_loss(self, batch: Decisions) -> tuple[Tensor, Metrics]:
         """The clipped objective of the chains' densities, and their entropy."""
