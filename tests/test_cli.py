@@ -1,7 +1,6 @@
 """The commands as a user types them: plans, a suite from start to figure, and one clear line for each mistake."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,7 +21,7 @@ from bench.progress import Display
 from bench.suites import SUITES
 from bench.writer import read_json, write_json
 from tests.conftest import TINY_DATASET
-from tests.tiny_runs import ROOT, python, status_of, tiny_config
+from tests.tiny_runs import ROOT, python, small_disk, status_of, tiny_config
 
 TINY = [
     *("--task", "cube-single-task1", "--offline-updates", "20", "--online-steps", "20", "--warmup-steps", "5"),
@@ -217,13 +216,9 @@ def test_ctrl_c_leaves_runs_preempted_and_the_same_command_finishes_them(data_ca
     assert "0 complete, 1 to do" in plan.stdout
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_results_disk_is_named_and_the_run_goes_on_after_space_is_made(data_cache, tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
     ballast = tmp_path / "ballast"
-    try:
+    with small_disk(tmp_path, "400k"):
         ballast.write_bytes(bytes(330_000))
         arguments = [*RUN, "--results", str(tmp_path / "results")]
         full = python("-m", "bench", *arguments)
@@ -235,8 +230,6 @@ def test_a_full_results_disk_is_named_and_the_run_goes_on_after_space_is_made(da
         assert again.returncode == 0, again.stderr
         finished = (tmp_path / "results/single/cube-single-task1/qc_fql/seed_000/episodes.csv").read_text()
         assert finished.startswith(rows)
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_packages_that_resolve_elsewhere_are_refused(tmp_path):

@@ -1,7 +1,6 @@
 """Rows, status and checkpoints on disk: atomic, truncated to what a checkpoint counts on, never half-written."""
 
-import os
-import subprocess
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from bench.checkpoint import Checkpoints
 from bench.claims import Claim, Claims, Superseded
 from bench.writer import HEADERS, RunWriter, StorageError, read_json, write_json
+from tests.tiny_runs import small_disk
 
 EPISODE = {
     "phase": "offline",
@@ -81,13 +81,9 @@ def test_json_is_replaced_whole_and_damage_is_named(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_disk_loses_no_earlier_row_and_says_so(tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
-    writer, written = RunWriter(tmp_path, claim(tmp_path)), -1
-    try:
+    with small_disk(tmp_path, "64k"), contextlib.closing(RunWriter(tmp_path, claim(tmp_path))) as writer:
+        written = -1
         with pytest.raises(StorageError, match=r"No space left.*rows written before are kept"):
             while True:
                 written += 1
@@ -98,9 +94,6 @@ def test_a_full_disk_loses_no_earlier_row_and_says_so(tmp_path):
         with pytest.raises(StorageError, match="what was there before is unchanged"):
             write_json(tmp_path / "big.json", {"x": "y" * 100_000})
         assert not (tmp_path / "big.json").exists()
-    finally:
-        writer.close()
-        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def rows(first: int, count: int) -> torch.Tensor:

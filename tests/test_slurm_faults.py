@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ from tests.slurm_cluster import (
     run_here,
     wait_until,
 )
-from tests.tiny_runs import provenance_of
+from tests.tiny_runs import provenance_of, small_disk
 
 pytestmark = pytest.mark.slurm
 
@@ -133,37 +132,33 @@ def test_a_run_that_is_alive_twice_ends_once(cluster, tmp_path):
     wait_until(lambda: not processes_of(tmp_path / "twice"), 30, lambda: processes_of(tmp_path / "twice"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_results_disk_is_told_and_nothing_is_lost(cluster, tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
     results = tmp_path / "results"
-    try:
-        options = ("--agent", "fql", "--seeds", "0", *LONGER)
-        cluster.launch("full", results, *options)
-        (directory,) = run_dirs(results, "full")
-        wait_until(lambda: progressed(directory, 60), 120)
-        ballast = tmp_path / "ballast"
-        with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-            while True:
-                file.write(bytes(4096))
-        cluster.drain(120)
-        told = cluster.status(results, "full")
-        assert told["counts"].keys() <= {"failed", "lost", "preempted"}, told
-        assert any("free on the disk" in note for note in told["notes"])
-        rows = (directory / "train.csv").read_text()
-        ballast.unlink()
-        cluster.launch("full", results, *options)
-        cluster.drain()
-        assert cluster.status(results, "full")["counts"] == {"complete": 1}
-        run_here("full", tmp_path / "here", *options)
-        assert bytes_of(results, "full") == bytes_of(tmp_path / "here", "full")
-        assert len(rows) <= len((directory / "train.csv").read_text())
-    finally:
-        cluster.says("scancel", "-u", "root")
-        cluster.drain(60)
-        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    with small_disk(tmp_path, "4m"):
+        try:
+            options = ("--agent", "fql", "--seeds", "0", *LONGER)
+            cluster.launch("full", results, *options)
+            (directory,) = run_dirs(results, "full")
+            wait_until(lambda: progressed(directory, 60), 120)
+            ballast = tmp_path / "ballast"
+            with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+                while True:
+                    file.write(bytes(4096))
+            cluster.drain(120)
+            told = cluster.status(results, "full")
+            assert told["counts"].keys() <= {"failed", "lost", "preempted"}, told
+            assert any("free on the disk" in note for note in told["notes"])
+            rows = (directory / "train.csv").read_text()
+            ballast.unlink()
+            cluster.launch("full", results, *options)
+            cluster.drain()
+            assert cluster.status(results, "full")["counts"] == {"complete": 1}
+            run_here("full", tmp_path / "here", *options)
+            assert bytes_of(results, "full") == bytes_of(tmp_path / "here", "full")
+            assert len(rows) <= len((directory / "train.csv").read_text())
+        finally:
+            cluster.says("scancel", "-u", "root")
+            cluster.drain(60)
 
 
 def test_chaos_ends_with_every_run_complete_once_and_the_same_bytes(cluster, tmp_path, request):

@@ -1,9 +1,11 @@
 """Runs small enough for tests, through the real entry points."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,21 @@ def once_per_class() -> list[Any]:
         parameters.append(pytest.param(name, marks=[pytest.mark.slow] if agent_class in first else []))
         first.add(agent_class)
     return parameters
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """Within it `folder` is a disk of its own, of `size` as mount takes it; skips the test where none can be made."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        # Lazily: a process that is about to end may still hold a file there.
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def small_agent_config(agent: str) -> Any:
