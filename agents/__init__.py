@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from agents.base import Agent
 from agents.bc import BC, BCConfig
+from agents.blocks.base import Agent
 from agents.dac import DAC, DACConfig
 from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from agents.dppo import DPPO, DPPOConfig

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Agent, Metrics, Noise, check_config, gradient_step
-from agents.denoisers import FourierStep, MLPDenoiser
-from agents.diffusion import ScheduleName, ddpm_sample, denoising_loss, draw_noise, make_schedule
-from agents.flow import integrate, matching_loss
-from agents.velocities import PlainVelocity
+from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, gradient_step
+from agents.blocks.denoisers import FourierStep, MLPDenoiser
+from agents.blocks.diffusion import ScheduleName, ddpm_sample, denoising_loss, draw_noise, make_schedule
+from agents.blocks.flow import integrate, matching_loss
+from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
 
 

@@ -14,11 +14,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Agent, Metrics, Noise, Phase, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import Critic, QAggregation, aggregate_q, choose, repeat_obs, td_loss
-from agents.denoisers import MLPDenoiser, Predictor, SinusoidalStep
-from agents.diffusion import ScheduleName, ddpm_sample, ddpm_step, denoising_loss, draw_noise, make_schedule
-from agents.flow import rollout_gradient_norms
+from agents.blocks.base import (
+    Adam,
+    Agent,
+    Metrics,
+    Noise,
+    Phase,
+    check_config,
+    frozen_copy,
+    gradient_step,
+    polyak_update,
+)
+from agents.blocks.critics import Critic, QAggregation, aggregate_q, choose, repeat_obs, td_loss
+from agents.blocks.denoisers import MLPDenoiser, Predictor, SinusoidalStep
+from agents.blocks.diffusion import ScheduleName, ddpm_sample, ddpm_step, denoising_loss, draw_noise, make_schedule
+from agents.blocks.flow import rollout_gradient_norms
 from datasets.batch import Batch
 
 

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import Value
-from agents.denoisers import MLPDenoiser, SinusoidalStep
-from agents.diffusion import ScheduleName, denoising_loss, draw_noise, make_schedule, posterior
-from agents.ppo import PPOAgent, clipped_loss, normalised
+from agents.blocks.base import Adam, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.blocks.critics import Value
+from agents.blocks.denoisers import MLPDenoiser, SinusoidalStep
+from agents.blocks.diffusion import ScheduleName, denoising_loss, draw_noise, make_schedule, posterior
+from agents.blocks.ppo import PPOAgent, clipped_loss, normalised
 from datasets.batch import Batch, Decisions
 
 

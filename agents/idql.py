@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import (
+from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.blocks.critics import (
     Critic,
     QAggregation,
     Value,
@@ -25,8 +25,8 @@ from agents.critics import (
     repeat_obs,
     td_loss,
 )
-from agents.denoisers import FourierStep, ResidualDenoiser
-from agents.diffusion import ScheduleName, ddpm_sample, denoising_loss, draw_noise, make_schedule
+from agents.blocks.denoisers import FourierStep, ResidualDenoiser
+from agents.blocks.diffusion import ScheduleName, ddpm_sample, denoising_loss, draw_noise, make_schedule
 from datasets.batch import Batch
 
 

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import (
+from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.blocks.critics import (
     Critic,
     QAggregation,
     Value,
@@ -23,8 +23,8 @@ from agents.critics import (
     repeat_obs,
     td_loss,
 )
-from agents.flow import integrate, matching_loss
-from agents.velocities import PlainVelocity
+from agents.blocks.flow import integrate, matching_loss
+from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
 
 

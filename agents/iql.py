@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import Critic, QAggregation, Value, aggregate_q, expectile_loss, td_loss
-from agents.networks import MLP
+from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.blocks.critics import Critic, QAggregation, Value, aggregate_q, expectile_loss, td_loss
+from agents.blocks.networks import MLP
 from datasets.batch import Batch
 
 MAX_WEIGHT = 100.0

@@ -10,10 +10,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Agent, Metrics, Noise, Phase, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import Critic, QAggregation, aggregate_q, td_loss
-from agents.flow import euler_step, integrate, matching_loss, rollout_gradient_norms
-from agents.velocities import PlainVelocity
+from agents.blocks.base import (
+    Adam,
+    Agent,
+    Metrics,
+    Noise,
+    Phase,
+    check_config,
+    frozen_copy,
+    gradient_step,
+    polyak_update,
+)
+from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.flow import euler_step, integrate, matching_loss, rollout_gradient_norms
+from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
 
 

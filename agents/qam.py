@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agents.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_rollout
-from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
-from agents.flow import integrate, matching_loss
-from agents.gaussian import TanhGaussian
-from agents.networks import MLP
-from agents.velocities import PlainVelocity
+from agents.blocks.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_rollout
+from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.blocks.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
+from agents.blocks.flow import integrate, matching_loss
+from agents.blocks.gaussian import TanhGaussian
+from agents.blocks.networks import MLP
+from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
 
 

@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
-from agents.denoisers import FourierStep, MLPDenoiser
-from agents.diffusion import (
+from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.blocks.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
+from agents.blocks.denoisers import FourierStep, MLPDenoiser
+from agents.blocks.diffusion import (
     ScheduleName,
     add_noise,
     ddpm_sample,

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.base import Adam, Metrics, Noise, check_config, gradient_step
-from agents.critics import Value
-from agents.flow import euler_step, matching_loss, t_like
-from agents.ppo import PPOAgent, clipped_loss, normalised
-from agents.velocities import PlainVelocity
+from agents.blocks.base import Adam, Metrics, Noise, check_config, gradient_step
+from agents.blocks.critics import Value
+from agents.blocks.flow import euler_step, matching_loss, t_like
+from agents.blocks.ppo import PPOAgent, clipped_loss, normalised
+from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch, Decisions
 
 

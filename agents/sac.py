@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agents.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import Critic, QAggregation, aggregate_q, td_loss
-from agents.gaussian import TanhGaussian
-from agents.networks import Activation
+from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.gaussian import TanhGaussian
+from agents.blocks.networks import Activation
 from datasets.batch import Batch
 
 

@@ -13,9 +13,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agents.base import Adam, Agent, Metrics, Noise, Phase, check_config, frozen_copy, gradient_step, polyak_update
-from agents.critics import Critic, QAggregation, aggregate_q, td_loss
-from agents.flow import (
+from agents.blocks.base import (
+    Adam,
+    Agent,
+    Metrics,
+    Noise,
+    Phase,
+    check_config,
+    frozen_copy,
+    gradient_step,
+    polyak_update,
+)
+from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.flow import (
     NoiseScheme,
     TanhLogDet,
     integrate,
@@ -27,7 +37,7 @@ from agents.flow import (
     rollout_gradient_norms,
     step_std,
 )
-from agents.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
+from agents.blocks.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from datasets.batch import Batch
 
 

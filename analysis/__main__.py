@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from analysis.load import load_results
-from analysis.read import ResultsError
-from analysis.wording import did_you_mean
+from analysis.labels.wording import did_you_mean
+from analysis.loading.load import load_results
+from analysis.loading.read import ResultsError
 
 
 class OutputError(Exception):
@@ -58,8 +58,8 @@ def figures_options(parser: argparse.ArgumentParser) -> None:
 
 def figures(options: argparse.Namespace) -> None:
     """Tables to the terminal, figures and tables to files."""
-    from analysis.gradients import load_norms
-    from analysis.published import read_published
+    from analysis.loading.gradients import load_norms
+    from analysis.published.sources import read_published
 
     out: Path = options.out or options.results / "figures"
     # Whatever may be refused is read before the first file is written.
@@ -99,7 +99,7 @@ def report(options: argparse.Namespace) -> None:
     out: Path = options.out or options.results / "figures" / "report.html"
     if out.is_dir():
         raise OutputError(f"--out {out} is a folder; name the HTML file to write")
-    from analysis.report import write_report
+    from analysis.report.page import write_report
 
     written = write_report(options.results, out, options.suite, int(options.embed_videos * 1e6))
     for name, reason in written.refused.items():
@@ -124,7 +124,7 @@ def explain_options(parser: argparse.ArgumentParser) -> None:
 
 def explain(options: argparse.Namespace) -> None:
     """The mean and interval of one point, and the runs behind it, to the terminal."""
-    from analysis.explain import explain, print_point, to_json
+    from analysis.report.explain import explain, print_point, to_json
 
     point = explain(
         options.results, options.figure, options.curve, options.step, options.task, options.allow_incomplete

@@ -7,18 +7,18 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from analysis.ablations import draw_ablations
-from analysis.comparison_figures import draw_comparisons
-from analysis.comparison_tables import write_comparisons
-from analysis.figures import draw_overview, draw_suite
-from analysis.gradient_figures import draw_gradients
-from analysis.gradients import RolloutNorms
-from analysis.load import Suite
-from analysis.overlay import draw_published
-from analysis.paper_tables import write_paper_table
-from analysis.published import Point
-from analysis.tables import suite_rows, to_markdown, write_tables
-from analysis.verdicts import judge, summarised, write_verdicts
+from analysis.figures.ablations import draw_ablations
+from analysis.figures.comparisons import draw_comparisons
+from analysis.figures.curves import draw_overview, draw_suite
+from analysis.figures.gradients import draw_gradients
+from analysis.loading.gradients import RolloutNorms
+from analysis.loading.load import Suite
+from analysis.published.overlay import draw_published
+from analysis.published.sources import Point
+from analysis.published.verdicts import judge, summarised, write_verdicts
+from analysis.tables.comparisons import write_comparisons
+from analysis.tables.paper import write_paper_table
+from analysis.tables.success import suite_rows, to_markdown, write_tables
 
 PARALLEL_RUNS = 300  # from so many on, a process of its own for each suite is worth its start
 

@@ -14,13 +14,13 @@ from typing import NoReturn
 os.environ.setdefault("MUJOCO_GL", "disable")  # observations are states; no GL context is needed
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on a GPU
 
-from bench.errors import ConfigError, WorkerError
-from bench.execution import EXIT_PREEMPTED
-from bench.mirror import add_mirror_command
-from bench.provenance import ForeignPackage, check_checkout
-from bench.slurm import SlurmError
-from bench.status import add_status_commands
-from bench.writer import StorageError, read_json
+from bench.grid.slurm import SlurmError
+from bench.grid.status import add_status_commands
+from bench.runs.contract import ConfigError, WorkerError
+from bench.runs.provenance import ForeignPackage, check_checkout
+from bench.runs.writer import StorageError, read_json
+from bench.tools.mirror import add_mirror_command
+from bench.training.execution import EXIT_PREEMPTED
 from datasets.spec import DataError, nearest
 
 AGENT_OPTION = "--agent-config."
@@ -65,10 +65,10 @@ def build_parser(heavy: bool) -> Parser:
     parser = Parser(prog="python -m bench", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     if heavy:
-        from bench.data import add_data_commands
-        from bench.launch import add_launch_commands
-        from bench.options import add_execution_options, add_run_options
-        from bench.video import add_video_command
+        from bench.grid.launch import add_launch_commands
+        from bench.grid.options import add_execution_options, add_run_options
+        from bench.tools.data import add_data_commands
+        from bench.tools.video import add_video_command
 
         run = commands.add_parser("run", help="run a suite, a part of one, or a single run here", allow_abbrev=False)
         run.set_defaults(command=run_command)
@@ -118,11 +118,11 @@ def plan_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Plans, says what it will cost, makes generated data that are missing, runs."""
-    from bench.data import describe_data, ensure_data
-    from bench.engine import pick_device, pick_mode
-    from bench.options import execution_of, selected_configs
-    from bench.plan import describe_plan, estimate_plan, make_plan, run_plan
-    from bench.progress import duration, size
+    from bench.grid.options import execution_of, selected_configs
+    from bench.grid.plan import describe_plan, estimate_plan, make_plan, run_plan
+    from bench.grid.progress import duration, size
+    from bench.tools.data import describe_data, ensure_data
+    from bench.training.engine import pick_device, pick_mode
 
     configs = selected_configs(options, overrides)
     plan = make_plan(configs, options.results, execution_of(options), options.jobs, options.pack)
@@ -172,10 +172,10 @@ def worker_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     stop = StopFlag()
     if options.supervised:
         exit_with_parent()
-    from bench.config import RunConfig
-    from bench.evaluate import Preempted
-    from bench.options import execution_of
-    from bench.train import run
+    from bench.grid.options import execution_of
+    from bench.protocol.config import RunConfig
+    from bench.training.evaluate import Preempted
+    from bench.training.train import run
 
     configs = []
     for directory in options.directories:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.generate import ensure, generate
-from datasets.pictures import usable_renderer
-from datasets.sources import (
+from datasets.pictures.view import usable_renderer
+from datasets.registry import (
     TASKS,
     default_dataset,
     domains,
@@ -21,7 +21,7 @@ from datasets.sources import (
 from datasets.spec import DataError, TaskSpec, nearest
 from datasets.store import check_dataset, describe, get, load_task, made_here, verify
 from datasets.transitions import Transitions
-from datasets.user_files import register
+from datasets.user_files.source import register
 
 if TYPE_CHECKING:
     import gymnasium
@@ -74,7 +74,7 @@ def make_env(task_name: str, success_timing: str = "post") -> "gymnasium.Env":
     state after the action ("post", as in the published results) or before it ("pre", as in OGBench's data and in its
     environments from 1.2.0); tasks without a notion of success have no such info. Raises DataError for an unknown task
     or timing, and for one whose simulator is not installed. `view()` of the environment gives pictures
-    (`datasets.pictures.View`).
+    (`datasets.pictures.view.View`).
     """
     spec = task(task_name)
     check_timing(spec, success_timing)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from datasets.cache import replacing
-from datasets.sources import generator_of, kinds, parse_name, require_extra
+from datasets.registry import generator_of, kinds, parse_name, require_extra
 from datasets.spec import DataError, Dataset, Recipe, generated_name, nearest, one_line
 from datasets.store import can_download, find, generated_dir, get
 

@@ -4,8 +4,12 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 
-from datasets import bullet, minari_io, ogbench_tasks, robomimic_lowdim, user_files
+from datasets.bullet import tasks as bullet
+from datasets.minari import source as minari_io
+from datasets.ogbench import tasks as ogbench_tasks
+from datasets.robomimic import tasks as robomimic_lowdim
 from datasets.spec import DataError, Dataset, Generator, Reader, Recipe, Source, TaskSpec, generated_name, nearest
+from datasets.user_files import source as user_files
 
 GENERATORS: tuple[Generator, ...] = (ogbench_tasks, robomimic_lowdim, bullet)
 SOURCES: tuple[Source, ...] = (*GENERATORS, minari_io)

@@ -111,7 +111,7 @@ class Source(Reader, Protocol):
 
     @property
     def EXTRA(self) -> str | None:
-        """What its environments need beyond the core: a key of `datasets.sources.EXTRAS`."""
+        """What its environments need beyond the core: a key of `datasets.registry.EXTRAS`."""
         ...
 
     @property

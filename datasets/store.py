@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from datasets.cache import ELSEWHERE, cache_root, exclusive, file_sha256, lock
-from datasets.sources import DOWNLOADERS, TASKS, parse_name, reader_of
+from datasets.registry import DOWNLOADERS, TASKS, parse_name, reader_of
 from datasets.spec import DataError, Dataset, TaskSpec, one_line
 from datasets.transitions import Transitions
 
@@ -69,7 +69,7 @@ def get(
     with suppress(DataError):  # some of the files are missing: that is what follows
         if files := find(dataset, data_dir):
             return files
-    from datasets.download import fetch
+    from datasets.download.fetch import fetch
 
     if not can_download(dataset):
         raise DataError(_missing(dataset, data_dir))
@@ -89,7 +89,7 @@ def get(
 
 def can_download(dataset: Dataset) -> bool:
     """There is somewhere to get its files from, and that is not forbidden."""
-    from datasets.download import MIRROR
+    from datasets.download.fetch import MIRROR
 
     is_published = dataset.recipe is None and dataset.domain != ""
     has_address = any(file.urls for file in dataset.files) or dataset.suite in DOWNLOADERS or os.environ.get(MIRROR)
@@ -102,7 +102,7 @@ def _is_offline() -> bool:
 
 def verify(name: str, data_dir: str | Path | None = None, record: bool = False) -> list[tuple[str, bool]]:
     """For each file of a data set a line on how it compares with its recorded checksum, and whether it differs."""
-    from datasets.checksums import verify
+    from datasets.download.checksums import verify
 
     dataset = parse_name(name)
     files = find(dataset, data_dir)

@@ -117,7 +117,7 @@ def cluster(machine: "Cluster", data_cache: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def gradients(monkeypatch: pytest.MonkeyPatch) -> "dict[torch.Tensor, torch.Tensor]":
     """The gradient of each parameter in its newest optimiser step; filled while the test runs."""
-    from agents.base import Adam
+    from agents.blocks.base import Adam
 
     newest: dict[torch.Tensor, torch.Tensor] = {}
     step = Adam.step

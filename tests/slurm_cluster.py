@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.status import Queue, as_json, look
-from bench.writer import is_complete, read_json
+from bench.grid.status import Queue, as_json, look
+from bench.runs.writer import is_complete, read_json
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from agents import AGENTS
-from analysis import ablations, figures
-from analysis.ablations import ablations_of, draw_ablations
-from analysis.load import load_results
-from analysis.protocol import protocol
-from bench.config import ConfigError, RunConfig, default_agent_config
-from bench.offline import offline_phase
+from analysis.figures import ablations
+from analysis.figures import curves as figures
+from analysis.figures.ablations import ablations_of, draw_ablations
+from analysis.loading.load import load_results
+from analysis.report.protocol_card import protocol
+from bench.protocol.config import ConfigError, RunConfig, default_agent_config
+from bench.training.shared_phase import offline_phase
 from tests.test_analysis import load_one, write_run
 from tests.tiny_runs import tiny_config
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_rollout, memoryless_std
-from agents.flow import integrate
+from agents.blocks.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_rollout, memoryless_std
+from agents.blocks.flow import integrate
+from agents.blocks.velocities import Velocity
 from agents.qam import QAM, QAMConfig
-from agents.velocities import Velocity
 from tests.seeded_noise import RecordedNoise, SeededNoise
 from tests.test_agents import ACTION_DIM, BATCH_SIZE, OBS_DIM, batch_of, train
 from tests.test_flow import gaussian_velocity

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from agents import AGENTS
-from agents.base import Adam, Agent, OnPolicyAgent, gradient_step, polyak_update
-from agents.flow import matching_loss, path_entropy
+from agents.blocks.base import Adam, Agent, OnPolicyAgent, gradient_step, polyak_update
+from agents.blocks.flow import matching_loss, path_entropy
 from agents.fql import FQL, FQLConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
 from datasets.batch import Batch, Decisions, Trajectories

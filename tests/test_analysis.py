@@ -18,12 +18,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from agents import AGENTS
-from analysis import figures, tables
 from analysis.__main__ import main
-from analysis.load import Suite, load_results
-from analysis.read import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError
-from analysis.style import AGENT_STYLES, FALLBACK_STYLES, styles_of
-from analysis.wording import count_label, seeds_label
+from analysis.figures import curves as figures
+from analysis.labels.style import AGENT_STYLES, FALLBACK_STYLES, styles_of
+from analysis.labels.wording import count_label, seeds_label
+from analysis.loading.load import Suite, load_results
+from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError
+from analysis.tables import success as tables
 
 HEADER = "phase,updates,env_steps,episode_seed,success,return,length"
 EPISODES = 5

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import metrics
-from analysis.metrics import stratified_t
+from analysis.statistics import metrics
+from analysis.statistics.metrics import stratified_t
 from tests.benchmarks import intervals
 
 

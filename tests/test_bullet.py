@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import datasets
-from datasets import bullet
+from datasets.bullet import tasks as bullet
 from datasets.spec import DataError
 from tests.tiny_runs import provenance_of, python, tiny_config
 
@@ -173,7 +173,7 @@ def prepare_used(domain: str):
 
 @needs_simulator
 def test_forked_workers_play_the_same_episodes():
-    from bench.workers import Template
+    from bench.training.workers import Template
 
     template = Template(prepare_used, "ant-bullet")
     try:
@@ -190,10 +190,10 @@ def test_forked_workers_play_the_same_episodes():
 
 @needs_simulator
 def test_a_run_stopped_in_mid_episode_goes_on_to_the_same_bytes(own_cache):
-    from bench.checkpoint import Checkpoints
-    from bench.evaluate import Preempted
-    from bench.execution import Execution
-    from bench.train import run
+    from bench.runs.checkpoint import Checkpoints
+    from bench.training.evaluate import Preempted
+    from bench.training.execution import Execution
+    from bench.training.train import run
 
     datasets.generate("hopper-bullet", "random", episodes=9)
     config = tiny_config(

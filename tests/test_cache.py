@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import cache, load
-from analysis.load import Suite, load_results
-from analysis.read import ResultsError
+from analysis.loading import cache, load
+from analysis.loading.load import Suite, load_results
+from analysis.loading.read import ResultsError
 from tests.test_analysis import edit_json, write_run
 
 

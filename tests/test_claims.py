@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.claims import Claim, Claims, Owner, Superseded, clock_of, is_fresh, owner_of, process_start
-from bench.execution import Execution
-from bench.members import claim_runs
-from bench.train import Preempted, run
-from bench.writer import COMPLETE_FILE, RunWriter, StorageError, is_complete, read_json
+from bench.runs.claims import Claim, Claims, Owner, Superseded, clock_of, is_fresh, owner_of, process_start
+from bench.runs.writer import COMPLETE_FILE, RunWriter, StorageError, is_complete, read_json
+from bench.training.execution import Execution
+from bench.training.pack import claim_runs
+from bench.training.train import Preempted, run
 from tests.tiny_runs import ROOT, tiny_config
 
 LEASE = 2.0  # seconds, for tests; long for a beat that is late on a busy machine
@@ -23,7 +23,7 @@ LEASE = 2.0  # seconds, for tests; long for a beat that is late on a busy machin
 HOLD = """
 import sys, time
 from pathlib import Path
-from bench.claims import Claims
+from bench.runs.claims import Claims
 claim = Claims(float(sys.argv[2])).take(Path(sys.argv[1]))
 print(claim.generation, flush=True)
 time.sleep(600)
@@ -47,7 +47,7 @@ def hold_elsewhere(directory: Path) -> subprocess.Popen:
 
 def on_another_machine(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process becomes one that knows nothing of the processes of the machine on which `directory` was claimed."""
-    monkeypatch.setattr("bench.claims._machine", lambda: "another kernel")
+    monkeypatch.setattr("bench.runs.claims._machine", lambda: "another kernel")
 
 
 def until_taken(claims: Claims, directory: Path, seconds: float) -> Claim:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from agents import AGENTS
-from agents.base import polyak_update
-from agents.flow import matching_loss
-from agents.gaussian import TanhGaussian
+from agents.blocks.base import polyak_update
+from agents.blocks.flow import matching_loss
+from agents.blocks.gaussian import TanhGaussian
 from datasets.batch import Batch
 from tests.seeded_noise import RecordedNoise, SeededNoise
 

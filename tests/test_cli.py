@@ -15,11 +15,11 @@ import pytest
 
 import datasets
 from bench.__main__ import main
-from bench.cost import Cost
-from bench.plan import Pack
-from bench.progress import Display
-from bench.suites import SUITES
-from bench.writer import read_json, write_json
+from bench.grid.cost import Cost
+from bench.grid.plan import Pack
+from bench.grid.progress import Display
+from bench.protocol.suites import SUITES
+from bench.runs.writer import read_json, write_json
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python, small_disk, status_of, tiny_config
 
@@ -134,8 +134,8 @@ def test_results_of_another_config_are_refused_by_field(capsys, data_cache, tmp_
     assert main([*RUN, "--results", str(tmp_path), "--dry-run"]) == 0
     capsys.readouterr()
     from bench.__main__ import build_parser
-    from bench.members import prepare_directory
-    from bench.options import selected_configs
+    from bench.grid.options import selected_configs
+    from bench.training.pack import prepare_directory
 
     options, _ = build_parser(heavy=True).parse_known_args(RUN)
     prepare_directory(selected_configs(options, {})[0], tmp_path)  # full-size networks

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import comparison_figures, comparison_tables, figures, output, paper_tables, tables
-from analysis.comparison_tables import pairs_of
-from analysis.load import Suite, load_results
-from analysis.tables import ALL_TASKS, suite_rows
+from analysis import output
+from analysis.figures import comparisons as comparison_figures
+from analysis.figures import curves as figures
+from analysis.loading.load import Suite, load_results
+from analysis.tables import comparisons as comparison_tables
+from analysis.tables import paper as paper_tables
+from analysis.tables import success as tables
+from analysis.tables.comparisons import pairs_of
+from analysis.tables.success import ALL_TASKS, suite_rows
 from tests.test_analysis import edit_json, load_one, write_run
 
 GOOD, FAIR, POOR = (1.0, 0.8, 1.0), (0.8, 1.0, 0.8), (0.2, 0.0, 0.2)

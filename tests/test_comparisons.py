@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import comparisons
-from analysis.comparisons import compare, holm, improvement_probability, leaders, mean_difference, seeds_to_separate
-from analysis.metrics import Array
+from analysis.statistics import comparisons
+from analysis.statistics.comparisons import (
+    compare,
+    holm,
+    improvement_probability,
+    leaders,
+    mean_difference,
+    seeds_to_separate,
+)
+from analysis.statistics.metrics import Array
 from tests.benchmarks.intervals import FIVE_TASKS, ONE_TASK, false_alarms
 
 

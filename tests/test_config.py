@@ -8,9 +8,9 @@ import pytest
 
 import datasets
 from agents import AGENTS
-from bench.config import ConfigError, RunConfig, config_difference, default_agent_config, parse_value
-from bench.suites import SUITES
-from bench.tuned import TUNED
+from bench.protocol.config import ConfigError, RunConfig, config_difference, default_agent_config, parse_value
+from bench.protocol.suites import SUITES
+from bench.protocol.tuned import TUNED
 from tests.tiny_runs import tiny_config
 
 
@@ -59,7 +59,7 @@ def test_agents_of_mazes_choose_single_actions():
 
 
 def test_agents_without_an_offline_phase_have_none_wherever_they_are_named():
-    from bench.suites import run_config
+    from bench.protocol.suites import run_config
 
     task = datasets.task("cube-double-task2")
     config = run_config("s", task, "rlpd", 0, offline_updates=10)

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import torch
 
-import bench.plan
+import bench.grid.plan
 import datasets
-from bench.cost import Cost, estimate
-from bench.execution import Execution
+from bench.grid.cost import Cost, estimate
+from bench.training.execution import Execution
 from tests.tiny_runs import tiny_config
 
 
@@ -39,11 +39,11 @@ def test_a_plan_measures_each_kind_of_run_once_and_says_how_long_that_takes(monk
         for task in ("cube-single-task1", "cube-single-task2")
         for seed in (0, 1, 2)
     ]
-    monkeypatch.setattr(bench.plan, "estimate", made_up)
+    monkeypatch.setattr(bench.grid.plan, "estimate", made_up)
     clock = itertools.count(0, 60)
-    monkeypatch.setattr(bench.plan, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    plan = bench.plan.make_plan(configs, tmp_path, Execution(device="cpu"), 1, 3)
-    costs = bench.plan.estimate_plan(plan)
+    monkeypatch.setattr(bench.grid.plan, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    plan = bench.grid.plan.make_plan(configs, tmp_path, Execution(device="cpu"), 1, 3)
+    costs = bench.grid.plan.estimate_plan(plan)
     assert measured == list(agents)
     assert {cost.offline_update for cost in costs.values()} == {3} and set(costs) == set(plan.packs)
     assert capsys.readouterr().out == "measuring 7 configurations on this machine: 24 s\n"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import RunConfig
-from bench.execution import Execution
-from bench.train import run
+from bench.protocol.config import RunConfig
+from bench.training.execution import Execution
+from bench.training.train import run
 from tests.test_train import execute, results_of, table
 from tests.tiny_runs import once_per_class, provenance_of, status_of, tiny_config
 

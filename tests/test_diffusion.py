@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.denoisers import FourierStep, MLPDenoiser, ResidualDenoiser, SinusoidalStep
-from agents.diffusion import (
+from agents.blocks.denoisers import FourierStep, MLPDenoiser, ResidualDenoiser, SinusoidalStep
+from agents.blocks.diffusion import (
     Schedule,
     ScheduleName,
     StepStd,

@@ -22,11 +22,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from datasets import DataError, checksums
-from datasets.checksums import LOCK, verify
-from datasets.download import MIRROR, fetch
-from datasets.partial import note_path, partial_path
-from datasets.servers import Patience
+from datasets import DataError
+from datasets.download import checksums
+from datasets.download.checksums import LOCK, verify
+from datasets.download.fetch import MIRROR, fetch
+from datasets.download.partial import note_path, partial_path
+from datasets.download.servers import Patience
 from datasets.spec import RemoteFile
 from tests.faulty_server import Fault, FaultySite
 
@@ -475,8 +476,8 @@ def start(folder: Path, file: RemoteFile, limit: str = "", **environment: str) -
     code = f"""
 import resource, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs are started without
-from datasets.download import fetch
-from datasets.servers import Patience
+from datasets.download.fetch import fetch
+from datasets.download.servers import Patience
 from datasets.spec import DataError, RemoteFile
 {limit}
 try:

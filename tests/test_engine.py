@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from agents import AGENTS
-from agents.base import OnPolicyAgent
-from bench.config import ConfigError
-from bench.engine import COMPILE_FROM, NOISE_BLOCK, Engine, pick_device, pick_mode
-from bench.execution import available_cores
-from bench.meters import MetricMeans
-from bench.streams import NoiseTape, SeedStreams, Stream
-from datasets import trajectories
-from datasets.replay import ONLINE_FIELDS, Replay
-from datasets.trajectories import TrajectoryStore
+from agents.blocks.base import OnPolicyAgent
+from bench.protocol.config import ConfigError
+from bench.training.engine import COMPILE_FROM, NOISE_BLOCK, Engine, pick_device, pick_mode
+from bench.training.execution import available_cores
+from bench.training.meters import MetricMeans
+from bench.training.streams import NoiseTape, SeedStreams, Stream
+from datasets.replay import trajectories
+from datasets.replay.replay import ONLINE_FIELDS, Replay
+from datasets.replay.trajectories import TrajectoryStore
 from datasets.transitions import Transitions
 from tests.tiny_runs import small_agent_config
 

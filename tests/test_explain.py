@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import explain, figures
 from analysis.__main__ import main
-from analysis.load import load_results
+from analysis.figures import curves as figures
+from analysis.loading.load import load_results
+from analysis.report import explain
 from tests.test_analysis import EPISODES, edit_json, write_grid, write_run
 
 

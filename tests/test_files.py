@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.checkpoint import Checkpoints
-from bench.claims import Claim, Claims, Superseded
-from bench.writer import HEADERS, RunWriter, StorageError, read_json, write_json
+from bench.runs.checkpoint import Checkpoints
+from bench.runs.claims import Claim, Claims, Superseded
+from bench.runs.writer import HEADERS, RunWriter, StorageError, read_json, write_json
 from tests.tiny_runs import small_disk
 
 EPISODE = {

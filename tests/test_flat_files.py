@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import flat_files
 from datasets.spec import ACTION_LIMIT, DataError, Dataset, RemoteFile, TaskSpec
 from datasets.transitions import Transitions
+from datasets.user_files import flat_files
 
 TASK = TaskSpec("walk", "any", "walk", 1, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")
 OTHER = TaskSpec("run", "any", "walk", 2, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")

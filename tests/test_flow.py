@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.flow import (
+from agents.blocks.flow import (
     NoiseScheme,
     integrate,
     matching_loss,

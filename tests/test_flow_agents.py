@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from agents import AGENTS
+from agents.blocks.flow import matching_loss
 from agents.fawac import MAX_WEIGHT
-from agents.flow import matching_loss
 from datasets.batch import Batch
 from tests.seeded_noise import RecordedNoise, SeededNoise
 from tests.test_agents import ACTION_DIM, BATCH_SIZE, OBS_DIM, batch_of, build, train

@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from analysis import comparison_tables, explain, figures, gradient_figures, overlay, report, verdicts
 from analysis.__main__ import main
-from analysis.ablations import ablations_of
-from analysis.gradients import load_norms
-from analysis.load import Suite, load_results
-from analysis.published import Point, read_published
-from analysis.read import ResultsError
-from analysis.tables import ALL_TASKS, show, suite_rows
+from analysis.figures import curves as figures
+from analysis.figures import gradients as gradient_figures
+from analysis.figures.ablations import ablations_of
+from analysis.loading.gradients import load_norms
+from analysis.loading.load import Suite, load_results
+from analysis.loading.read import ResultsError
+from analysis.published import overlay, verdicts
+from analysis.published.sources import Point, read_published
+from analysis.report import explain
+from analysis.report import page as report
+from analysis.tables import comparisons as comparison_tables
+from analysis.tables.success import ALL_TASKS, show, suite_rows
 from tests.report_runs import dress
 from tests.test_analysis import edit_json, load_one, write_grid, write_run
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from datasets import DataError, ensure, generate, load
-from datasets.ogbench_files import recipe_of
-from datasets.sources import parse_name
+from datasets.ogbench.files import recipe_of
+from datasets.registry import parse_name
 from datasets.store import generated_dir
 
 NAME = "cube-single-task1-mixed-generated-2ep-seed5"
@@ -97,7 +97,7 @@ def test_number_of_workers_changes_no_byte(mixed: Path, tmp_path: Path) -> None:
 
 
 def test_episode_depends_on_seed_and_index_alone() -> None:
-    from datasets.ogbench_episodes import make_episode
+    from datasets.ogbench.episodes import make_episode
 
     dataset = parse_name(NAME)
     np.random.seed(1)
@@ -199,7 +199,7 @@ def test_play_and_noisy_have_the_published_form(domain: str, kind: str, tmp_path
 
 
 def test_shares_of_behaviours_hold_in_every_stretch() -> None:
-    from datasets.ogbench_episodes import MIXED, behaviour_of
+    from datasets.ogbench.episodes import MIXED, behaviour_of
 
     for start in (0, 37, 1000):
         behaviours = [behaviour_of(index) for index in range(start, start + 60)]
@@ -209,7 +209,7 @@ def test_shares_of_behaviours_hold_in_every_stretch() -> None:
 
 
 def directed(goals: list[tuple[float, float, float]], p_miss: float = 0.0) -> Any:
-    from datasets.ogbench_episodes import Behaviour, Directed, _play_env
+    from datasets.ogbench.episodes import Behaviour, Directed, _play_env
 
     behaviour = Behaviour(share=1.0, p_miss=p_miss)
     return Directed(_play_env("cube-single"), np.array(goals), behaviour, np.random.default_rng(0))

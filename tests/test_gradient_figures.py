@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import figures, gradient_figures
 from analysis.__main__ import main
-from analysis.gradients import RolloutNorms, load_norms
-from analysis.load import load_results
-from analysis.read import ResultsError
+from analysis.figures import curves as figures
+from analysis.figures import gradients as gradient_figures
+from analysis.loading.gradients import RolloutNorms, load_norms
+from analysis.loading.load import load_results
+from analysis.loading.read import ResultsError
 from tests.test_analysis import load_one, write_run
 
 DRAWN = {f"quick_{kind}.{suffix}" for kind in ("gradients", "gradient_growth") for suffix in ("pdf", "svg", "png")}

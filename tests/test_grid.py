@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from bench import slurm
 from bench.__main__ import main
-from bench.claims import Owner
-from bench.errors import ConfigError
-from bench.execution import Execution
-from bench.grid import Array, Job, Launch, array_name, launches, new_id, queued_runs
-from bench.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder, note_crash
-from bench.launch import minutes_of
-from bench.members import prepare_directory
-from bench.plan import visible_gpus
-from bench.pool import Ending, Work
-from bench.provenance import ROOT
-from bench.slurm import SlurmError, Task, expand
-from bench.snapshot import snapshot_path, take_snapshot
-from bench.status import state_of
-from bench.writer import write_json
+from bench.grid import slurm
+from bench.grid.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder, note_crash
+from bench.grid.launch import minutes_of
+from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.grid.plan import visible_gpus
+from bench.grid.pool import Ending, Work
+from bench.grid.slurm import SlurmError, Task, expand
+from bench.grid.snapshot import snapshot_path, take_snapshot
+from bench.grid.status import state_of
+from bench.runs.claims import Owner
+from bench.runs.contract import ConfigError
+from bench.runs.provenance import ROOT
+from bench.runs.writer import write_json
+from bench.training.execution import Execution
+from bench.training.pack import prepare_directory
 from tests.slurm_cluster import SMALL, bytes_of, run_dirs, run_here, wait_until
 from tests.tiny_runs import provenance_of, python, status_of, tiny_config
 
@@ -192,11 +192,11 @@ def test_a_snapshot_is_named_by_what_it_holds_and_runs_on_its_own(tmp_path):
     take_snapshot(path)  # used again
     assert [own.name for own in tmp_path.iterdir()] == [path.name]
     assert (path / "bench" / "train.py").read_bytes() == (ROOT / "bench" / "train.py").read_bytes()
-    code = "from bench.provenance import check_checkout, commit; check_checkout(); print(commit()['commit'])"
+    code = "from bench.runs.provenance import check_checkout, commit; check_checkout(); print(commit()['commit'])"
     told = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=True).stdout
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     assert told.strip() == (head.strip() or "None")
-    code = "from bench.snapshot import snapshot_path; from pathlib import Path; print(snapshot_path(Path('.')))"
+    code = "from bench.grid.snapshot import snapshot_path; from pathlib import Path; print(snapshot_path(Path('.')))"
     (path / "bench" / "suites.py").write_text("# edited\n")
     edited = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=True).stdout
     assert edited.strip() != path.name
@@ -231,7 +231,7 @@ STALE = Task("7_0", "RUNNING", "None", "n1", started=1e9)  # it is the owner's o
 def test_the_state_of_a_run_is_what_its_files_say_then_what_slurm_says(
     written, owner, queued, asked, state, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("bench.claims._machine", lambda: None)
+    monkeypatch.setattr("bench.runs.claims._machine", lambda: None)
     now = 1_000_000.0
     own = replace(Owner.here(1, 60.0), released=owner == "released", beat_at=now - {"silent": 61}.get(owner, 5))
     status = {"state": written, "error": "boom"} if written else {}
@@ -339,7 +339,7 @@ def test_status_logs_and_cancel_say_in_one_line_what_they_lack(capsys, no_slurm,
 
 
 def test_commands_that_only_look_do_not_load_torch():
-    code = "import sys; import bench.__main__, bench.job, bench.status; sys.exit('torch' in sys.modules)"
+    code = "import sys; import bench.__main__, bench.grid.job, bench.grid.status; sys.exit('torch' in sys.modules)"
     assert python("-c", code).returncode == 0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.ring import OnlineRing
+from datasets.replay.ring import OnlineRing
 
 ROOT = Path(__file__).resolve().parent.parent
 OBS_DIM, ACTION_DIM = 37, 5  # cube-double
@@ -65,7 +65,7 @@ STREAM = """
 import sys
 from pathlib import Path
 import numpy as np, torch
-from datasets.replay import Replay
+from datasets.replay.replay import Replay
 from datasets.transitions import Transitions
 
 names = ("obs", "action", "reward", "terminated", "final")

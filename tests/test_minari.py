@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import datasets
-from bench.config import ConfigError, RunConfig
-from bench.execution import Execution
-from bench.export import collected, export, export_run, write_flat
-from bench.train import run
-from datasets import minari_io
-from datasets.minari_metadata import canonical_name, dataset_id, flatten
+from bench.protocol.config import ConfigError, RunConfig
+from bench.tools.export import collected, export, export_run, write_flat
+from bench.training.execution import Execution
+from bench.training.train import run
+from datasets.minari import source as minari_io
+from datasets.minari.metadata import canonical_name, dataset_id, flatten
 from datasets.spec import ACTION_LIMIT, Block, DataError, TaskSpec
 from datasets.transitions import Transitions
 from tests.conftest import TINY_DATASET
@@ -126,7 +126,7 @@ def assert_same_content(one: Transitions, other: Transitions) -> None:
 
 
 def test_exported_cube_data_load_in_minari_and_come_back_the_same(data_cache: Path) -> None:
-    from datasets.minari_export import export_data
+    from datasets.minari.export import export_data
 
     original = datasets.load(CUBE_TASK, TINY_DATASET)
     exported = export_data(CUBE_TASK, original, "o2o/cube-v0")
@@ -145,7 +145,7 @@ def test_exported_cube_data_load_in_minari_and_come_back_the_same(data_cache: Pa
 
 
 def test_environment_of_exported_cube_data_is_the_task_s(data_cache: Path) -> None:
-    from datasets.minari_export import export_data
+    from datasets.minari.export import export_data
 
     export_data(CUBE_TASK, datasets.load(CUBE_TASK, TINY_DATASET), "o2o/cube-v0")
     loaded = minari.load_dataset("o2o/cube-v0")
@@ -182,7 +182,7 @@ def test_replay_of_a_run_exports_and_comes_back(data_cache: Path, tmp_path: Path
 
     # The environment, replayed from the seeds of training, gives what has been stored.
     env = datasets.make_env(config.task)
-    from bench.streams import stream_key
+    from bench.training.streams import stream_key
 
     obs, _ = env.reset(seed=stream_key(config.seed, "training episode", 0) % 2**31)
     for row in range(replay.num_transitions):
@@ -192,7 +192,7 @@ def test_replay_of_a_run_exports_and_comes_back(data_cache: Path, tmp_path: Path
 
 
 def test_existing_set_is_replaced_only_when_told(data_cache: Path) -> None:
-    from datasets.minari_export import export_data
+    from datasets.minari.export import export_data
 
     original = datasets.load(CUBE_TASK, TINY_DATASET)
     folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
@@ -210,7 +210,7 @@ def test_existing_set_is_replaced_only_when_told(data_cache: Path) -> None:
 
 
 def test_the_old_set_stays_where_the_new_one_cannot_be_put(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets.minari_export import export_data
+    from datasets.minari.export import export_data
 
     original = datasets.load(CUBE_TASK, TINY_DATASET)
     folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
@@ -231,7 +231,7 @@ def test_the_old_set_stays_where_the_new_one_cannot_be_put(data_cache: Path, mon
 
 def test_sets_exported_again_name_the_task_that_is_played(own_cache: None) -> None:
     """Gymnasium cannot make the environment: actions of the data are scaled, and none is named in the first export."""
-    from datasets.minari_export import export_data
+    from datasets.minari.export import export_data
 
     recorded("Pendulum-v1", "mine/pendulum-v0", 5, (0,))
     data = datasets.load("minari:mine/pendulum-v0")
@@ -248,7 +248,7 @@ def test_sets_exported_again_name_the_task_that_is_played(own_cache: None) -> No
 
 
 def test_a_flat_export_fits_every_set_of_the_environment_and_no_other(own_cache: None, tmp_path: Path) -> None:
-    from datasets.minari_export import export_data
+    from datasets.minari.export import export_data
 
     recorded("Pendulum-v1", "mine/pendulum-v0", 5, (0,))
     recorded("Pendulum-v1", "mine/more-v0", 5, (1,))
@@ -267,7 +267,7 @@ def test_a_flat_export_fits_every_set_of_the_environment_and_no_other(own_cache:
 
 
 def test_exported_file_alone_keeps_its_origin_and_task(data_cache: Path, tmp_path: Path) -> None:
-    from datasets.minari_export import export_data
+    from datasets.minari.export import export_data
 
     original = datasets.load(CUBE_TASK, TINY_DATASET)
     folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
@@ -665,7 +665,7 @@ def test_offline_rewards_are_the_recovered_environment_s(
         assert data.final[row]
         row += 1
 
-    from datasets.minari_export import export_data
+    from datasets.minari.export import export_data
 
     exported = export_data("minari:hub/toy-v2", data, "o2o/again-v0")
     is_alike = env_id == "AdroitHandDoor-v1"  # flat, and from -1 to 1: so are the data

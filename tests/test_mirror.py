@@ -21,17 +21,17 @@ import pytest
 import requests
 
 from bench.__main__ import build_parser, main, split_agent_options
-from bench.beside import LOG, Beside
-from bench.claims import Claim, Claims, process_start
-from bench.config import RunConfig
-from bench.execution import Execution
-from bench.members import prepare_directory
-from bench.mirror import Follower
-from bench.options import selected_configs
-from bench.pool import Silent, Work, run_works
-from bench.trackers import MIRRORS
-from bench.train import run
-from bench.writer import RunWriter, write_json
+from bench.grid.options import selected_configs
+from bench.grid.pool import Silent, Work, run_works
+from bench.protocol.config import RunConfig
+from bench.runs.claims import Claim, Claims, process_start
+from bench.runs.writer import RunWriter, write_json
+from bench.tools.mirror import Follower
+from bench.tools.mirror_process import LOG, Beside
+from bench.tools.trackers import MIRRORS
+from bench.training.execution import Execution
+from bench.training.pack import prepare_directory
+from bench.training.train import run
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python, status_of, tiny_config
 
@@ -447,7 +447,7 @@ def test_a_mirror_ends_with_all_rows_when_the_driver_is_killed(data_cache, tmp_p
     directory = prepare_directory(whole_run(offline_updates=90_000, eval_interval_updates=90_000), tmp_path)
     driver = f"""if True:
         from pathlib import Path
-        from bench.pool import Execution, Silent, Work, run_works
+        from bench.grid.pool import Execution, Silent, Work, run_works
         work = Work("a pack", Path({str(tmp_path)!r}), (Path({str(directory)!r}),))
         execution = Execution(device="cpu", engine="eager", mirrors=("tensorboard",))
         run_works([work], execution, 1, lambda: False, Silent())

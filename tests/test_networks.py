@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from agents.critics import Critic
-from agents.flow import integrate
-from agents.networks import MLP, Activation, LayerNorm, Linear, affine, by_member, gelu, layer_norm
-from agents.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
+from agents.blocks.critics import Critic
+from agents.blocks.flow import integrate
+from agents.blocks.networks import MLP, Activation, LayerNorm, Linear, affine, by_member, gelu, layer_norm
+from agents.blocks.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from tests.seeded_noise import SeededNoise
 
 HIDDEN = (512, 512, 512, 512)

@@ -6,10 +6,10 @@ import pytest
 
 from agents import AGENTS
 from agents.fql import FQL
-from bench.execution import Execution
-from bench.offline import FOLDER, finished_offline_phases, offline_phase, shared_offline_phases
-from bench.plan import make_plan, run_plan
-from bench.train import run
+from bench.grid.plan import make_plan, run_plan
+from bench.training.execution import Execution
+from bench.training.shared_phase import FOLDER, finished_offline_phases, offline_phase, shared_offline_phases
+from bench.training.train import run
 from tests.test_train import execute, results_of
 from tests.tiny_runs import once_per_class, provenance_of, tiny_config
 
@@ -96,7 +96,7 @@ def test_a_plan_trains_a_shared_offline_phase_once_and_before_its_runs(data_cach
 
 
 def test_analysis_does_not_count_an_offline_phase_as_a_run(data_cache, tmp_path):
-    from analysis.load import load_results
+    from analysis.loading.load import load_results
 
     config = tiny_config("fql")
     execute([offline_phase(config)], tmp_path / FOLDER)
@@ -106,7 +106,7 @@ def test_analysis_does_not_count_an_offline_phase_as_a_run(data_cache, tmp_path)
 
 
 def test_analysis_says_which_suites_share_offline_phases(data_cache, tmp_path):
-    from analysis.load import load_results
+    from analysis.loading.load import load_results
 
     plain, other = tiny_config("qc_fql"), variant("qc_fql")
     execute([offline_phase(plain)], tmp_path / FOLDER)
@@ -119,6 +119,6 @@ def test_analysis_says_which_suites_share_offline_phases(data_cache, tmp_path):
 
 
 def _cost(config):
-    from bench.cost import Cost
+    from bench.grid.cost import Cost
 
     return Cost(0.1, 0.1, 1.0, 1000, config)

@@ -10,11 +10,12 @@ import pytest
 from ogbench.manipspace.envs.manipspace_env import ManipSpaceEnv
 from ogbench.manipspace.lie import SO3
 
-from datasets import ogbench_fast, ogbench_tasks
 from datasets.numpy_seed import seeded_numpy
-from datasets.ogbench_env import SingleTask, play_env, task_env
-from datasets.ogbench_episodes import MIXED, Directed, Episode, Noisy, Play, Policy, _goals, _plan_oracles, _record
-from datasets.ogbench_tasks import TASK_IDS, TASKS
+from datasets.ogbench import fast as ogbench_fast
+from datasets.ogbench import tasks as ogbench_tasks
+from datasets.ogbench.env import SingleTask, play_env, task_env
+from datasets.ogbench.episodes import MIXED, Directed, Episode, Noisy, Play, Policy, _goals, _plan_oracles, _record
+from datasets.ogbench.tasks import TASK_IDS, TASKS
 
 DOMAINS = tuple(name for name in ogbench_tasks.DOMAINS if name.startswith("cube-"))
 TIMINGS = ("post", "pre")

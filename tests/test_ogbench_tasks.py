@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datasets import DataError, generate, load, make_env, task
-from datasets.ogbench_tasks import DOMAINS, NUM_SHARDS, PUBLISHED, TASK_IDS, TASKS, Goal, parse, relabel
+from datasets.ogbench.tasks import DOMAINS, NUM_SHARDS, PUBLISHED, TASK_IDS, TASKS, Goal, parse, relabel
 from datasets.spec import TaskSpec
 
 ARM = [name for name in DOMAINS if "maze" not in name]
@@ -32,7 +32,7 @@ def spec(env: Any) -> TaskSpec:
 
 @pytest.fixture(scope="module")
 def goals(spec: TaskSpec) -> dict[int, Goal]:
-    from datasets.ogbench_env import task_goals
+    from datasets.ogbench.env import task_goals
 
     return task_goals(spec.domain)
 
@@ -294,7 +294,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("domain", ["scene", "puzzle-3x3", "humanoidmaze-medium"])
 def test_published_file_becomes_rows_with_rewards_of_the_task(domain: str, home: Path) -> None:
-    from datasets.ogbench_env import task_goals
+    from datasets.ogbench.env import task_goals
 
     spec = task(domain)
     name = f"{domain}-{'navigate' if 'maze' in domain else 'play'}-v0"
@@ -336,7 +336,7 @@ def test_generated_set_is_read_alike_by_ogbench(
     from ogbench.relabel_utils import relabel_dataset
     from ogbench.utils import load_dataset
 
-    monkeypatch.setattr("datasets.ogbench_episodes.PLAY_TRANSITIONS", 40)
+    monkeypatch.setattr("datasets.ogbench.episodes.PLAY_TRANSITIONS", 40)
     file = generate(domain, kind, 1, seed=1, out=home)
     shape = DOMAINS[domain]
     with np.load(file) as arrays:
@@ -356,7 +356,7 @@ def test_generated_set_is_read_alike_by_ogbench(
 
 @pytest.mark.parametrize(("domain", "kind"), [("puzzle-3x3", "noisy"), ("puzzle-4x4", "play")])
 def test_oracle_presses_the_button_that_it_is_asked_to(domain: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets import ogbench_episodes
+    from datasets.ogbench import episodes as ogbench_episodes
 
     monkeypatch.setattr(ogbench_episodes, "PLAY_TRANSITIONS", 60)
     dataset = parse(f"{domain}-{kind}-generated-1ep-seed1")
@@ -367,7 +367,7 @@ def test_oracle_presses_the_button_that_it_is_asked_to(domain: str, kind: str, m
 
 
 def test_episode_that_hides_its_cube_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets import ogbench_episodes
+    from datasets.ogbench import episodes as ogbench_episodes
 
     qpos = np.zeros((4, 25), np.float32)
     qpos[:, 15:17] = [(0.0, 0.02), (-0.356, 0.066), (0.28, 0.1), (-0.29, 0.02)]

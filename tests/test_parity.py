@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from agents import AGENTS
-from agents.base import Agent
-from bench.engine import set_up_compiler
+from agents.blocks.base import Agent
+from bench.training.engine import set_up_compiler
 from datasets.batch import Batch
 from tests.seeded_noise import RecordedNoise, SeededNoise
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import datasets
-from datasets.pictures import usable_renderer
+from datasets.pictures.view import usable_renderer
 from datasets.spec import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ DRAWN = """
 import sys
 import numpy as np
 import datasets
-from datasets.pictures import Look
+from datasets.pictures.view import Look
 
 name, file = sys.argv[1:]
 env = datasets.make_env(name)
@@ -121,7 +121,7 @@ def test_a_renderer_that_the_user_names_is_the_only_one_tried(monkeypatch: pytes
 
 def test_an_environment_of_another_simulator_is_refused_by_name() -> None:
     gymnasium = pytest.importorskip("gymnasium")
-    from datasets.mujoco_view import gymnasium_view
+    from datasets.pictures.mujoco import gymnasium_view
 
     with pytest.raises(DataError, match=r"^Pendulum-v1 is not simulated by MuJoCo"):
         gymnasium_view(gymnasium.make("Pendulum-v1").unwrapped)
@@ -129,7 +129,7 @@ def test_an_environment_of_another_simulator_is_refused_by_name() -> None:
 
 def test_gymnasium_s_environments_are_seen_by_its_own_camera() -> None:
     gymnasium = pytest.importorskip("gymnasium")
-    from datasets.mujoco_view import gymnasium_view
+    from datasets.pictures.mujoco import gymnasium_view
 
     view = gymnasium_view(gymnasium.make("Hopper-v5").unwrapped)
     assert view.cameras == ("track", "free") and view.rate == 125.0

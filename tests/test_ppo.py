@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from agents import AGENTS
+from agents.blocks.ppo import RolloutStatistics, clipped_loss, normalised
 from agents.dppo import DPPO, DPPOConfig
-from agents.ppo import RolloutStatistics, clipped_loss, normalised
 from agents.reinflow import ReinFlow, ReinFlowConfig
 from datasets.batch import Decisions, Trajectories
 from tests.seeded_noise import SeededNoise

@@ -19,11 +19,12 @@ from matplotlib.image import imread
 from scipy import stats
 
 from agents import AGENTS
-from analysis import overlay, published, verdicts
 from analysis.__main__ import main
-from analysis.imported import import_as_results, write_run
-from analysis.load import Suite, load_results
-from analysis.published import (
+from analysis.loading.load import Suite, load_results
+from analysis.published import overlay, verdicts
+from analysis.published import sources as published
+from analysis.published.imported import import_as_results, write_run
+from analysis.published.sources import (
     COMPACT,
     COMPARED_STEPS,
     CURVES_HEADER,
@@ -39,7 +40,7 @@ from analysis.published import (
     read_file,
     read_published,
 )
-from analysis.verdicts import ABOVE, BELOW, CONFORMANT, NOT_COMPARABLE, NOT_ENOUGH, Sample, compare, judge
+from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT, NOT_COMPARABLE, NOT_ENOUGH, Sample, compare, judge
 
 CURVES = [
     "mine,ogbench-cube-double,cube-double-task1,FQL,-500000,0.1000,,4",

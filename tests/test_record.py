@@ -10,14 +10,14 @@ import pytest
 import safetensors.torch
 
 import datasets
-from bench.config import ConfigError, RunConfig
-from bench.evaluate import FIRST_EPISODE_SEED, build_agent, run_episode
-from bench.execution import Execution
-from bench.record import POLICY_FILE, Recorder, record
-from bench.streams import SeedStreams, stream_key
-from bench.train import run
-from datasets.flat_files import recipe_of
+from bench.protocol.config import ConfigError, RunConfig
+from bench.tools.roll_out import POLICY_FILE, Recorder, record
+from bench.training.evaluate import FIRST_EPISODE_SEED, build_agent, run_episode
+from bench.training.execution import Execution
+from bench.training.streams import SeedStreams, stream_key
+from bench.training.train import run
 from datasets.spec import DataError
+from datasets.user_files.flat_files import recipe_of
 from tests.tiny_runs import python, tiny_config
 
 EPISODES = 3

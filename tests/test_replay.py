@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import datasets.replay
+import datasets.replay.replay
 from datasets.batch import Batch
-from datasets.replay import ONLINE_FIELDS, PLACEMENTS, Replay, fitting_placement
+from datasets.replay.replay import ONLINE_FIELDS, PLACEMENTS, Replay, fitting_placement
 from datasets.transitions import Transitions
 
 DISCOUNT = 0.9
@@ -381,7 +381,7 @@ def test_prefetched_batch_is_the_one_sampled_then(placement, tmp_path):
 
 def test_dataset_beyond_the_memory_set_aside_for_it_is_streamed_until_it_fits(tmp_path, monkeypatch):
     transitions = mapped(make_transitions([50, 50]), tmp_path)
-    monkeypatch.setattr(datasets.replay, "HOST_BYTES", transitions.num_bytes() - 1)
+    monkeypatch.setattr(datasets.replay.replay, "HOST_BYTES", transitions.num_bytes() - 1)
     replay = make_replay(transitions, 2)
     assert (replay.placement, replay.on_device) == ("stream", False)
     version = replay.version
@@ -403,13 +403,13 @@ def test_data_and_rings_go_to_the_gpu_where_half_of_its_free_memory_is_enough(
     free_on_gpu, host_bytes, placement, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_on_gpu, 10**9))
-    monkeypatch.setattr(datasets.replay, "HOST_BYTES", host_bytes)
+    monkeypatch.setattr(datasets.replay.replay, "HOST_BYTES", host_bytes)
     transitions = mapped(make_transitions([9]), tmp_path)
     assert fitting_placement(transitions, 1000, 1000, torch.device("cuda")) == placement
 
 
 def test_data_that_lie_in_memory_anyway_are_not_streamed(monkeypatch):
-    monkeypatch.setattr(datasets.replay, "HOST_BYTES", 0)
+    monkeypatch.setattr(datasets.replay.replay, "HOST_BYTES", 0)
     assert make_replay(make_transitions([9]), 2).placement == "device"
 
 

@@ -19,12 +19,14 @@ import pandas as pd
 import pytest
 
 from agents import AGENTS
-from analysis import protocol, report, tables
 from analysis.__main__ import main
-from analysis.curves import curve_of
-from analysis.load import load_results
-from analysis.run_record import SCALAR_POINTS, Scalar, extremes
-from analysis.style import AGENT_STYLES
+from analysis.labels.style import AGENT_STYLES
+from analysis.loading.load import load_results
+from analysis.loading.run_record import SCALAR_POINTS, Scalar, extremes
+from analysis.report import page as report
+from analysis.report import protocol_card as protocol
+from analysis.statistics.curves import curve_of
+from analysis.tables import success as tables
 from tests.report_runs import add_videos, fail, write_report_results
 from tests.test_analysis import edit_json, write_grid, write_run
 from tests.test_comparison_tables import write_three

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis.report import write_report
+from analysis.report.page import write_report
 from tests.report_runs import add_videos, write_report_results
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (make setup EXTRAS=browser)")

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 
-from datasets import robomimic_lowdim as source
-from datasets.robomimic_lowdim import ENV_KWARGS, ENV_NAMES, OBS_KEYS, TASKS
+from datasets.robomimic import tasks as source
+from datasets.robomimic.tasks import ENV_KWARGS, ENV_NAMES, OBS_KEYS, TASKS
 from datasets.spec import ACTION_LIMIT, Block, DataError, Dataset, RemoteFile
 from datasets.transitions import Transitions
 
@@ -389,7 +389,7 @@ def episode(env: Any, seed: int, length: int = 12) -> bytes:
 
 def test_this_module_needs_no_simulator_before_an_environment_is_made() -> None:
     code = (
-        "import sys, datasets.robomimic_lowdim; print({'robosuite', 'mujoco', 'h5py', 'gymnasium'} & set(sys.modules))"
+        "import sys, datasets.robomimic.tasks; print({'robosuite', 'mujoco', 'h5py', 'gymnasium'} & set(sys.modules))"
     )
     assert run_python(code) == "set()\n"
 
@@ -495,7 +495,7 @@ def test_numpy_s_generator_stays_as_it_was() -> None:
 def test_observations_are_the_published_ones(domain: str) -> None:
     """Of robosuite's own environment, reset and observed once more as in the published protocol."""
     from datasets.numpy_seed import seeded_numpy
-    from datasets.robomimic_env import observation
+    from datasets.robomimic.env import observation
 
     spec = TASKS[f"{domain}-mh"]
     task_env = env(spec.name)
@@ -523,7 +523,7 @@ def test_observations_are_the_published_ones(domain: str) -> None:
 
 @cache
 def package_env(domain: str) -> Any:
-    from datasets.robomimic_env import robosuite_env
+    from datasets.robomimic.env import robosuite_env
 
     return robosuite_env(ENV_NAMES[domain], package=True)
 
@@ -584,7 +584,7 @@ def test_the_file_of_the_humans_was_made_in_this_environment() -> None:
 @simulated
 @pytest.mark.parametrize("number", range(3))
 def test_offline_rewards_and_observations_are_those_of_replayed_states(number: int) -> None:
-    from datasets.robomimic_env import observation
+    from datasets.robomimic.env import observation
 
     (block,) = read_blocks(HUMAN_LIFT)[number : number + 1]
     task_env = env()
@@ -632,7 +632,7 @@ def test_actions_of_the_humans_solve_the_task_again(number: int) -> None:
 
 @simulated
 def test_another_generation_of_robosuite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets import robomimic_env
+    from datasets.robomimic import env as robomimic_env
 
     monkeypatch.setattr(robomimic_env.robosuite, "__version__", "1.4.1")
     with pytest.raises(DataError, match=r"robosuite 1\.4\.1 is installed, the tasks are those of 1\.5"):

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from datasets.robomimic_lowdim import ENV_NAMES, OBS_KEYS, TASKS, parse, read
+from datasets.robomimic.tasks import ENV_NAMES, OBS_KEYS, TASKS, parse, read
 from datasets.spec import Dataset
 
 pytestmark = [
@@ -36,14 +36,14 @@ def dataset_of(domain: str, kind: str = "expert", seed: int = 0) -> Dataset:
 
 @cache
 def episode_of(domain: str, kind: str, index: int, seed: int = 0) -> dict[str, np.ndarray]:
-    from datasets.robomimic_experts import make_episode
+    from datasets.robomimic.experts import make_episode
 
     return make_episode(dataset_of(domain, kind, seed), index)
 
 
 def index_of(domain: str, quality: str) -> int:
     """The first episode of that quality in mixed sets."""
-    from datasets.robomimic_experts import behaviour_of
+    from datasets.robomimic.experts import behaviour_of
 
     return next(index for index in range(1000) if behaviour_of(domain, "mixed", index)[1].name == quality)
 
@@ -55,8 +55,8 @@ def digest(episode: dict[str, np.ndarray]) -> str:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, np.ndarray]], dict[str, Any]]:
     """A file, the episodes in it, a failure among them, and what was said of them."""
-    from datasets.robomimic_experts import recipe
-    from datasets.robomimic_file import write_set
+    from datasets.robomimic.experts import recipe
+    from datasets.robomimic.files import write_set
 
     folder = tmp_path_factory.mktemp("parts")
     indices = [*range(EPISODES - 1), index_of("lift", "misses, leaves")]
@@ -76,7 +76,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("index", range(EPISODES))
 def test_expert_succeeds_with_every_strategy(domain: str, index: int) -> None:
-    from datasets.robomimic_experts import LINGER, STRATEGIES, max_steps
+    from datasets.robomimic.experts import LINGER, STRATEGIES, max_steps
 
     episode = episode_of(domain, "expert", index)
     assert episode["success"], episode["strategy"]
@@ -89,9 +89,9 @@ def test_expert_succeeds_with_every_strategy(domain: str, index: int) -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_episode_depends_on_seed_and_index_alone(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets.robomimic_experts import make_episode
+    from datasets.robomimic.experts import make_episode
 
-    monkeypatch.setattr("datasets.robomimic_experts.max_steps", lambda domain: 60)
+    monkeypatch.setattr("datasets.robomimic.experts.max_steps", lambda domain: 60)
     first = digest(make_episode(dataset_of(domain, "mixed"), 1))
     make_episode(dataset_of(domain, "expert", seed=8), 3)
     np.random.uniform()
@@ -114,7 +114,7 @@ def test_episode_is_the_same_in_a_fresh_process() -> None:
     ("domain", "quality"), [*(("lift", quality) for quality in FAILING), ("can", "drops"), ("square", "drops")]
 )
 def test_failed_attempts_are_kept_and_labelled(domain: str, quality: str) -> None:
-    from datasets.robomimic_experts import max_steps
+    from datasets.robomimic.experts import max_steps
 
     episode = episode_of(domain, "mixed", index_of(domain, quality))
     assert episode["quality"].item().decode() == quality
@@ -132,7 +132,7 @@ def test_expert_recovers_from_a_missed_grasp() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_mixture_has_all_shares_in_any_stretch(domain: str) -> None:
-    from datasets.robomimic_experts import QUALITIES, STRATEGIES, behaviour_of
+    from datasets.robomimic.experts import QUALITIES, STRATEGIES, behaviour_of
 
     for start in (0, 77, 1234):
         pairs = [behaviour_of(domain, "mixed", index) for index in range(start, start + 100)]
@@ -153,7 +153,7 @@ def test_mixture_has_all_shares_in_any_stretch(domain: str) -> None:
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_states_give_the_observations_and_rewards_in_robosuite(domain: str) -> None:
     """As robomimic replays them: the scene from XML, states put back one after the other, in the package's own env."""
-    from datasets.robomimic_env import robosuite_env
+    from datasets.robomimic.env import robosuite_env
 
     episode = episode_of(domain, "expert", 1)
     env = robosuite_env(ENV_NAMES[domain], package=True)
@@ -178,7 +178,7 @@ def test_states_give_the_observations_and_rewards_in_robosuite(domain: str) -> N
 def test_actions_lead_through_the_states(domain: str) -> None:
     """Of the package's own environment, too: what is recorded is what was done, in the scene of the seed."""
     from datasets.numpy_seed import seeded_numpy
-    from datasets.robomimic_env import robosuite_env
+    from datasets.robomimic.env import robosuite_env
 
     episode = episode_of(domain, "expert", 0)
     env = robosuite_env(ENV_NAMES[domain], package=True)
@@ -228,8 +228,8 @@ def test_file_names_no_folder_of_this_machine(written: tuple) -> None:
 
 
 def test_file_tells_origin_and_recipe(written: tuple, tmp_path: Path) -> None:
-    from datasets.robomimic_experts import recipe
-    from datasets.robomimic_file import recipe_of
+    from datasets.robomimic.experts import recipe
+    from datasets.robomimic.files import recipe_of
 
     file, _, _ = written
     assert recipe_of(file) == recipe(dataset_of("lift", "mixed")) != recipe(dataset_of("lift", "expert"))

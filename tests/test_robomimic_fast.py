@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datasets.robomimic_lowdim import ENV_NAMES
+from datasets.robomimic.tasks import ENV_NAMES
 
 pytestmark = [
     pytest.mark.robomimic,
@@ -22,7 +22,7 @@ STATE = ("qpos", "qvel", "qacc_warmstart", "ctrl", "time", "xpos", "xquat", "sit
 @cache
 def pair(domain: str) -> tuple[Any, Any]:
     """The package's own environment and the faster one."""
-    from datasets.robomimic_env import robosuite_env
+    from datasets.robomimic.env import robosuite_env
 
     package, fast = (robosuite_env(ENV_NAMES[domain], package=package) for package in (True, False))
     assert type(package).__name__ == ENV_NAMES[domain]
@@ -171,8 +171,8 @@ def test_a_state_that_is_set_amid_an_episode() -> None:
 def test_an_unknown_package_is_used_by_itself_and_named_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from datasets import robomimic_fast
-    from datasets.robomimic_env import robosuite_env
+    from datasets.robomimic import fast as robomimic_fast
+    from datasets.robomimic.env import robosuite_env
 
     monkeypatch.setattr(robomimic_fast, "KNOWN_DIGESTS", frozenset({"0" * 64}))
     robomimic_fast.is_known.cache_clear()
@@ -187,14 +187,15 @@ def test_an_unknown_package_is_used_by_itself_and_named_once(
 
 
 def test_another_controller_is_the_package_s_own() -> None:
-    from datasets.robomimic_env import robosuite_env
-    from datasets.robomimic_lowdim import ENV_KWARGS
+    from datasets.robomimic.env import robosuite_env
+    from datasets.robomimic.tasks import ENV_KWARGS
 
     assert type(robosuite_env("Lift", ENV_KWARGS | {"lite_physics": True})).__name__ == "Lift"
 
 
 def test_any_change_of_a_repeated_source_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets import robomimic_env, robomimic_fast
+    from datasets.robomimic import env as robomimic_env
+    from datasets.robomimic import fast as robomimic_fast
 
     assert robomimic_env.robosuite.__version__ == "1.5.1"
     assert robomimic_fast.source_digest() in robomimic_fast.KNOWN_DIGESTS

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import datasets
-from bench.evaluate import prepare_worker
-from bench.rollout import Rollout, Slot, open_episodes
-from bench.workers import Template, WorkerError
+from bench.training.evaluate import prepare_worker
+from bench.training.rollout import Rollout, Slot, open_episodes
+from bench.training.workers import Template, WorkerError
 from tests.tiny_runs import tiny_config
 
 CONFIG = tiny_config()

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.claims import owner_of
-from bench.grid import launches
-from bench.writer import read_json
+from bench.grid.launches import launches
+from bench.runs.claims import owner_of
+from bench.runs.writer import read_json
 from tests.conftest import TINY_DATASET
 from tests.slurm_cluster import (
     PAIR,
@@ -187,7 +187,7 @@ def test_a_node_on_which_workers_crash_is_kept_away_from(cluster, tmp_path):
 ABLATION = """
 import sys
 from bench.__main__ import main
-from bench.suites import SUITES
+from bench.protocol.suites import SUITES
 from tests.test_offline import variant
 from tests.tiny_runs import tiny_config
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.claims import owner_of
-from bench.status import look
-from bench.writer import read_json
+from bench.grid.status import look
+from bench.runs.claims import owner_of
+from bench.runs.writer import read_json
 from tests.slurm_cluster import (
     LONGER,
     NODES,
@@ -217,7 +217,7 @@ def test_chaos_ends_with_every_run_complete_once_and_the_same_bytes(cluster, tmp
 
 
 def _no_queue():
-    from bench.status import Queue
+    from bench.grid.status import Queue
 
     queue = Queue()
     queue.look = lambda: None

@@ -14,11 +14,11 @@ import pytest
 
 import datasets
 from bench.__main__ import main
-from bench.evaluate import Preempted
-from bench.execution import Execution
-from bench.export import write_flat
-from bench.train import run
-from datasets.sources import EXTRAS, SOURCES, missing_extra, source_of
+from bench.tools.export import write_flat
+from bench.training.evaluate import Preempted
+from bench.training.execution import Execution
+from bench.training.train import run
+from datasets.registry import EXTRAS, SOURCES, missing_extra, source_of
 from datasets.spec import DataError
 from datasets.transitions import Transitions
 from tests.tiny_runs import ROOT, provenance_of, python, status_of, tiny_config
@@ -328,7 +328,7 @@ def test_data_of_another_domain_are_refused_before_they_are_made_or_fetched(
     command: str, name: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("O2O_BENCH_OFFLINE", "0")
-    monkeypatch.setattr("datasets.download.fetch", lambda *_, **__: pytest.fail("asks a server"))
+    monkeypatch.setattr("datasets.download.fetch.fetch", lambda *_, **__: pytest.fail("asks a server"))
     arguments = ["--task", "lift-mh", "--agent", "fql", "--results", str(own_cache / "results"), "--dataset", name]
     assert main([command, *arguments]) == 2
     printed = capsys.readouterr()

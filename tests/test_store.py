@@ -16,11 +16,11 @@ import pytest
 
 from datasets import DataError, Transitions, describe, get, load, register, store
 from datasets.cache import cache_root, replacing
-from datasets.checksums import LOCK
-from datasets.download import MIRROR
+from datasets.download.checksums import LOCK
+from datasets.download.fetch import MIRROR
 from datasets.generate import will_fetch
-from datasets.ogbench_tasks import NUM_SHARDS
-from datasets.sources import parse_name
+from datasets.ogbench.tasks import NUM_SHARDS
+from datasets.registry import parse_name
 from datasets.spec import Recipe
 
 NAME = "cube-single-play-v0"
@@ -210,7 +210,7 @@ def test_a_wrong_file_that_was_downloaded_is_replaced_as_its_line_says(
 @pytest.mark.parametrize(("value", "is_allowed"), [("1", False), ("0", True), ("", True)])
 def test_downloads_can_be_forbidden(value: str, is_allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(store.OFFLINE, value)
-    monkeypatch.setattr("datasets.download.fetch", lambda *_, **__: [Path("fetched")])
+    monkeypatch.setattr("datasets.download.fetch.fetch", lambda *_, **__: [Path("fetched")])
     assert will_fetch(NAME) is is_allowed
     assert not will_fetch(SHARDED), "a hundred files are left to an explicit get"
     if is_allowed:
@@ -423,14 +423,14 @@ def test_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 WRITERS = {
     "flat": """
-from datasets import flat_files
+from datasets.user_files import flat_files
 np.savez(folder / "part.npz", **flat_files.episode_arrays([flat_files.Step(obs, obs, 0.0, False, True, obs)] * 100))
 def write(file):
     with replacing(file) as partial:
         flat_files.write([folder / "part.npz"], partial, {"seed": 1})
 """,
     "robomimic": """
-from datasets import robomimic_file
+from datasets.robomimic import files as robomimic_file
 labels = {key: np.array(b"it") for key in robomimic_file.LABELS}
 episode = {"actions": np.zeros((100, 500)), "success": np.array(True), **labels}
 def write(file):
@@ -438,7 +438,7 @@ def write(file):
         robomimic_file.write(partial, [episode], {}, {})
 """,
     "export": """
-from bench.export import write_flat
+from bench.tools.export import write_flat
 from datasets.transitions import Transitions
 rows, flags = np.zeros((100, 500), np.float32), np.zeros(100, bool)
 transitions = Transitions(rows, rows, rows[:, 0], flags, np.arange(100) == 99, "name", "generated", "hash")

@@ -19,14 +19,14 @@ import safetensors.torch
 import torch
 
 from agents import AGENTS
-from bench.checkpoint import MAGIC, Checkpoints
-from bench.config import ConfigError, RunConfig
-from bench.engine import Engine
-from bench.evaluate import NICENESS, Preempted
-from bench.execution import Execution
-from bench.export import collected
-from bench.members import prepare_directory
-from bench.train import Diverged, run
+from bench.protocol.config import ConfigError, RunConfig
+from bench.runs.checkpoint import MAGIC, Checkpoints
+from bench.tools.export import collected
+from bench.training.engine import Engine
+from bench.training.evaluate import NICENESS, Preempted
+from bench.training.execution import Execution
+from bench.training.pack import prepare_directory
+from bench.training.train import Diverged, run
 from tests.tiny_runs import ROOT, provenance_of, status_of, tiny_config
 
 BYTES = ("episodes.csv", "train.csv")  # equal for equal runs; timing, status and provenance tell of the machine
@@ -107,7 +107,7 @@ def reference(tiny_data, tmp_path_factory):
 @pytest.mark.parametrize("agent", ["qc_fql", pytest.param("sac_flow_g", marks=pytest.mark.slow)])
 def test_a_compiled_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, data_cache, tmp_path, monkeypatch):
     # Traced and decomposed as for machine code, which would take minutes.
-    monkeypatch.setattr("bench.train.Engine", functools.partial(Engine, compiler="aot_eager_decomp_partition"))
+    monkeypatch.setattr("bench.training.train.Engine", functools.partial(Engine, compiler="aot_eager_decomp_partition"))
     config = tiny_config(agent)
     execute([config], tmp_path / "whole", engine="compiled")
     assert status_of(config.directory(tmp_path / "whole"))["engine"] == "compiled"
@@ -443,7 +443,7 @@ def test_changed_data_are_refused_on_resume(data_cache, tmp_path):
 
 
 def test_analysis_reads_what_the_writer_wrote(reference):
-    from analysis.load import load_results
+    from analysis.loading.load import load_results
 
     config = tiny_config("sac_flow_g")
     results = reference(config)

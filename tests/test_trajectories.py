@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.ppo import estimate_advantages
-from datasets.trajectories import FIELDS, TrajectoryStore
+from agents.blocks.ppo import estimate_advantages
+from datasets.replay.trajectories import FIELDS, TrajectoryStore
 
 DISCOUNT = 0.9
 CPU = torch.device("cpu")

@@ -16,14 +16,14 @@ from PIL import Image
 
 import datasets
 from bench.__main__ import build_parser, main
-from bench.config import ConfigError, RunConfig
-from bench.evaluate import FIRST_EPISODE_SEED, Row
-from bench.execution import Execution
-from bench.film import Stage, Take, caption, shown_steps, titled
-from bench.record import POLICY_FILE
-from bench.train import run
-from bench.video import INDEX, add_to_index, chosen, last_evaluation, read_index
-from bench.writer import SCHEMA_VERSION, StorageError, read_json
+from bench.protocol.config import ConfigError, RunConfig
+from bench.runs.writer import SCHEMA_VERSION, StorageError, read_json
+from bench.tools.film import Stage, Take, caption, shown_steps, titled
+from bench.tools.roll_out import POLICY_FILE
+from bench.tools.video import INDEX, add_to_index, chosen, last_evaluation, read_index
+from bench.training.evaluate import FIRST_EPISODE_SEED, Row
+from bench.training.execution import Execution
+from bench.training.train import run
 from tests.test_pictures import needs_bullet, needs_opengl, needs_robosuite
 from tests.tiny_runs import ROOT, tiny_config
 

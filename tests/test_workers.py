@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bench.workers import Template, WorkerError, with_answers
+from bench.training.workers import Template, WorkerError, with_answers
 from tests.tiny_runs import ROOT
 
 
@@ -74,7 +74,7 @@ def test_an_error_while_preparing_reaches_every_worker():
 
 PARENT = """
 import sys, time
-from bench.workers import Template
+from bench.training.workers import Template
 from tests.test_workers import prepare, serve
 if __name__ == "__main__":
     worker = Template(prepare, "x").fork("w", serve, "")

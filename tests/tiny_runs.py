@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from agents import AGENTS
-from bench.config import RunConfig
+from bench.protocol.config import RunConfig
 from tests.conftest import TINY_DATASET
 
 ROOT = Path(__file__).resolve().parent.parent

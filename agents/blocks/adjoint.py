@@ -3,7 +3,8 @@
 Its field runs along the memoryless SDE, whose marginals are the flow's and whose end does not depend on its start.
 Along that path the gradient of -r is carried back through the drift of the base flow alone, as the lean adjoint a, and
 the field is regressed on v_base - sigma^2 / 2 a: no gradient runs back through the rollout. Flow time, shapes and
-velocities are those of `agents.flow`; h = 1 / K. As released, t + h stands for t where the drift and sigma divide by t.
+velocities are those of `agents.blocks.flow`; h = 1 / K. As released, t + h stands for t where the drift and sigma
+divide by t.
 """
 
 import math
@@ -11,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from agents.flow import euler_step, t_like
-from agents.velocities import Velocity
+from agents.blocks.flow import euler_step, t_like
+from agents.blocks.velocities import Velocity
 
 
 def memoryless_std(k: int, flow_steps: int) -> float:

@@ -78,8 +78,8 @@ class Agent(nn.Module):
     def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
         """Norms of the gradient of the phase's policy loss along the flow steps that it runs back through.
 
-        `agents.flow.rollout_gradient_norms` defines them. {} for a policy whose loss runs back through no rollout.
-        Changes nothing.
+        `agents.blocks.flow.rollout_gradient_norms` defines them. {} for a policy whose loss runs back through no
+        rollout. Changes nothing.
         """
         return {}
 

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agents.base import Metrics, Noise
-from agents.networks import MLP, Activation, Dims
+from agents.blocks.base import Metrics, Noise
+from agents.blocks.networks import MLP, Activation, Dims
 from datasets.batch import Batch
 
 QAggregation = Literal["mean", "min", "pessimistic"]  # over an ensemble; pessimistic: mean - pessimism * std

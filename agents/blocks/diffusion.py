@@ -2,8 +2,8 @@
 
 Steps t count from 0 (action) to T (almost noise): x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, where
 alpha_bar_t is the product of alpha_1 ... alpha_t, and beta_t = 1 - alpha_t (DDPM, arXiv 2006.11239). This is the other
-way round than flow time. A chunk is flattened as in `agents.flow`. A predictor is a function eps(t, x), the noise in x,
-at fixed observation.
+way round than flow time. A chunk is flattened as in `agents.blocks.flow`. A predictor is a function eps(t, x), the
+noise in x, at fixed observation.
 """
 
 import itertools
@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from agents.base import Noise
-from agents.denoisers import Predictor
+from agents.blocks.base import Noise
+from agents.blocks.denoisers import Predictor
 
 ScheduleName = Literal["vp", "cosine", "linear"]
 Clip = Literal["clean", "sample", "none"]  # to [-1, 1]: the estimate of x_0 in each step, or what the step returns

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.base import Metrics, Noise
-from agents.velocities import Velocity
+from agents.blocks.base import Metrics, Noise
+from agents.blocks.velocities import Velocity
 
 NoiseScheme = Literal["additive", "paper_sde"]
 TanhLogDet = Literal["released", "exact"]

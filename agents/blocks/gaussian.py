@@ -4,9 +4,9 @@ import math
 
 from torch import Tensor, nn
 
-from agents.base import Noise
-from agents.flow import tanh_log_det
-from agents.networks import MLP, Activation, Dims
+from agents.blocks.base import Noise
+from agents.blocks.flow import tanh_log_det
+from agents.blocks.networks import MLP, Activation, Dims
 
 LOG_STD_RANGE = (-20.0, 2.0)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.base import Noise
+from agents.blocks.base import Noise
 
 Init = Literal["glorot", "lecun", "zeros"]
 Activation = Literal["gelu", "relu", "mish"]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.base import Adam, Metrics, Noise, OnPolicyAgent, gradient_step
-from agents.critics import Value
+from agents.blocks.base import Adam, Metrics, Noise, OnPolicyAgent, gradient_step
+from agents.blocks.critics import Value
 from datasets.batch import Decisions, Trajectories
 
 

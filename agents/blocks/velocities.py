@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agents.base import Noise
-from agents.networks import GELU, MLP, Dims, LayerNorm, Linear
+from agents.blocks.base import Noise
+from agents.blocks.networks import GELU, MLP, Dims, LayerNorm, Linear
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # v(t, x): t (S, B or 1, 1), x (S, B, D) -> (S, B, D)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.figures import (
+from analysis.figures.curves import (
     axis_sentence,
     draw_curve,
     dress,
@@ -19,9 +19,9 @@ from analysis.figures import (
     save,
     title,
 )
-from analysis.load import Suite, flat, task_order
-from analysis.read import Run
-from analysis.style import PAGE_WIDTH, VARIANT_STYLES, AgentStyle, styles_of
+from analysis.labels.style import PAGE_WIDTH, VARIANT_STYLES, AgentStyle, styles_of
+from analysis.loading.load import Suite, flat, task_order
+from analysis.loading.read import Run
 
 # What may differ without being what an ablation is about.
 INCIDENTAL = ("agent", "variant", "task", "seed", "dataset", "config_hash", "log_interval", "gradient_norm_interval")

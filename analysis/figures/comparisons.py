@@ -7,12 +7,12 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from analysis import metrics
-from analysis.comparison_tables import Pair, finals, pairs_of
-from analysis.figures import house_style, legend, legend_height, new_figure, save, title
-from analysis.load import Suite
-from analysis.read import SUCCESS
-from analysis.style import COLUMN_WIDTH, PAGE_WIDTH, styles_of
+from analysis.figures.curves import house_style, legend, legend_height, new_figure, save, title
+from analysis.labels.style import COLUMN_WIDTH, PAGE_WIDTH, styles_of
+from analysis.loading.load import Suite
+from analysis.loading.read import SUCCESS
+from analysis.statistics import metrics
+from analysis.tables.comparisons import Pair, finals, pairs_of
 
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
 # Purple where the row is worse, green where it is better: apart with any colour vision, and in grey by the numbers.

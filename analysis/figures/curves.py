@@ -22,12 +22,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.curves import all_scores, curve_of
-from analysis.load import Cell, Suite, task_order
-from analysis.metrics import Array, Interval
-from analysis.read import NORMALISED_RETURN, SUCCESS, Measure
-from analysis.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
-from analysis.wording import agent_label, count_label, counted, provenance_facts, wrapped
+from analysis.labels.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
+from analysis.labels.wording import agent_label, count_label, counted, provenance_facts, wrapped
+from analysis.loading.load import Cell, Suite, task_order
+from analysis.loading.read import NORMALISED_RETURN, SUCCESS, Measure
+from analysis.statistics.curves import all_scores, curve_of
+from analysis.statistics.metrics import Array, Interval
 
 # Dates and versions of the day would make two drawings of the same results differ.
 METADATA = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}

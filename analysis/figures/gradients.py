@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.figures import (
+from analysis.figures.curves import (
     CHARACTERS_PER_INCH,
     MARKERS_PER_LINE,
     axis_position,
@@ -24,11 +24,11 @@ from analysis.figures import (
     new_figure,
     save,
 )
-from analysis.gradients import PHASES, RolloutNorms
-from analysis.load import Suite
-from analysis.metrics import Array, stratified_t
-from analysis.style import COLUMN_WIDTH, AgentStyle, styles_of
-from analysis.wording import seeds_label, wrapped
+from analysis.labels.style import COLUMN_WIDTH, AgentStyle, styles_of
+from analysis.labels.wording import seeds_label, wrapped
+from analysis.loading.gradients import PHASES, RolloutNorms
+from analysis.loading.load import Suite
+from analysis.statistics.metrics import Array, stratified_t
 
 AllNorms = Mapping[tuple[str, str], RolloutNorms]  # by agent and phase
 ROWS = {"x": "norm at point k", "parameters": "norm by parameters\nin step k"}

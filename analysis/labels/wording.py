@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-from analysis.load import Suite
-from analysis.metrics import FLOOR_SEEDS, SMOKE_SEEDS
-from analysis.read import NORMALISED_RETURN, RETURN
+from analysis.loading.load import Suite
+from analysis.loading.read import NORMALISED_RETURN, RETURN
+from analysis.statistics.metrics import FLOOR_SEEDS, SMOKE_SEEDS
 
 # What success rates do without.
 DEFINITIONS = {

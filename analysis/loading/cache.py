@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis import read
-from analysis.read import NORMALISED_RETURN, RETURN, SUCCESS, Evaluations, Run
+from analysis.loading import read
+from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS, Evaluations, Run
 
 READ_FILES = ("config.json", "provenance.json", "status.json", "complete.json", "episodes.csv", "train.csv")
 LEAST_RUNS = 100  # fewer are read anew as fast

@@ -1,6 +1,6 @@
 """Reads from `train.csv` the norms of the policy loss's gradient along the flow steps that it runs back through.
 
-`results/README.md` says what the rows are. What does not follow it is refused by name, as in `analysis.read`.
+`results/README.md` says what the rows are. What does not follow it is refused by name, as in `analysis.loading.read`.
 """
 
 import re
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.load import Cell, Suite
-from analysis.metrics import Array
-from analysis.read import ResultsError
+from analysis.loading.load import Cell, Suite
+from analysis.loading.read import ResultsError
+from analysis.statistics.metrics import Array
 
 HEADER = "phase,updates,env_steps,name,value"
 PHASES = ("offline", "online")

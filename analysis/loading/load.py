@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.cache import Cache
-from analysis.read import PROTOCOL_FIELDS, SUCCESS, Measure, ResultsError, Run, read_run
+from analysis.loading.cache import Cache
+from analysis.loading.read import PROTOCOL_FIELDS, SUCCESS, Measure, ResultsError, Run, read_run
 
 # Two runs that are equal but for these are repetitions of each other.
 REPETITION_FIELDS = ("seed", "config_hash")
@@ -150,7 +150,7 @@ def find_runs(root: Path, suites: Sequence[str] | None = None) -> list[str]:
 
 
 def read_runs(root: Path, names: Sequence[str]) -> list[Run]:
-    """The runs of these names, in this order; those that have been read before come from the cache (`analysis.cache`).
+    """The runs of these names, in this order; those that have been read before come from `analysis.loading.cache`.
 
     Raises ResultsError for the first one, by name, that does not follow the schema.
     """

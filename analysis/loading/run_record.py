@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.read import Run, read_episodes, read_json
+from analysis.loading.read import Run, read_episodes, read_json
 
 SCALAR_POINTS = 200  # per scalar and phase
 LOG_LINES = 15

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from analysis.published import PublishedError, SeedRate, agent_of, protocol_of, read_seed_rates, source_of
-from analysis.read import EPISODE_COLUMNS, SCHEMA_VERSION
+from analysis.loading.read import EPISODE_COLUMNS, SCHEMA_VERSION
+from analysis.published.sources import PublishedError, SeedRate, agent_of, protocol_of, read_seed_rates, source_of
 
 EVAL_EPISODES = 50
 NOTE = (

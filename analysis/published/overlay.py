@@ -2,7 +2,7 @@
 
 Ours as in the other figures, in colour; published means in grey, a source a shade, a line and a marker, with limits
 where there are any. Where only a few points of a curve are published, nothing is drawn between them. Whether the two
-may be compared is for `analysis.verdicts` to say; what differs stands in the legend.
+may be compared is for `analysis.published.verdicts` to say; what differs stands in the legend.
 """
 
 import math
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.typing import LineStyleType
 
-from analysis.figures import (
+from analysis.figures.curves import (
     CHARACTERS_PER_INCH,
     PANEL_COLUMNS,
     PANEL_STYLE,
@@ -30,12 +30,12 @@ from analysis.figures import (
     phase_widths,
     save,
 )
-from analysis.load import Suite
-from analysis.published import Point, Series, differences, protocol_of, source_of
-from analysis.read import SUCCESS
-from analysis.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
-from analysis.verdicts import counterparts, our_protocol, source_order
-from analysis.wording import counted, provenance_facts, wrapped
+from analysis.labels.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
+from analysis.labels.wording import counted, provenance_facts, wrapped
+from analysis.loading.load import Suite
+from analysis.loading.read import SUCCESS
+from analysis.published.sources import Point, Series, differences, protocol_of, source_of
+from analysis.published.verdicts import counterparts, our_protocol, source_order
 
 
 class GreyStyle(NamedTuple):

@@ -1,7 +1,8 @@
 """Published numbers: reading them, whose they are and how they were made, and the compact table that comes with us.
 
-`python -m analysis.published compact PATH` makes `analysis/published.csv` anew from the files of a release,
-`python -m analysis.published import FILE` turns rates per seed into a results folder. Two formats, CSV or gzipped CSV:
+`python -m analysis.published.sources compact PATH` makes `analysis/published/published.csv` anew from the files of a
+release, `python -m analysis.published.sources import FILE` turns rates per seed into a results folder. Two formats,
+CSV or gzipped CSV:
 
 * curves: `source,suite,task,method,env_step,mean,std_or_ci,n_seeds`. env_step is online environment steps, 0 the end
   of the offline phase, negative the offline updates still to go; std_or_ci is `ci95:[low;high]`, `std:x` or empty.
@@ -27,9 +28,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.metrics import CONFIDENCE
-from analysis.read import ResultsError
-from analysis.wording import count_label
+from analysis.labels.wording import count_label
+from analysis.loading.read import ResultsError
+from analysis.statistics.metrics import CONFIDENCE
 
 COMPACT = Path(__file__).with_name("published.csv")
 COMPARED_STEPS = (0, 200_000, 500_000, 1_000_000)  # online steps at which the compact table has numbers
@@ -556,7 +557,9 @@ def compact_text(files: Sequence[Path]) -> str:
     points.sort(key=lambda point: (point.source, point.task, point.method, point.step))
     buffer = io.StringIO()
     buffer.write("# Published success rates: end of the offline phase, and after 200k, 500k and 1M online steps.\n")
-    buffer.write("# Columns: analysis/published.py. Made by `python -m analysis.published compact PATH` from:\n")
+    buffer.write(
+        "# Columns: analysis/published/sources.py. Made by `python -m analysis.published.sources compact PATH` from:\n"
+    )
     for file in files:
         buffer.write(f"# {file.name}, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}\n")
     for name in sorted({point.source for point in points}):
@@ -577,11 +580,15 @@ def compact_text(files: Sequence[Path]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 after one line on what is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.published", description="Files of published numbers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.published.sources", description="Files of published numbers."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     compact = commands.add_parser("compact", help="make the table of end points that the project comes with")
     compact.add_argument("path", type=Path, metavar="PATH", help="a file of published numbers, or a folder of them")
-    compact.add_argument("--out", type=Path, default=COMPACT, metavar="FILE", help="default: analysis/published.csv")
+    compact.add_argument(
+        "--out", type=Path, default=COMPACT, metavar="FILE", help="default: analysis/published/published.csv"
+    )
     importing = commands.add_parser("import", help="rates per seed as a results folder")
     importing.add_argument("file", type=Path, metavar="FILE", help="rates per seed")
     importing.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
@@ -604,7 +611,7 @@ def _compact(options: argparse.Namespace) -> str:
 
 
 def _import(options: argparse.Namespace) -> str:
-    from analysis.imported import import_as_results
+    from analysis.published.imported import import_as_results
 
     return "\n".join(import_as_results(options.file, options.results))
 

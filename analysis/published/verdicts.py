@@ -33,9 +33,11 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.load import Cell, Suite
-from analysis.metrics import CONFIDENCE, FLOOR_SEEDS, Array, stratified_t
-from analysis.published import (
+from analysis.labels.style import styles_of
+from analysis.labels.wording import count_label, counted
+from analysis.loading.load import Cell, Suite
+from analysis.loading.read import SUCCESS
+from analysis.published.sources import (
     COMPARED_STEPS,
     Point,
     Protocol,
@@ -45,10 +47,8 @@ from analysis.published import (
     series_of,
     source_of,
 )
-from analysis.read import SUCCESS
-from analysis.style import styles_of
-from analysis.tables import ALL_TASKS, aligned, csv_text, write_texts
-from analysis.wording import count_label, counted
+from analysis.statistics.metrics import CONFIDENCE, FLOOR_SEEDS, Array, stratified_t
+from analysis.tables.success import ALL_TASKS, aligned, csv_text, write_texts
 
 MARGIN = 0.10
 ERROR_RATE = 1.0 - CONFIDENCE

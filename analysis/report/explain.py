@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.curves import curve_of
-from analysis.figures import has_agents_figure
-from analysis.load import Suite, find_runs, load_results
-from analysis.metrics import CONFIDENCE
-from analysis.read import ResultsError, Run, read_episodes
-from analysis.wording import counted, did_you_mean
+from analysis.figures.curves import has_agents_figure
+from analysis.labels.wording import counted, did_you_mean
+from analysis.loading.load import Suite, find_runs, load_results
+from analysis.loading.read import ResultsError, Run, read_episodes
+from analysis.statistics.curves import curve_of
+from analysis.statistics.metrics import CONFIDENCE
 
 FORMATS = (".pdf", ".svg", ".png")
 

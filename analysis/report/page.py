@@ -21,14 +21,24 @@ import numpy as np
 from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
-from analysis.curves import all_scores, curve_of
-from analysis.load import Suite, find_runs, load_results, shared_phases
-from analysis.protocol import Section, protocol, write_protocol
-from analysis.read import NORMALISED_RETURN, STATES, SUCCESS, ResultsError
-from analysis.run_record import RunRecord, Scalar, Video, embedded_bytes, read_record
-from analysis.style import AgentStyle, styles_of
-from analysis.tables import ALL_TASKS, COLUMNS, Row, caption, show, show_runs, show_seeds, suite_rows, task_label
-from analysis.wording import count_label, counted, provenance_facts
+from analysis.labels.style import AgentStyle, styles_of
+from analysis.labels.wording import count_label, counted, provenance_facts
+from analysis.loading.load import Suite, find_runs, load_results, shared_phases
+from analysis.loading.read import NORMALISED_RETURN, STATES, SUCCESS, ResultsError
+from analysis.loading.run_record import RunRecord, Scalar, Video, embedded_bytes, read_record
+from analysis.report.protocol_card import Section, protocol, write_protocol
+from analysis.statistics.curves import all_scores, curve_of
+from analysis.tables.success import (
+    ALL_TASKS,
+    COLUMNS,
+    Row,
+    caption,
+    show,
+    show_runs,
+    show_seeds,
+    suite_rows,
+    task_label,
+)
 
 TEMPLATES = Path(__file__).resolve().parent
 SCALAR_BYTES = 12_000_000  # all scalars of all runs on the page; beyond it each gets fewer points
@@ -192,7 +202,7 @@ def progress(record: RunRecord) -> str:
 
 
 def agent_data(name: str, look: AgentStyle) -> dict[str, Any]:
-    """How an agent is drawn: the marks of analysis/style.py for SVG."""
+    """How an agent is drawn: the marks of analysis/labels/style.py for SVG."""
     return {"name": name, "color": look.color, "dash": dashes(look), "marker": marker_path(look.marker)}
 
 

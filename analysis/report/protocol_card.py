@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.explain import states_of_code
-from analysis.load import Suite
-from analysis.read import NORMALISED_RETURN, Run
-from analysis.run_record import RunRecord
-from analysis.tables import caption, escape
-from analysis.wording import counted, listed_values, seeds_label
+from analysis.labels.wording import counted, listed_values, seeds_label
+from analysis.loading.load import Suite
+from analysis.loading.read import NORMALISED_RETURN, Run
+from analysis.loading.run_record import RunRecord
+from analysis.report.explain import states_of_code
+from analysis.tables.success import caption, escape
 
 # Settings of agents by which a run departs from the code released with its paper, and their values there (the table
 # "Fidelity" of the README). Where agents differ: by name, "" for all others.

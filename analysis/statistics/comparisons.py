@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import nctdtr, stdtrit
 
-from analysis.metrics import (
+from analysis.statistics.metrics import (
     CONFIDENCE,
     RESAMPLES,
     Array,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.load import Cell, Suite
-from analysis.metrics import Array, Interval, stratified_t
+from analysis.loading.load import Cell, Suite
+from analysis.statistics.metrics import Array, Interval, stratified_t
 
 
 @dataclass(frozen=True)

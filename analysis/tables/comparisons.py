@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import comparisons, metrics
-from analysis.comparisons import Comparison
-from analysis.load import Cell, Suite
-from analysis.metrics import Array, Interval
-from analysis.read import SUCCESS, Measure
-from analysis.style import styles_of
-from analysis.tables import (
+from analysis.labels.style import styles_of
+from analysis.labels.wording import counted, provenance_facts
+from analysis.loading.load import Cell, Suite
+from analysis.loading.read import SUCCESS, Measure
+from analysis.statistics import comparisons, metrics
+from analysis.statistics.comparisons import Comparison
+from analysis.statistics.metrics import Array, Interval
+from analysis.tables.success import (
     ALL_TASKS,
     aligned,
     csv_text,
@@ -24,7 +25,6 @@ from analysis.tables import (
     show_number,
     write_texts,
 )
-from analysis.wording import counted, provenance_facts
 
 THRESHOLDS = (0.5, 0.9)  # of the success rate, for "steps to"
 

@@ -3,10 +3,11 @@
 import math
 from pathlib import Path
 
-from analysis.load import Suite
-from analysis.read import SUCCESS, Measure
-from analysis.style import styles_of
-from analysis.tables import (
+from analysis.labels.style import styles_of
+from analysis.labels.wording import provenance_facts, task_label
+from analysis.loading.load import Suite
+from analysis.loading.read import SUCCESS, Measure
+from analysis.tables.success import (
     ALL_TASKS,
     BOLD_RULE,
     Estimate,
@@ -19,7 +20,6 @@ from analysis.tables import (
     suite_rows,
     write_texts,
 )
-from analysis.wording import provenance_facts, task_label
 
 ARROW = "→"
 SIDES = ("offline_end", "final")  # columns of the main table

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import metrics
-from analysis.comparisons import leaders
-from analysis.load import Cell, Suite
-from analysis.read import SUCCESS
-from analysis.style import styles_of
-from analysis.wording import DEFINITIONS, provenance_facts, task_label
+from analysis.labels.style import styles_of
+from analysis.labels.wording import DEFINITIONS, provenance_facts, task_label
+from analysis.loading.load import Cell, Suite
+from analysis.loading.read import SUCCESS
+from analysis.statistics import metrics
+from analysis.statistics.comparisons import leaders
 
 ALL_TASKS = "all tasks"
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 import datasets
-from agents.base import Agent, OnPolicyAgent
-from bench.config import RunConfig
-from bench.evaluate import build_agent
-from bench.progress import median_rates
-from bench.streams import SeedStreams
-from bench.writer import read_json
+from agents.blocks.base import Agent, OnPolicyAgent
+from bench.grid.progress import median_rates
+from bench.protocol.config import RunConfig
+from bench.runs.writer import read_json
+from bench.training.evaluate import build_agent
+from bench.training.streams import SeedStreams
 from datasets.batch import Batch, Decisions
 
 

@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import slurm
-from bench.claims import slurm_job, slurm_restart
-from bench.grid import FOLDER, Launch
-from bench.pool import Ending, Silent, Work, mark_failed, run_works
-from bench.writer import StorageError, is_complete, read_json, utc, write_atomically
+from bench.grid import slurm
+from bench.grid.launches import FOLDER, Launch
+from bench.grid.pool import Ending, Silent, Work, mark_failed, run_works
+from bench.runs.claims import slurm_job, slurm_restart
+from bench.runs.writer import StorageError, is_complete, read_json, utc, write_atomically
 
 MARKER_SECONDS = 5.0  # between looks for the mark of a cancelled grid
 CRASHES_OF_A_RUN = 3  # on whatever node, after which it has failed

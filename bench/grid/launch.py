@@ -15,21 +15,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import slurm
-from bench.claims import Claim, Claims
-from bench.config import RunConfig
-from bench.cost import Cost, from_finished_runs
-from bench.data import describe_data, ensure_data
-from bench.errors import ConfigError
-from bench.grid import FOLDER, Array, Job, Launch, array_name, launches, new_id, queued_runs
-from bench.job import bad_nodes, run_job
-from bench.members import prepare_directory
-from bench.options import add_execution_options, add_run_options, execution_of, selected_configs
-from bench.plan import PACK_LIMIT, Pack, Plan, describe_plan, estimate_plan, make_packs, run_state, sort_out
-from bench.progress import duration
-from bench.snapshot import snapshot_path, take_snapshot
-from bench.trackers import check_mirrors
-from bench.writer import StorageError
+from bench.grid import slurm
+from bench.grid.cost import Cost, from_finished_runs
+from bench.grid.job import bad_nodes, run_job
+from bench.grid.launches import FOLDER, Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.grid.options import add_execution_options, add_run_options, execution_of, selected_configs
+from bench.grid.plan import PACK_LIMIT, Pack, Plan, describe_plan, estimate_plan, make_packs, run_state, sort_out
+from bench.grid.progress import duration
+from bench.grid.snapshot import snapshot_path, take_snapshot
+from bench.protocol.config import RunConfig
+from bench.runs.claims import Claim, Claims
+from bench.runs.contract import ConfigError
+from bench.runs.writer import StorageError
+from bench.tools.data import describe_data, ensure_data
+from bench.tools.trackers import check_mirrors
+from bench.training.pack import prepare_directory
 from datasets.spec import nearest
 
 PROFILE = Path("bench.toml")

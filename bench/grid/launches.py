@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.errors import ConfigError
-from bench.execution import Execution
-from bench.pool import Work
-from bench.slurm import PREFIX, Task
-from bench.writer import SCHEMA_VERSION, StorageError, read_json, utc, write_json
+from bench.grid.pool import Work
+from bench.grid.slurm import PREFIX, Task
+from bench.runs.contract import ConfigError
+from bench.runs.writer import SCHEMA_VERSION, StorageError, read_json, utc, write_json
+from bench.training.execution import Execution
 
 FOLDER = "grids"
 CANCELLED = "cancelled"

@@ -8,13 +8,13 @@ from typing import Any
 
 import datasets
 from agents import AGENTS
-from bench.claims import LEASE_SECONDS
-from bench.config import RunConfig, check_agent, default_agent_config, parse_value
-from bench.engine import MODES
-from bench.errors import ConfigError
-from bench.execution import Execution
-from bench.suites import SUITES, run_config, tuned_config
-from bench.trackers import MIRRORS, check_mirrors
+from bench.protocol.config import RunConfig, check_agent, default_agent_config, parse_value
+from bench.protocol.suites import SUITES, run_config, tuned_config
+from bench.runs.claims import LEASE_SECONDS
+from bench.runs.contract import ConfigError
+from bench.tools.trackers import MIRRORS, check_mirrors
+from bench.training.engine import MODES
+from bench.training.execution import Execution
 from datasets.spec import nearest
 
 RUN_FIELDS = tuple(

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from bench.claims import Owner, clock_of, is_fresh, owner_of
-from bench.config import RunConfig
-from bench.cost import Cost, estimate
-from bench.engine import pick_device, pick_mode
-from bench.execution import Execution, available_cores
-from bench.members import prepare_directory
-from bench.offline import FOLDER as OFFLINE_FOLDER
-from bench.offline import shared_offline_phases
-from bench.pool import Work, mark_failed, run_works
-from bench.progress import Display, duration
-from bench.suites import SUITES
-from bench.writer import is_complete, read_json
+from bench.grid.cost import Cost, estimate
+from bench.grid.pool import Work, mark_failed, run_works
+from bench.grid.progress import Display, duration
+from bench.protocol.config import RunConfig
+from bench.protocol.suites import SUITES
+from bench.runs.claims import Owner, clock_of, is_fresh, owner_of
+from bench.runs.writer import is_complete, read_json
+from bench.training.engine import pick_device, pick_mode
+from bench.training.execution import Execution, available_cores
+from bench.training.pack import prepare_directory
+from bench.training.shared_phase import FOLDER as OFFLINE_FOLDER
+from bench.training.shared_phase import shared_offline_phases
 
 # Seeds per process: a GPU gains from more, a CPU only saves memory and call overhead.
 PACK_LIMIT = {"cpu": 4, "cuda": 8}

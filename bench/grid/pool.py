@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from bench.beside import Beside
-from bench.claims import Claim, Claims
-from bench.execution import EXIT_PREEMPTED, Execution
-from bench.writer import StorageError, is_complete, read_json, utc, write_json
+from bench.runs.claims import Claim, Claims
+from bench.runs.writer import StorageError, is_complete, read_json, utc, write_json
+from bench.tools.mirror_process import Beside
+from bench.training.execution import EXIT_PREEMPTED, Execution
 
 POLL_SECONDS = 0.2
 GPU_FAULT = ("CUDA error", "CUDA driver", "no CUDA-capable device", "NVML", "ECC error", "torch finds no GPU")

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from bench.pool import Work
-from bench.writer import read_json
+from bench.grid.pool import Work
+from bench.runs.writer import read_json
 
 if TYPE_CHECKING:
-    from bench.cost import Cost
+    from bench.grid.cost import Cost
 
 HEARTBEAT_SECONDS = 60.0
 

@@ -21,13 +21,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bench import slurm
-from bench.claims import Owner, began, clock_of, is_fresh, owner_of, spent_seconds
-from bench.errors import ConfigError
-from bench.grid import CANCELLED, FOLDER, Job, Launch, launches, queued_runs
-from bench.job import bad_nodes
-from bench.progress import duration, size
-from bench.writer import StorageError, is_complete, read_json
+from bench.grid import slurm
+from bench.grid.job import bad_nodes
+from bench.grid.launches import CANCELLED, FOLDER, Job, Launch, launches, queued_runs
+from bench.grid.progress import duration, size
+from bench.runs.claims import Owner, began, clock_of, is_fresh, owner_of, spent_seconds
+from bench.runs.contract import ConfigError
+from bench.runs.writer import StorageError, is_complete, read_json
 
 STATES = {  # in the order in which they are shown, with their colours
     "complete": "green",

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import datasets
 from agents import AGENTS
-from agents.base import OnPolicyAgent
-from bench.errors import ConfigError
-from bench.writer import SCHEMA_VERSION
+from agents.blocks.base import OnPolicyAgent
+from bench.runs.contract import ConfigError
+from bench.runs.writer import SCHEMA_VERSION
 from datasets.spec import DataError, nearest
 
 # Fields that runs of older code do not have, and what they stand for then: such runs keep their hash.

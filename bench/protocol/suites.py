@@ -1,13 +1,13 @@
-"""SUITES: a name for each grid of runs, as data. A run's settings are here, in `bench.tuned` or in its agent's file."""
+"""SUITES: a name for each grid of runs, as data. Settings are here, in `bench.protocol.tuned` or in an agent's file."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from agents import AGENTS
-from bench.config import RunConfig
-from bench.tuned import RELEASE, RELEASE_CRITIC, RUN_SETTINGS, TUNED
-from datasets.sources import TASKS
+from bench.protocol.config import RunConfig
+from bench.protocol.tuned import RELEASE, RELEASE_CRITIC, RUN_SETTINGS, TUNED
+from datasets.registry import TASKS
 from datasets.spec import TaskSpec
 
 FLOW_AGENTS = ("sac_flow_t", "sac_flow_g", "naive_sac_flow", "flow_mlp", "fql", "qc_fql")

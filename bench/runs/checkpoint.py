@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bench.writer import StorageError, write_atomically
+from bench.runs.writer import StorageError, write_atomically
 
 if TYPE_CHECKING:
-    from bench.claims import Claim
+    from bench.runs.claims import Claim
 
 MAGIC = b"o2o-bench checkpoint 2\n"
 

@@ -4,7 +4,8 @@ A claim is a file `owner/<generation>.json`, made by a hard link, which succeeds
 generation owns the run. Its heartbeat is the file's modification time; who wants the run watches that for a lease by a
 clock of their own, so that the clocks of two machines are never compared. A new owner first removes the older claims:
 a process whose claim is gone has lost the run, however alive it is, and learns so before its next write. What it writes
-in between stays its own (bench.writer, bench.checkpoint): files carry the generation, or are replaced at the take-over.
+in between stays its own (bench.runs.writer, bench.runs.checkpoint): files carry the generation, or are replaced at the
+take-over.
 """
 
 import errno
@@ -21,7 +22,7 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from bench.writer import StorageError, utc, write_atomically
+from bench.runs.writer import StorageError, utc, write_atomically
 
 LEASE_SECONDS = 60.0
 FOLDER = "owner"

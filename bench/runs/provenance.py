@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-from bench.claims import slurm_job, slurm_restart
-from bench.writer import utc
+from bench.runs.claims import slurm_job, slurm_restart
+from bench.runs.writer import utc
 
-ROOT = Path(__file__).resolve().parent.parent
-SNAPSHOT_FILE = ROOT / "SNAPSHOT.json"  # in a copy of the code that jobs run (bench.snapshot): what it is a copy of
+ROOT = Path(__file__).resolve().parents[2]
+SNAPSHOT_FILE = ROOT / "SNAPSHOT.json"  # in a copy of the code that jobs run: what it is a copy of
 PACKAGES_OF_OURS = ("agents", "analysis", "bench", "datasets")
 PACKAGES = ("torch", "numpy", "ogbench", "mujoco", "dm_control", "gymnasium")
 OPTIONAL_PACKAGES = ("robosuite", "minari", "gymnasium-robotics", "pybullet", "pybullet_envs_gymnasium")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.claims import Claim
+    from bench.runs.claims import Claim
 
 SCHEMA_VERSION = 1  # of the files under results/ (results/README.md)
 HEADERS = {

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
-from bench.config import ConfigError, RunConfig
-from bench.execution import available_cores
-from bench.progress import duration, is_terminal, size
+from bench.grid.progress import duration, is_terminal, size
+from bench.protocol.config import ConfigError, RunConfig
+from bench.training.execution import available_cores
 from datasets.generate import will_fetch
-from datasets.minari_io import local_ids
-from datasets.sources import source_of
+from datasets.minari.source import local_ids
+from datasets.registry import source_of
 
 
 def add_data_commands(commands: argparse._SubParsersAction) -> None:
@@ -235,7 +235,7 @@ def generate_command(options: argparse.Namespace, _: dict[str, str]) -> int:
 
 
 def _record_run(options: argparse.Namespace) -> int:
-    from bench.record import record
+    from bench.tools.roll_out import record
 
     if options.kind:
         raise ConfigError("--kind is for scripted experts; a run has one policy, to which --noise adds")
@@ -266,7 +266,7 @@ def export_command(options: argparse.Namespace, _: dict[str, str]) -> int:
         raise ConfigError("name what to export: a task's data (--task T [--dataset D]) or a run's replay (--run DIR)")
     if (options.minari is None) == (options.out is None):
         raise ConfigError("name where to: a Minari data set (--minari ID) or a flat HDF5 file (--out FILE)")
-    from bench.export import export
+    from bench.tools.export import export
 
     print(export(options))
     return 0

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import datasets
-from bench.checkpoint import Checkpoints
-from bench.config import ConfigError, RunConfig
-from bench.writer import read_json
+from bench.protocol.config import ConfigError, RunConfig
+from bench.runs.checkpoint import Checkpoints
+from bench.runs.writer import read_json
 from datasets.cache import hdf5_file, replacing
-from datasets.ring import ONLINE_FIELDS
+from datasets.replay.ring import ONLINE_FIELDS
 from datasets.spec import DataError, one_line
 from datasets.transitions import Transitions, row_form
 
 if TYPE_CHECKING:
-    from datasets.minari_export import Exported
+    from datasets.minari.export import Exported
 
 _ROWS = 65_536  # at a time, of memory-mapped data
 
@@ -30,7 +30,7 @@ def export(options: argparse.Namespace) -> str:
         if options.run is not None:
             exported = export_run(options.run, options.minari, replace=options.replace)
         else:
-            from datasets.minari_export import export_data
+            from datasets.minari.export import export_data
 
             transitions = datasets.load(options.task, options.dataset, options.data_dir)
             exported = export_data(options.task, transitions, options.minari, replace=options.replace)
@@ -56,7 +56,7 @@ def export(options: argparse.Namespace) -> str:
 def write_flat(task_name: str, transitions: Transitions, out: Path, *, replace: bool = False) -> None:
     """Writes an HDF5 file in D4RL's layout, a row per transition; `timeouts` end the episodes that do not terminate.
 
-    The file tells the task whose rewards it holds, and is refused for one with others (`datasets.flat_files.read`).
+    The file tells the task whose rewards it holds, and is refused for one with others.
     Readers of this layout take each of `terminals` for the end of an episode, which those of OGBench's data are not.
     """
     if out.suffix not in (".hdf5", ".h5"):
@@ -108,7 +108,7 @@ def export_run(directory: Path, dataset_id: str, *, replace: bool = False) -> "E
 
     Raises ConfigError where `directory` holds no run with online transitions.
     """
-    from datasets.minari_export import export_data
+    from datasets.minari.export import export_data
 
     config, transitions = collected(directory)
     return export_data(

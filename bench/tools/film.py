@@ -13,11 +13,11 @@ import numpy as np
 import safetensors.torch
 from PIL import Image, ImageDraw, ImageFont
 
-from agents.base import Agent
-from bench.config import RunConfig
-from bench.evaluate import Row, prepare_worker, run_episode
-from bench.workers import Requests, Template
-from datasets.pictures import Look
+from agents.blocks.base import Agent
+from bench.protocol.config import RunConfig
+from bench.training.evaluate import Row, prepare_worker, run_episode
+from bench.training.workers import Requests, Template
+from datasets.pictures.view import Look
 from datasets.spec import DataError
 
 Progress = Callable[[int, int], None]  # pictures drawn, pictures in all

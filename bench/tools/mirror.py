@@ -21,11 +21,11 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 
-from bench.beside import LAST_ROWS_SECONDS
-from bench.claims import owner_of, process_start
-from bench.errors import ConfigError
-from bench.trackers import MIRRORS, Mirror, Point, check_mirrors
-from bench.writer import HEADERS, SCHEMA_VERSION, StorageError, is_complete, read_json
+from bench.runs.claims import owner_of, process_start
+from bench.runs.contract import ConfigError
+from bench.runs.writer import HEADERS, SCHEMA_VERSION, StorageError, is_complete, read_json
+from bench.tools.mirror_process import LAST_ROWS_SECONDS
+from bench.tools.trackers import MIRRORS, Mirror, Point, check_mirrors
 
 LOOK_SECONDS = 5.0  # between looks at the files
 NICENESS = 19  # whatever else there is to do comes first
@@ -191,7 +191,7 @@ def add_mirror_command(commands: argparse._SubParsersAction) -> None:
     mirror.add_argument("runs", nargs="+", metavar="RUN|SUITE|.", help="a run, all runs of a suite, or all (.)")
     mirror.add_argument("--to", nargs="+", required=True, metavar="MIRROR", help=" or ".join(MIRRORS))
     mirror.add_argument("--follow", action="store_true", help="go on until the runs are complete, or Ctrl-C")
-    mirror.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)  # training: bench.beside
+    mirror.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)  # training: bench.tools.mirror_process
     mirror.add_argument("--results", type=Path, default=Path("results"))
 
 

@@ -1,4 +1,4 @@
-"""A mirror (bench.mirror) as a process beside training, which never waits for it and goes on without it where it fails.
+"""A mirror as a process beside training, which never waits for it and goes on without it where it fails.
 
 Imports nothing heavy.
 """

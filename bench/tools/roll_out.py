@@ -12,15 +12,15 @@ import numpy as np
 import safetensors
 import safetensors.torch
 
-from agents.base import Agent
-from bench.config import ConfigError, RunConfig
-from bench.evaluate import build_agent, policy_state, prepare_worker, run_episode
-from bench.streams import SeedStreams, stream_key
-from bench.workers import Requests, Template, with_answers
-from bench.writer import StorageError, read_json
+from agents.blocks.base import Agent
+from bench.protocol.config import ConfigError, RunConfig
+from bench.runs.writer import StorageError, read_json
+from bench.training.evaluate import build_agent, policy_state, prepare_worker, run_episode
+from bench.training.streams import SeedStreams, stream_key
+from bench.training.workers import Requests, Template, with_answers
 from datasets.cache import cache_root, replacing
-from datasets.flat_files import Step, episode_arrays, recipe_of, write
 from datasets.spec import one_line
+from datasets.user_files.flat_files import Step, episode_arrays, recipe_of, write
 
 RECIPE_VERSION = 1  # raise it when a change to this module changes the data
 POLICY_FILE = Path("checkpoint") / "policy.safetensors"

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from bench.config import RunConfig
-from bench.data import Progress
-from bench.errors import ConfigError
-from bench.evaluate import Row
-from bench.film import Film, Stage, Take, encode
-from bench.record import finished_run
-from bench.status import find_run
-from bench.writer import SCHEMA_VERSION, StorageError, read_json, write_atomically, write_json
+from bench.grid.status import find_run
+from bench.protocol.config import RunConfig
+from bench.runs.contract import ConfigError
+from bench.runs.writer import SCHEMA_VERSION, StorageError, read_json, write_atomically, write_json
+from bench.tools.data import Progress
+from bench.tools.film import Film, Stage, Take, encode
+from bench.tools.roll_out import finished_run
+from bench.training.evaluate import Row
 from datasets.cache import exclusive
-from datasets.pictures import Look
+from datasets.pictures.view import Look
 from datasets.spec import one_line
 
 INDEX = "index.json"

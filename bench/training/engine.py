@@ -19,15 +19,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from agents.base import Agent, Metrics, Phase
-from bench.config import ConfigError
-from bench.meters import MetricMeans
-from bench.streams import NoiseTape, SeedStreams, Stream, TapeNoise
+from agents.blocks.base import Agent, Metrics, Phase
+from bench.protocol.config import ConfigError
+from bench.training.meters import MetricMeans
+from bench.training.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from datasets.batch import Batch
-from datasets.replay import Replay
+from datasets.replay.replay import Replay
+from datasets.replay.trajectories import TrajectoryStore
 from datasets.spec import nearest
 from datasets.store import cache_root
-from datasets.trajectories import TrajectoryStore
 
 Mode = Literal["eager", "compiled", "graph", "compiled-graph"]
 MODES = get_args(Mode)

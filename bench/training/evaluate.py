@@ -16,10 +16,10 @@ from torch import Tensor
 
 import datasets
 from agents import AGENTS
-from agents.base import Agent
-from bench.config import RunConfig
-from bench.streams import SeedStreams
-from bench.workers import Requests, Template, Worker, with_answers
+from agents.blocks.base import Agent
+from bench.protocol.config import RunConfig
+from bench.training.streams import SeedStreams
+from bench.training.workers import Requests, Template, Worker, with_answers
 
 FIRST_EPISODE_SEED = 1_000_000  # episode i of every evaluation of every run resets with this + i
 NICENESS = 10  # training comes first: on a core that both want, an evaluation gets a tenth

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.claims import LEASE_SECONDS
+from bench.runs.claims import LEASE_SECONDS
 
 EXIT_PREEMPTED = 75  # of a process whose runs were stopped: sysexits' EX_TEMPFAIL, start again to go on
 
@@ -16,12 +16,12 @@ class Execution:
     device: str = "auto"
     threads: int = 1
     eval_workers: int = 1  # processes; 0: one per core
-    engine: str = "auto"  # how updates are executed (bench.engine.MODES)
+    engine: str = "auto"  # how updates are executed (bench.training.engine.MODES)
     env_workers: int | None = None  # processes that step training environments ahead; None: one for each; 0: the driver
     checkpoint_seconds: float = 300.0
     data_dir: Path | None = None
     lease_seconds: float = LEASE_SECONDS  # without a sign of life, after which another process may take a run over
-    mirrors: tuple[str, ...] = ()  # where the rows are copied meanwhile (bench.trackers.MIRRORS), not by the worker
+    mirrors: tuple[str, ...] = ()  # names in bench.tools.trackers.MIRRORS, to which the rows are copied meanwhile
 
     def arguments(self) -> list[str]:
         """The options of `python -m bench worker`."""

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from bench.checkpoint import Checkpoints, Progress
-from bench.claims import Claim, Claims, Superseded, spent_seconds
-from bench.config import ConfigError, RunConfig, config_difference
-from bench.evaluate import Preempted
-from bench.writer import SCHEMA_VERSION, StorageError, is_complete, read_json, write_json
+from bench.protocol.config import ConfigError, RunConfig, config_difference
+from bench.runs.checkpoint import Checkpoints, Progress
+from bench.runs.claims import Claim, Claims, Superseded, spent_seconds
+from bench.runs.writer import SCHEMA_VERSION, StorageError, is_complete, read_json, write_json
+from bench.training.evaluate import Preempted
 from datasets.transitions import Transitions
 
 POLL_SECONDS = 0.5  # between looks at a run that another process holds

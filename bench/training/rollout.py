@@ -13,9 +13,9 @@ import gymnasium
 import numpy as np
 
 import datasets
-from bench.config import RunConfig
-from bench.streams import stream_key
-from bench.workers import Requests, Template, Worker
+from bench.protocol.config import RunConfig
+from bench.training.streams import stream_key
+from bench.training.workers import Requests, Template, Worker
 
 
 class Slot(NamedTuple):

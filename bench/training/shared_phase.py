@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agents import AGENTS
-from bench.config import RunConfig
-from bench.writer import is_complete
+from bench.protocol.config import RunConfig
+from bench.runs.writer import is_complete
 
 FOLDER = "offline"
 ONLINE_ONLY = (

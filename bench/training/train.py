@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 import datasets
-from agents.base import OnPolicyAgent, Phase
-from bench.checkpoint import Progress
-from bench.claims import Claims, Superseded
-from bench.config import RunConfig
-from bench.engine import Engine, pick_device, pick_mode
-from bench.evaluate import (
+from agents.blocks.base import OnPolicyAgent, Phase
+from bench.protocol.config import RunConfig
+from bench.runs.checkpoint import Progress
+from bench.runs.claims import Claims, Superseded
+from bench.runs.provenance import start_record
+from bench.runs.writer import RunWriter, StorageError, is_complete, write_atomically
+from bench.training.engine import Engine, pick_device, pick_mode
+from bench.training.evaluate import (
     UNKNOWN,
     Evaluation,
     Evaluator,
@@ -33,8 +35,9 @@ from bench.evaluate import (
     score_of,
     unfinished_evaluations,
 )
-from bench.execution import Execution, available_cores
-from bench.members import (
+from bench.training.execution import Execution, available_cores
+from bench.training.meters import Clock, MetricMeans
+from bench.training.pack import (
     Member,
     claim_runs,
     prepare_directory,
@@ -43,16 +46,13 @@ from bench.members import (
     resume_groups,
     still_owned,
 )
-from bench.meters import Clock, MetricMeans
-from bench.offline import finished_offline_phases
-from bench.provenance import start_record
-from bench.rollout import Rollout, Slot, Transition, open_episodes
-from bench.stopwatch import Stopwatch
-from bench.streams import SeedStreams
-from bench.workers import Template
-from bench.writer import RunWriter, StorageError, is_complete, write_atomically
-from datasets.replay import ONLINE_FIELDS, Replay
-from datasets.trajectories import TrajectoryStore
+from bench.training.rollout import Rollout, Slot, Transition, open_episodes
+from bench.training.shared_phase import finished_offline_phases
+from bench.training.stopwatch import Stopwatch
+from bench.training.streams import SeedStreams
+from bench.training.workers import Template
+from datasets.replay.replay import ONLINE_FIELDS, Replay
+from datasets.replay.trajectories import TrajectoryStore
 from datasets.transitions import Transitions
 
 STATUS_SECONDS = 5.0

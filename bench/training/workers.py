@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.errors import WorkerError
+from bench.runs.contract import WorkerError
 
 Serve = Callable[..., None]  # (prepared, requests, send, *arguments): what a worker does, without end
 Requests = queue.SimpleQueue
@@ -38,7 +38,8 @@ class Template:
 
     def __init__(self, prepare: Callable[..., Any], *arguments: Any):
         processes = multiprocessing.get_context("forkserver")
-        processes.set_forkserver_preload(["bench.evaluate"])  # torch is imported once per process that runs packs
+        # torch is imported once per process that runs packs
+        processes.set_forkserver_preload(["bench.training.evaluate"])
         self._connection, theirs = processes.Pipe()
         self._process = processes.Process(target=_serve_forks, args=(theirs, prepare, arguments), daemon=True)
         self._process.start()

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from datasets.bullet import DIMS
-from datasets.flat_files import Step, episode_arrays
-from datasets.pictures import Look
+from datasets.bullet.tasks import DIMS
+from datasets.pictures.view import Look
 from datasets.spec import ACTION_LIMIT, Dataset
+from datasets.user_files.flat_files import Step, episode_arrays
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.checksums import to_replace
+from datasets.download.checksums import to_replace
 from datasets.spec import (
     DataError,
     Dataset,
@@ -98,14 +98,14 @@ def parse(name: str) -> Dataset | None:
 
 
 def origin(dataset: Dataset, files: list[Path]) -> Origin:
-    from datasets.flat_files import origin
+    from datasets.user_files.flat_files import origin
 
     return origin(dataset, files)
 
 
 def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
     """The rows of a published or generated set. Raises DataError where a file under a published name is another's."""
-    from datasets import flat_files
+    from datasets.user_files import flat_files
 
     rows = flat_files.read(dataset, files, tasks)
     if flat_files.origin(dataset, files) == "published" and not flat_files.is_told_on_arrival(files[0]):
@@ -118,7 +118,7 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
 
 
 def make_env(spec: TaskSpec, success_timing: str) -> "gymnasium.Env":
-    from datasets.bullet_env import BulletTask
+    from datasets.bullet.env import BulletTask
 
     return BulletTask(spec.domain)
 
@@ -128,19 +128,19 @@ def kinds(domain: str) -> dict[str, bool]:
 
 
 def recipe(dataset: Dataset) -> dict[str, Any]:
-    from datasets.bullet_env import recipe
+    from datasets.bullet.env import recipe
 
     return recipe(dataset)
 
 
 def make_episode(dataset: Dataset, index: int) -> dict[str, np.ndarray]:
-    from datasets.bullet_env import make_episode
+    from datasets.bullet.env import make_episode
 
     return make_episode(dataset, index)
 
 
 def write_set(dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    from datasets.flat_files import write
+    from datasets.user_files.flat_files import write
 
     returns = []
     for part in parts:
@@ -150,6 +150,6 @@ def write_set(dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str,
 
 
 def recipe_of(file: Path) -> object:
-    from datasets.flat_files import recipe_of
+    from datasets.user_files.flat_files import recipe_of
 
     return recipe_of(file)

@@ -29,7 +29,7 @@ class Entry(TypedDict):
 
 def lock_file() -> Path:
     """`$O2O_BENCH_LOCK` or `datasets/lock.json` in the checkout."""
-    return Path(os.environ.get(LOCK) or Path(__file__).with_name("lock.json")).expanduser()
+    return Path(os.environ.get(LOCK) or Path(__file__).parents[1] / "lock.json").expanduser()
 
 
 def entries(lock: Path) -> dict[str, Entry]:

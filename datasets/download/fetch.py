@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from datasets.checksums import Entry, entries, key, lock_file, record, require_writable
-from datasets.partial import DISK_FULL, Partial, claim, damage, partial_path
-from datasets.servers import Answer, Changed, Cut, Patience, Refused, ask, shown
+from datasets.download.checksums import Entry, entries, key, lock_file, record, require_writable
+from datasets.download.partial import DISK_FULL, Partial, claim, damage, partial_path
+from datasets.download.servers import Answer, Changed, Cut, Patience, Refused, ask, shown
 from datasets.spec import DataError, RemoteFile
 
 if TYPE_CHECKING:

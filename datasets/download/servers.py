@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
-from datasets.partial import Version
+from datasets.download.partial import Version
 from datasets.spec import one_line
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import gymnasium
 import numpy as np
 
-from datasets.minari_metadata import Metadata, flat_dim, flatten
+from datasets.minari.metadata import Metadata, flat_dim, flatten
 from datasets.spec import DataError, TaskSpec, one_line
 
 if TYPE_CHECKING:
-    from datasets.mujoco_view import MujocoView
+    from datasets.pictures.mujoco import MujocoView
 
 
 class MinariTask(gymnasium.Wrapper):
@@ -43,7 +43,7 @@ class MinariTask(gymnasium.Wrapper):
 
     def view(self) -> "MujocoView":
         """As gymnasium itself draws it. Raises DataError for an environment of another simulator than MuJoCo."""
-        from datasets.mujoco_view import gymnasium_view
+        from datasets.pictures.mujoco import gymnasium_view
 
         return gymnasium_view(self.env.unwrapped)
 

@@ -17,9 +17,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 import datasets
-from datasets import minari_io
-from datasets.minari_metadata import MAIN_FILE, NOTE, canonical_name, check_id, root
-from datasets.sources import require_extra
+from datasets.minari import source as minari_io
+from datasets.minari.metadata import MAIN_FILE, NOTE, canonical_name, check_id, root
+from datasets.registry import require_extra
 from datasets.spec import DataError, TaskSpec, one_line
 from datasets.transitions import Transitions
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from datasets.minari_metadata import FILE, MAIN_FILE, NOTE, ActionBox, Metadata, Space, checked_note, flat_dim, flatten
+from datasets.minari.metadata import FILE, MAIN_FILE, NOTE, ActionBox, Metadata, Space, checked_note, flat_dim, flatten
 from datasets.spec import ACTION_LIMIT, Block, DataError, Rows, TaskSpec, one_line
 from datasets.transitions import row_form
 

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.minari_metadata import FILE, MAIN_FILE, Metadata, canonical_name, dataset_id, read_metadata, root
+from datasets.minari.metadata import FILE, MAIN_FILE, Metadata, canonical_name, dataset_id, read_metadata, root
 from datasets.spec import DataError, Dataset, Origin, RemoteFile, Rows, TaskSpec, one_line
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def task(name: str) -> TaskSpec | None:
                 f"{metadata.where}: no environment is given (env_spec), so there is nothing to act in; "
                 f"use its file with --data {metadata.folder / MAIN_FILE} on a task that fits"
             )
-        from datasets.sources import task as task_of
+        from datasets.registry import task as task_of
 
         played = task_of(metadata.note["task"])  # exported from here: its environment is known, if not to gymnasium
     limit = played.max_episode_steps if played else (env or {}).get("max_episode_steps")
     if limit is None or limit < 1:
-        from datasets.minari_files import longest_episode
+        from datasets.minari.files import longest_episode
 
         limit = longest_episode(metadata)
     return TaskSpec(
@@ -75,7 +75,7 @@ def played_task(spec: TaskSpec) -> TaskSpec:
     own = dataset_id(spec.name)
     if own is None or (metadata := _local(own)).played_env is not None:
         return spec
-    from datasets.sources import task as task_of
+    from datasets.registry import task as task_of
 
     return played_task(task_of(metadata.note["task"]))
 
@@ -138,7 +138,7 @@ def origin(dataset: Dataset, files: list[Path]) -> Origin:
     metadata = read_metadata(files[0].parent)
     if metadata is not None:
         return metadata.origin
-    from datasets.minari_files import note_of
+    from datasets.minari.files import note_of
 
     return note_of(files[0]).get("origin", "user")
 
@@ -154,7 +154,7 @@ def read_file(file: Path, tasks: list[TaskSpec]) -> Rows:
     Without it, actions have the bounds of the task where that is one of Minari's, else -1 and 1. Rewards are the same
     for all tasks. Raises DataError for data that do not fit the tasks, also later on from the iterator.
     """
-    from datasets.minari_files import read
+    from datasets.minari.files import read
 
     metadata = bounds = read_metadata(file.parent)
     if metadata is None and (own := dataset_id(tasks[0].name)):
@@ -163,7 +163,7 @@ def read_file(file: Path, tasks: list[TaskSpec]) -> Rows:
 
 
 def make_env(spec: TaskSpec, success_timing: str) -> "gymnasium.Env":
-    from datasets.minari_env import recovered_env
+    from datasets.minari.env import recovered_env
 
     own = dataset_id(spec.name)
     assert own is not None, spec.name

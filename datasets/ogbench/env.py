@@ -14,10 +14,10 @@ from ogbench.manipspace.envs.manipspace_env import ManipSpaceEnv
 from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
 from ogbench.manipspace.envs.scene_env import SceneEnv
 
-from datasets.mujoco_view import MujocoView, named_cameras
 from datasets.numpy_seed import seeded_numpy
-from datasets.ogbench_fast import FastCubeEnv, is_known
-from datasets.ogbench_tasks import DOMAINS, TASK_IDS, Goal
+from datasets.ogbench.fast import FastCubeEnv, is_known
+from datasets.ogbench.tasks import DOMAINS, TASK_IDS, Goal
+from datasets.pictures.mujoco import MujocoView, named_cameras
 from datasets.spec import TaskSpec
 
 # OGBench makes a new action space at every reset, and gymnasium remarks each time that its bounds become float32.

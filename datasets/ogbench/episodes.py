@@ -18,8 +18,8 @@ from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
 from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
 from datasets.numpy_seed import seeded_numpy
-from datasets.ogbench_env import play_env, task_env, task_goals
-from datasets.ogbench_tasks import ARM_ACTION_DIM, TASKS, cube_positions
+from datasets.ogbench.env import play_env, task_env, task_goals
+from datasets.ogbench.tasks import ARM_ACTION_DIM, TASKS, cube_positions
 from datasets.spec import Dataset, Recipe
 
 Info = dict[str, Any]  # what the simulator says about itself, under its own names

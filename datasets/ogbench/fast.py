@@ -46,7 +46,7 @@ def is_known() -> bool:
     if not known:
         print(
             f"warning: the cube environments of the installed ogbench {version('ogbench')} are not those that "
-            "datasets/ogbench_fast.py agrees with; using the package's own step, which takes about 1.6 times as long",
+            "datasets/ogbench/fast.py agrees with; using the package's own step, which takes about 1.6 times as long",
             file=sys.stderr,
             flush=True,
         )

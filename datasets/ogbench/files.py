@@ -13,7 +13,7 @@ from typing import IO, Any, get_args
 
 import numpy as np
 
-from datasets.ogbench_tasks import DOMAINS, TASK_IDS, relabel
+from datasets.ogbench.tasks import DOMAINS, TASK_IDS, relabel
 from datasets.spec import ACTION_LIMIT, Block, DataError, Dataset, Origin, Rows, TaskSpec, one_line
 from datasets.transitions import episode_ends
 
@@ -45,7 +45,7 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
 
 
 def _blocks(files: list[Path], finals: list[np.ndarray], tasks: list[TaskSpec]) -> Iterator[Block]:
-    from datasets.ogbench_env import task_goals
+    from datasets.ogbench.env import task_goals
 
     domain = DOMAINS[tasks[0].domain]
     goals = task_goals(tasks[0].domain)
@@ -78,7 +78,7 @@ def recipe_of(file: Path) -> object:
 
 def write_set(dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """Writes all parts as one npz file; facts for the manifest."""
-    from datasets.ogbench_env import task_goals
+    from datasets.ogbench.env import task_goals
 
     lengths = []
     solved = dict.fromkeys(TASK_IDS, 0)

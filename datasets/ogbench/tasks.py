@@ -212,19 +212,19 @@ def parse(name: str) -> Dataset | None:
 
 
 def origin(dataset: Dataset, files: list[Path]) -> Origin:
-    from datasets.ogbench_files import origin
+    from datasets.ogbench.files import origin
 
     return origin(dataset, files)
 
 
 def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
-    from datasets.ogbench_files import read
+    from datasets.ogbench.files import read
 
     return read(dataset, files, tasks)
 
 
 def make_env(spec: TaskSpec, success_timing: str) -> "gymnasium.Env":
-    from datasets.ogbench_env import SingleTask, task_env
+    from datasets.ogbench.env import SingleTask, task_env
 
     return SingleTask(task_env(spec, success_timing), spec)
 
@@ -235,24 +235,24 @@ def kinds(domain: str) -> dict[str, bool]:
 
 
 def recipe(dataset: Dataset) -> dict[str, Any]:
-    from datasets.ogbench_episodes import recipe
+    from datasets.ogbench.episodes import recipe
 
     return recipe(dataset)
 
 
 def make_episode(dataset: Dataset, index: int) -> dict[str, np.ndarray]:
-    from datasets.ogbench_episodes import make_episode
+    from datasets.ogbench.episodes import make_episode
 
     return make_episode(dataset, index)
 
 
 def write_set(dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    from datasets.ogbench_files import write_set
+    from datasets.ogbench.files import write_set
 
     return write_set(dataset, parts, file, recipe)
 
 
 def recipe_of(file: Path) -> object:
-    from datasets.ogbench_files import recipe_of
+    from datasets.ogbench.files import recipe_of
 
     return recipe_of(file)

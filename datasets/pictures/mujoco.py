@@ -11,7 +11,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from datasets.pictures import Look
+from datasets.pictures.view import Look
 from datasets.spec import DataError
 
 # Arrays of a model that environments change within an episode, or from one to the next, as far as it shows.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch
-from datasets.ring import ONLINE_FIELDS, OnlineRing
-from datasets.streaming import Gatherer, Gathering, StreamedWindows
+from datasets.replay.ring import ONLINE_FIELDS, OnlineRing
+from datasets.replay.streaming import Gatherer, Gathering, StreamedWindows
+from datasets.replay.windows import DatasetWindows, Window
 from datasets.transitions import Transitions, is_mapped
-from datasets.windows import DatasetWindows, Window
 
 __all__ = ["ONLINE_FIELDS", "PLACEMENTS", "Replay"]
 

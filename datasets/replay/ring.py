@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.windows import Window
+from datasets.replay.windows import Window
 
 ONLINE_FIELDS = ("obs", "action", "reward", "terminated", "episode_end", "next_obs")  # also the packed order
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.replay.windows import Window
 from datasets.spec import DataError
 from datasets.transitions import Transitions, is_mapped
-from datasets.windows import Window
 
 THREADS = 8  # reads in flight: a disk answers many small ones faster than one after the other
 _MIN_PART = 32  # windows per thread, below which handing them out costs more than it saves

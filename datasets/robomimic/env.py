@@ -14,9 +14,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from datasets.mujoco_view import MujocoView, free_camera, named_cameras
 from datasets.numpy_seed import seeded_numpy
-from datasets.robomimic_lowdim import ACTION_DIM, ENV_KWARGS, ENV_NAMES, OBS_KEYS, ROBOSUITE_GENERATION
+from datasets.pictures.mujoco import MujocoView, free_camera, named_cameras
+from datasets.robomimic.tasks import ACTION_DIM, ENV_KWARGS, ENV_NAMES, OBS_KEYS, ROBOSUITE_GENERATION
 from datasets.spec import DataError, TaskSpec
 
 
@@ -43,7 +43,7 @@ def _quiet_import() -> Iterator[None]:
 with _quiet_import():
     import robosuite
 
-    from datasets import robomimic_fast
+    from datasets.robomimic import fast as robomimic_fast
 
 OBJECT = "object-state"  # robosuite's name of what the files call `object`
 # Closer than the package's `frontview`, and with more of the arm than its `agentview`; metres and degrees.

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from datasets.numpy_seed import seeded_numpy
-from datasets.robomimic_env import OBJECT, robosuite_env
-from datasets.robomimic_lowdim import ENV_NAMES, TASKS
+from datasets.robomimic.env import OBJECT, robosuite_env
+from datasets.robomimic.tasks import ENV_NAMES, TASKS
 from datasets.spec import Dataset, Recipe
 
 Vector = tuple[float, float, float]  # metres

@@ -66,7 +66,7 @@ def is_known() -> bool:
     if not known:
         print(
             f"warning: the environments of the installed robosuite {version('robosuite')} are not those that "
-            "datasets/robomimic_fast.py agrees with; using the package's own, which take about 3 times as long",
+            "datasets/robomimic/fast.py agrees with; using the package's own, which take about 3 times as long",
             file=sys.stderr,
             flush=True,
         )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from datasets.cache import hdf5_file
-from datasets.robomimic_lowdim import ENV_KWARGS, ENV_NAMES
+from datasets.robomimic.tasks import ENV_KWARGS, ENV_NAMES
 from datasets.spec import Dataset
 
 VALID_EVERY = 10  # of ten demonstrations one is for validation, as in the published files
@@ -25,7 +25,7 @@ _ROBOSUITE = 1  # robomimic's number for environments of robosuite
 
 
 def write_set(dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Writes npz files of episodes (see `datasets.robomimic_experts.make_episode`) as one file; returns its summary.
+    """Writes npz files of episodes (see `datasets.robomimic.experts.make_episode`) as one file; returns its summary.
 
     Not atomic: hand in a path that nobody reads yet. Equal episodes give equal bytes.
     """

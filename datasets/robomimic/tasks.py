@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.checksums import to_replace
+from datasets.download.checksums import to_replace
 from datasets.spec import (
     ACTION_LIMIT,
     Block,
@@ -159,7 +159,7 @@ def origin(dataset: Dataset, files: list[Path]) -> Origin:
 
 
 def make_env(spec: TaskSpec, success_timing: str) -> "gymnasium.Env":
-    from datasets.robomimic_env import RobomimicTask
+    from datasets.robomimic.env import RobomimicTask
 
     return RobomimicTask(spec)
 
@@ -169,25 +169,25 @@ def kinds(domain: str) -> dict[str, bool]:
 
 
 def recipe(dataset: Dataset) -> dict[str, Any]:
-    from datasets.robomimic_experts import recipe
+    from datasets.robomimic.experts import recipe
 
     return recipe(dataset)
 
 
 def make_episode(dataset: Dataset, index: int) -> dict[str, np.ndarray]:
-    from datasets.robomimic_experts import make_episode
+    from datasets.robomimic.experts import make_episode
 
     return make_episode(dataset, index)
 
 
 def write_set(dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    from datasets.robomimic_file import write_set
+    from datasets.robomimic.files import write_set
 
     return write_set(dataset, parts, file, recipe)
 
 
 def recipe_of(file: Path) -> object:
-    from datasets.robomimic_file import recipe_of
+    from datasets.robomimic.files import recipe_of
 
     return recipe_of(file)
 

@@ -16,9 +16,9 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 
 from datasets.cache import hdf5_file
-from datasets.minari_io import SUITE as MINARI
-from datasets.minari_io import played_task
-from datasets.sources import task as task_of
+from datasets.minari.source import SUITE as MINARI
+from datasets.minari.source import played_task
+from datasets.registry import task as task_of
 from datasets.spec import ACTION_LIMIT, Block, DataError, Dataset, Origin, Rows, TaskSpec, one_line
 
 Layout = Literal["ogbench", "robomimic", "minari", "flat"]

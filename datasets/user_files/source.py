@@ -17,7 +17,7 @@ SUITE = "user"
 
 def register(file: Path, copy: bool = False) -> str:
     """Name of a user's file, which is remembered, or copied into the cache. Raises DataError where it is unreadable."""
-    from datasets.flat_files import layout
+    from datasets.user_files.flat_files import layout
 
     file = file.expanduser()
     if not file.is_file():
@@ -67,7 +67,7 @@ def origin(dataset: Dataset, files: list[Path]) -> Origin:
 
 def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
     """Rows of a file in the layout of any source, as far as it fits the tasks."""
-    from datasets import flat_files
+    from datasets.user_files import flat_files
 
     (file,) = files
     if not dataset.name.endswith(file_sha256(file)[:10]):
@@ -79,7 +79,8 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
 
 
 def _reader(file: Path):
-    from datasets import flat_files, sources
+    from datasets import registry as sources
+    from datasets.user_files import flat_files
 
     kind = flat_files.layout(file)
     return flat_files if kind == "flat" else next(source for source in sources.SOURCES if kind == source.SUITE)

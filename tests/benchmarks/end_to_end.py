@@ -27,11 +27,11 @@ from unittest import mock
 import numpy as np
 
 from agents import AGENTS
-from bench.config import RunConfig
-from bench.engine import MODES
-from bench.execution import Execution
-from bench.suites import SUITES
-from bench.train import run
+from bench.protocol.config import RunConfig
+from bench.protocol.suites import SUITES
+from bench.training.engine import MODES
+from bench.training.execution import Execution
+from bench.training.train import run
 from tests.benchmarks import updates
 from tests.benchmarks.measure import machine_line, peak_megabytes, table
 
@@ -68,7 +68,7 @@ def one_case(args: argparse.Namespace, seeds: int, rows: int) -> None:
     configs = configs_of(args, seeds)
     data = updates.transitions(rows)
     execution = Execution(device=args.device, engine=args.engine, threads=args.threads, eval_workers=args.eval_workers)
-    with tempfile.TemporaryDirectory() as results, mock.patch("bench.train.datasets.load", return_value=data):
+    with tempfile.TemporaryDirectory() as results, mock.patch("bench.training.train.datasets.load", return_value=data):
         started = time.monotonic()
         run(configs, Path(results), execution, lambda: False)
         seconds = time.monotonic() - started

@@ -1,4 +1,4 @@
-"""CPU time of steps and resets: the packages' own against `datasets.ogbench_fast` and `datasets.robomimic_fast`.
+"""CPU time of steps and resets: the packages' own against `datasets.ogbench.fast` and `datasets.robomimic.fast`.
 
 Run as `python -m tests.benchmarks.environment`. Each environment takes the same random actions in a process of its
 own, as the faster one changes a setting of MuJoCo that holds for its process.
@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
-from datasets.ogbench_tasks import DOMAINS
-from datasets.robomimic_lowdim import ENV_NAMES
-from datasets.sources import task
+from datasets.ogbench.tasks import DOMAINS
+from datasets.registry import task
+from datasets.robomimic.tasks import ENV_NAMES
 from tests.benchmarks.measure import Timing, interleaved, machine_line, table
 
 CUBES = tuple(name for name in DOMAINS if name.startswith("cube-"))
@@ -62,11 +62,11 @@ def serve(connection: Connection, task_name: str, kind: str, num_steps: int) -> 
 
     spec = task(task_name)
     if spec.domain in ROBOMIMIC:
-        from datasets.robomimic_env import RobomimicTask
+        from datasets.robomimic.env import RobomimicTask
 
         env: Any = RobomimicTask(spec, package=kind == "package")
     else:
-        from datasets.ogbench_env import SingleTask, task_env
+        from datasets.ogbench.env import SingleTask, task_env
 
         env = SingleTask(task_env(spec, "post", package_step=kind == "package"), spec)
     actions = np.random.default_rng(0).uniform(-1, 1, (num_steps, spec.action_dim)).astype(np.float32)

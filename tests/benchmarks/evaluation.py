@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 import datasets
-from agents.base import Agent
-from bench.config import RunConfig
-from bench.evaluate import (
+from agents.blocks.base import Agent
+from bench.protocol.config import RunConfig
+from bench.protocol.suites import tuned_config
+from bench.training.evaluate import (
     FIRST_EPISODE_SEED,
     Evaluation,
     Evaluator,
@@ -25,10 +26,9 @@ from bench.evaluate import (
     policy_state,
     prepare_worker,
 )
-from bench.execution import available_cores
-from bench.streams import SeedStreams
-from bench.suites import tuned_config
-from bench.workers import Template
+from bench.training.execution import available_cores
+from bench.training.streams import SeedStreams
+from bench.training.workers import Template
 from datasets.batch import Batch
 from tests.benchmarks.measure import Timing, interleaved, machine_line, table, timing
 
@@ -49,7 +49,7 @@ def sequential_episode(env: Any, agent: Agent, episode_seed: int) -> None:
 
 def package_env(task: str) -> Any:
     """The task with the package's own step."""
-    from datasets.ogbench_env import SingleTask, task_env
+    from datasets.ogbench.env import SingleTask, task_env
 
     spec = datasets.task(task)
     return SingleTask(task_env(spec, "post", package_step=True), spec)

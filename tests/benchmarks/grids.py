@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.claims import Claim, Claims
-from bench.config import RunConfig
-from bench.execution import Execution
-from bench.grid import Array, Job, Launch, array_name, launches, new_id, queued_runs
-from bench.members import prepare_directory
-from bench.plan import make_packs, sort_out
-from bench.slurm import Task
-from bench.status import Queue, as_json, look
-from bench.writer import utc, write_json
+from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.grid.plan import make_packs, sort_out
+from bench.grid.slurm import Task
+from bench.grid.status import Queue, as_json, look
+from bench.protocol.config import RunConfig
+from bench.runs.claims import Claim, Claims
+from bench.runs.writer import utc, write_json
+from bench.training.execution import Execution
+from bench.training.pack import prepare_directory
 from tests.tiny_runs import tiny_config
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import metrics
-from analysis.comparisons import improvement_probability, mean_difference
-from analysis.metrics import Array, Interval
+from analysis.statistics import metrics
+from analysis.statistics.comparisons import improvement_probability, mean_difference
+from analysis.statistics.metrics import Array, Interval
 
 EPISODES = 50
 LEARNED, COLLAPSED = (12.0, 3.0), (0.6, 8.0)  # parameters of Beta distributions of true success rates

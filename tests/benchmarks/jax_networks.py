@@ -1,6 +1,6 @@
 """Networks of the official code written in JAX, for `jax_updates`: functions that create parameters or apply them.
 
-Parameters are nested dicts and lists of arrays, with the names of `agents.networks`.
+Parameters are nested dicts and lists of arrays, with the names of `agents.blocks.networks`.
 """
 
 import math

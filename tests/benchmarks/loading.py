@@ -80,13 +80,13 @@ def training_rows(generator: np.random.Generator) -> str:
 
 def stage(name: str, root: Path, out: Path) -> None:
     """One measurement in a process of its own; prints seconds and megabytes."""
-    from analysis.load import load_results
+    from analysis.loading.load import load_results
 
     started = time.perf_counter()
     suites = load_results(root)
     if name == "draw":
-        from analysis.figures import draw_suite
-        from analysis.tables import write_tables
+        from analysis.figures.curves import draw_suite
+        from analysis.tables.success import write_tables
 
         started = time.perf_counter()
         out.mkdir(exist_ok=True)

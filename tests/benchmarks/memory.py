@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.replay import Replay
+from datasets.replay.replay import Replay
 from datasets.transitions import Transitions
 from tests.benchmarks.measure import Timing, interleaved, machine_line, table, timing
 

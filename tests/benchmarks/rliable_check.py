@@ -16,9 +16,9 @@ import time
 
 import numpy as np
 
-from analysis import metrics
-from analysis.comparisons import improvement_probability
-from analysis.metrics import Array, Interval
+from analysis.statistics import metrics
+from analysis.statistics.comparisons import improvement_probability
+from analysis.statistics.metrics import Array, Interval
 
 TASKS = 5
 RESAMPLES = 2_000

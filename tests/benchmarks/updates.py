@@ -27,12 +27,12 @@ import numpy as np
 import torch
 
 from agents import AGENTS
-from agents.base import OnPolicyAgent
-from bench.engine import Engine, pick_device, pick_mode
-from bench.execution import available_cores
-from bench.meters import MetricMeans
-from bench.streams import SeedStreams
-from datasets.replay import Replay
+from agents.blocks.base import OnPolicyAgent
+from bench.training.engine import Engine, pick_device, pick_mode
+from bench.training.execution import available_cores
+from bench.training.meters import MetricMeans
+from bench.training.streams import SeedStreams
+from datasets.replay.replay import Replay
 from datasets.transitions import Transitions
 from tests.benchmarks.measure import Timing, machine_line, peak_megabytes, table, timing
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtr
 
-from analysis import verdicts
-from analysis.published import COMPARED_STEPS, Point, read_file
-from analysis.verdicts import ABOVE, BELOW, CONFORMANT, Sample, published_sample
+from analysis.published import verdicts
+from analysis.published.sources import COMPARED_STEPS, Point, read_file
+from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT, Sample, published_sample
 
 EPISODES = 50
 RESAMPLES = 2_000  # of a published bootstrap interval

@@ -1,0 +1,1 @@
+"""What agents share: networks, flows, diffusions, critics, the optimiser. Nothing here is one paper's algorithm."""

@@ -1,0 +1,1 @@
+"""Pictures of success: curves, comparisons, ablations, norms of gradients."""

@@ -1,0 +1,1 @@
+"""How agents, tasks and counts are written and drawn, wherever they appear."""

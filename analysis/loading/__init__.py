@@ -1,0 +1,1 @@
+"""Reads run folders and refuses by name what does not follow the contract."""

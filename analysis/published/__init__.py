@@ -1,0 +1,1 @@
+"""Numbers that others have published, beside ours: their sources, figures with both, verdicts."""

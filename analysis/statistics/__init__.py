@@ -1,0 +1,1 @@
+"""Runs to numbers with intervals: metrics, comparisons of agents, curves."""

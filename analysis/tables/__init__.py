@@ -1,0 +1,1 @@
+"""Tables of success as CSV, Markdown and LaTeX."""

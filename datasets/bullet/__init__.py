@@ -1,0 +1,1 @@
+"""d4rl-pybullet: its tasks, data and environments."""

@@ -1,0 +1,1 @@
+"""Published files: servers and mirrors, downloads that resume, checksums."""

@@ -1,0 +1,1 @@
+"""OGBench: its tasks, data and environments, and scripted experts that make data."""
