@@ -1,4 +1,48 @@
-"""Errors that end a command with one line, apart from all that is heavy to import."""
+"""The contract of a run's folder: names and headers of its files, its states, how runs are called and found.
+
+`bench` writes by it and `analysis` reads by it (results/README.md explains the columns). Standard library alone, so
+that every floor may import it at no cost; with it go the few things that all floors do alike: JSON files, replacing a
+file whole or not at all, errors of one line.
+"""
+
+import datetime
+import difflib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1  # of the files under results/
+
+CONFIG = "config.json"
+PROVENANCE = "provenance.json"
+STATUS = "status.json"
+COMPLETE = "complete.json"  # made by the first process that comes to the run's end: the run is complete if it is there
+EPISODES = "episodes.csv"
+TRAIN = "train.csv"
+TIMING = "timing.csv"
+LOG = "log.txt"  # output of the process that trains
+CHECKPOINT = "checkpoint"  # a folder
+POLICY = f"{CHECKPOINT}/policy.safetensors"  # of a complete run
+
+HEADERS = {
+    EPISODES: ("phase", "updates", "env_steps", "episode_seed", "success", "return", "length"),
+    TRAIN: ("phase", "updates", "env_steps", "name", "value"),
+    TIMING: ("time", "phase", "updates", "env_steps", "name", "value"),
+}
+REPRODUCIBLE = (EPISODES, TRAIN)  # equal runs write equal bytes; timing.csv tells of the machine
+STATES = ("running", "preempted", "failed", "complete")  # that status.json may tell
+ORIGINS = ("published", "generated", "user")  # of a run's data
+OFFLINE_PHASES = "offline"  # folder of results/ for offline phases that runs share; they belong to no suite
+GRIDS = "grids"  # folder of results/ for the records of launches
+VARIANT = "[\\w.,=+-]*"  # what a variant may be called; a regular expression
+
+# --- errors
 
 
 class ConfigError(Exception):
@@ -7,3 +51,150 @@ class ConfigError(Exception):
 
 class WorkerError(Exception):
     """A worker process died or raised; one line. Its traceback, where there was one, is on stderr."""
+
+
+class StorageError(Exception):
+    """A file of a run could not be written or read; one line, earlier rows are safe."""
+
+
+def one_line(text: object) -> str:
+    """A message without line breaks."""
+    return " ".join(str(text).split())
+
+
+def nearest(name: object, names: Iterable[object]) -> str:
+    """` (did you mean 'x'?)` for the name closest to `name`, or the empty string where none is close."""
+    matches = difflib.get_close_matches(str(name), [str(one) for one in names], n=1)
+    return f" (did you mean '{matches[0]}'?)" if matches else ""
+
+
+# --- names of runs
+
+
+def agent_label(agent: str, variant: str = "") -> str:
+    """What an agent is called in paths, tables and figures: with an @ before the variant of its settings, if any."""
+    return f"{agent}@{variant}" if variant else agent
+
+
+@dataclass(frozen=True, order=True)
+class RunName:
+    """Which run: `<suite>/<task>/<agent>[@<variant>]/seed_<nnn>`, the path of its folder below the results."""
+
+    suite: str
+    task: str
+    agent: str
+    variant: str  # "" for the agent's own settings
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return agent_label(self.agent, self.variant)
+
+    @property
+    def group(self) -> str:
+        """What the seeds of one configuration have in common."""
+        return f"{self.suite}/{self.task}/{self.label}"
+
+    def __str__(self) -> str:
+        return f"{self.group}/seed_{self.seed:03d}"
+
+    def directory(self, results: Path) -> Path:
+        return results / self.suite / self.task / self.label / f"seed_{self.seed:03d}"
+
+    @staticmethod
+    def of_config(config: Mapping[str, Any]) -> "RunName":
+        """The run that a config.json is of. KeyError for one that lacks a part of the name."""
+        variant = config.get("variant") or ""
+        return RunName(config["suite"], config["task"], config["agent"], variant, config["seed"])
+
+    @staticmethod
+    def parse(text: str) -> "RunName | None":
+        """The inverse of `str`, also of a path that ends with a run's name; None for any other text."""
+        match = re.fullmatch(rf"(?:.*/)?([^/]+)/([^/]+)/([^/@]+)(?:@({VARIANT}))?/seed_(\d{{3,}})/?", text)
+        return RunName(match[1], match[2], match[3], match[4] or "", int(match[5])) if match else None
+
+
+def find_runs(folder: Path, *, label: str = "*", holding: str | None = CONFIG) -> list[Path]:
+    """Folders of runs, sorted: those at or below `folder`, which may be the results, a suite, a task, an agent or a
+    run. Folders that begin with a dot are no suites (a copy of the code, say).
+
+    Args:
+        label: only runs of this agent; a glob pattern.
+        holding: only folders with this file; None: all.
+    """
+    parts = ["[!.]*", "*", label, "seed_*"]
+    patterns = ["/".join([*parts[first:], *([holding] if holding else [])]) for first in range(len(parts))]
+    if (folder / (holding or CONFIG)).exists():
+        return [folder]
+    found = (path.parent if holding else path for pattern in patterns for path in folder.glob(pattern))
+    return sorted({path for path in found if path.is_dir()})
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the run has ended."""
+    return (directory / COMPLETE).exists()
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested object by dotted names: `{"agent_config": {"bc_coef": 1}}` as `{"agent_config.bc_coef": 1}`."""
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        values.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return values
+
+
+# --- files
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it replaces `path` at the end, or vanishes where an exception passes."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # no other's, on whatever machine
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data` or leaves it as it was; durable on return. Raises StorageError."""
+    try:
+        with replacing(path) as draft, draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}; what was there before is unchanged") from error
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made with its parents where it is missing. Raises StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make {folder}: {error.strerror}") from error
+    return folder
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replaces a JSON file; sorted keys, so that equal objects are equal bytes. Raises StorageError."""
+    write_atomically(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The file's object, or None where there is no file. Raises StorageError where it is not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StorageError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
+    if not isinstance(content, dict):
+        raise StorageError(f"{path} holds a {type(content).__name__}, expected a JSON object; delete it or restore it")
+    return content
+
+
+def utc() -> str:
+    """The time, UTC in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
