@@ -191,8 +191,7 @@ def test_forked_workers_play_the_same_episodes():
 @needs_simulator
 def test_a_run_stopped_in_mid_episode_goes_on_to_the_same_bytes(own_cache):
     from bench.runs.checkpoint import Checkpoints
-    from bench.training.evaluate import Preempted
-    from bench.training.execution import Execution
+    from bench.training.execution import Execution, Preempted
     from bench.training.train import run
 
     datasets.generate("hopper-bullet", "random", episodes=9)
@@ -211,7 +210,8 @@ def test_a_run_stopped_in_mid_episode_goes_on_to_the_same_bytes(own_cache):
     with pytest.raises(Preempted):
         run([config], stopped, execution, lambda: table.exists() and "\nonline,11,14," in table.read_text())
     saved = Checkpoints(config.directory(stopped)).load()
-    assert len(saved[max(saved)]["rollouts"][0]["actions"]) > 1, "in the midst of an episode"
+    rollouts = saved[max(saved)].rollouts
+    assert rollouts is not None and len(rollouts[0].actions) > 1, "in the midst of an episode"
     run([config], stopped, execution, lambda: False)
     for name in ("episodes.csv", "train.csv"):
         assert (config.directory(stopped) / name).read_bytes() == (config.directory(whole) / name).read_bytes()

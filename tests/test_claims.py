@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bench.runs.claims import Claim, Claims, Owner, Superseded, clock_of, is_fresh, owner_of, process_start
-from bench.runs.writer import COMPLETE_FILE, RunWriter, StorageError, is_complete, read_json
+from bench.runs.contract import COMPLETE, StorageError, is_complete, read_json
+from bench.runs.writer import RunWriter
 from bench.training.execution import Execution
 from bench.training.pack import claim_runs
 from bench.training.train import Preempted, run
@@ -209,7 +210,7 @@ def test_the_first_word_that_a_run_is_complete_says_what_its_files_hold(tmp_path
     writer = RunWriter(tmp_path, held)
     writer.train("offline", 1, 0, {"loss": 1.0})
     writer.complete()
-    said = read_json(tmp_path / COMPLETE_FILE)
+    said = read_json(tmp_path / COMPLETE)
     assert said is not None and said["files"]["train.csv"]["bytes"] == (tmp_path / "train.csv").stat().st_size
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -268,5 +269,5 @@ def test_a_run_taken_over_while_it_trains_ends_once_with_the_bytes_of_an_undistu
         status = read_json(own.directory(results) / "status.json")
         assert status is not None and status["state"] == "complete" and is_complete(own.directory(results))
     assert "seed 0:" in capsys.readouterr().err
-    word = read_json(config.directory(results) / COMPLETE_FILE)
+    word = read_json(config.directory(results) / COMPLETE)
     assert word is not None and word["generation"] == 2

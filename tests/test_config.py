@@ -9,6 +9,7 @@ import pytest
 import datasets
 from agents import AGENTS
 from bench.protocol.config import ConfigError, RunConfig, config_difference, default_agent_config, parse_value
+from bench.protocol.schedule import total_updates, updates_after
 from bench.protocol.suites import SUITES
 from bench.protocol.tuned import TUNED
 from tests.tiny_runs import tiny_config
@@ -123,11 +124,11 @@ def test_on_policy_runs_update_after_each_rollout():
     config = tiny_config("dppo", batch_size=8)
     agent = config.agent_config
     assert (agent.rollout_steps, agent.epochs, agent.chunk_length, config.online_steps) == (20, 2, 5, 40)
-    assert [step for step in range(1, 41) if config.updates_after(step)] == [20, 40]
-    assert config.updates_after(20) == 1  # 2 epochs of 20 / 5 decisions in batches of 8
-    assert config.total_updates == 30 + 2
-    assert config.replace(batch_size=2).updates_after(20) == 4
-    assert config.replace(batch_size=100).updates_after(20) == 1
+    assert [step for step in range(1, 41) if updates_after(config, step)] == [20, 40]
+    assert updates_after(config, 20) == 1  # 2 epochs of 20 / 5 decisions in batches of 8
+    assert total_updates(config) == 30 + 2
+    assert updates_after(config.replace(batch_size=2), 20) == 4
+    assert updates_after(config.replace(batch_size=100), 20) == 1
     with pytest.raises(ConfigError, match="rollout_steps is 20; it must be a multiple of num_envs, 3"):
         config.replace(agent_config=dataclasses.replace(agent, num_envs=3))
     with pytest.raises(ConfigError, match="must be at least two chunks in each environment, 40"):

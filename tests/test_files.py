@@ -8,7 +8,9 @@ import torch
 
 from bench.runs.checkpoint import Checkpoints
 from bench.runs.claims import Claim, Claims, Superseded
-from bench.runs.writer import HEADERS, RunWriter, StorageError, read_json, write_json
+from bench.runs.contract import HEADERS, StorageError, read_json, write_json
+from bench.runs.state import MetricSums, RunState, TrainingPoint
+from bench.runs.writer import RunWriter
 from tests.tiny_runs import small_disk
 
 EPISODE = {
@@ -100,6 +102,14 @@ def rows(first: int, count: int) -> torch.Tensor:
     return torch.arange(first, first + count, dtype=torch.float32)[:, None].expand(count, 3)
 
 
+def at(updates: int) -> TrainingPoint:
+    return TrainingPoint(updates, 0, False)
+
+
+def state(updates: int) -> RunState:
+    return RunState(at(updates), {"x": torch.full((2,), float(updates))}, MetricSums({}, {}))
+
+
 def begun(directory: Path) -> Checkpoints:
     """Checkpoints of a run that starts from nothing."""
     checkpoints = Checkpoints(directory)
@@ -112,35 +122,34 @@ def begun(directory: Path) -> Checkpoints:
 def test_the_newest_of_two_slots_comes_back_with_its_rows(tmp_path):
     checkpoints = begun(tmp_path)
     for step in range(5):
-        checkpoints.save({"progress": (step, 0, 0), "x": torch.full((2,), float(step))}, rows(10 * step, 10))
+        checkpoints.save(state(step), rows(10 * step, 10))
     states = Checkpoints(tmp_path).load()
-    assert sorted(states) == [(3, 0, 0), (4, 0, 0)]
-    assert states[(4, 0, 0)]["x"].tolist() == [4.0, 4.0]
+    assert sorted(states) == [at(3), at(4)]
+    assert states[at(4)].agent["x"].tolist() == [4.0, 4.0]
     again = Checkpoints(tmp_path)
-    older = again.load()[(3, 0, 0)]
+    older = again.load()[at(3)]
     again.adopt(claim(tmp_path), older)
     assert again.restore_replay(older, 3)[:, 0].tolist() == list(range(40))
-    again.save({"progress": (4, 0, 0)}, rows(40, 10))  # rows beyond the older slot are written anew, not twice
+    again.save(state(4), rows(40, 10))  # rows beyond the older slot are written anew, not twice
     final = Checkpoints(tmp_path)
-    assert final.restore_replay(final.load()[(4, 0, 0)], 3)[:, 0].tolist() == list(range(50))
+    assert final.restore_replay(final.load()[at(4)], 3)[:, 0].tolist() == list(range(50))
     assert len(list((tmp_path / "checkpoint").glob("*.f32"))) == 5  # the file beyond the older slot is gone
 
 
 def test_what_an_older_process_still_saves_is_never_looked_at(tmp_path, monkeypatch):
     older = begun(tmp_path)
-    older.save({"progress": (1, 0, 0)}, rows(0, 10))
+    older.save(state(1), rows(0, 10))
     newer = Checkpoints(tmp_path)
-    state = newer.load()[(1, 0, 0)]
     held = claim(tmp_path)
-    newer.adopt(held, state)
+    newer.adopt(held, newer.load()[at(1)])
     with pytest.raises(Superseded, match="was taken over by process"):
-        older.save({"progress": (2, 0, 0)}, rows(10, 10))
+        older.save(state(2), rows(10, 10))
     monkeypatch.setattr(Claim, "check", lambda self: None)  # as if it had not learned of the new owner in time
-    older.save({"progress": (9, 0, 0)}, rows(10, 10))
-    assert sorted(Checkpoints(tmp_path).load()) == [(1, 0, 0)]
-    newer.save({"progress": (2, 0, 0)}, rows(100, 10))
+    older.save(state(9), rows(10, 10))
+    assert sorted(Checkpoints(tmp_path).load()) == [at(1)]
+    newer.save(state(2), rows(100, 10))
     final = Checkpoints(tmp_path)
-    assert final.restore_replay(final.load()[(2, 0, 0)], 3)[:, 0].tolist() == [*range(10), *range(100, 110)]
+    assert final.restore_replay(final.load()[at(2)], 3)[:, 0].tolist() == [*range(10), *range(100, 110)]
 
 
 def damage(path: Path) -> None:
@@ -151,10 +160,10 @@ def damage(path: Path) -> None:
 
 def test_a_damaged_slot_is_named_and_the_other_one_used(tmp_path, capsys):
     checkpoints = begun(tmp_path)
-    checkpoints.save({"progress": (1, 0, 0)}, rows(0, 0))
-    checkpoints.save({"progress": (2, 0, 0)}, rows(0, 0))
+    checkpoints.save(state(1), rows(0, 0))
+    checkpoints.save(state(2), rows(0, 0))
     damage(tmp_path / "checkpoint" / "slot-000001-b.pt")
-    assert list(Checkpoints(tmp_path).load()) == [(1, 0, 0)]
+    assert list(Checkpoints(tmp_path).load()) == [at(1)]
     assert "slot-000001-b.pt" in capsys.readouterr().err
     damage(tmp_path / "checkpoint" / "slot-000001-a.pt")
     with pytest.raises(StorageError, match="no slot is left"):
@@ -162,8 +171,8 @@ def test_a_damaged_slot_is_named_and_the_other_one_used(tmp_path, capsys):
 
 
 def test_damaged_replay_rows_are_refused(tmp_path):
-    begun(tmp_path).save({"progress": (1, 0, 0)}, rows(0, 10))
+    begun(tmp_path).save(state(1), rows(0, 10))
     damage(tmp_path / "checkpoint" / "replay-000001-000000000.f32")
     again = Checkpoints(tmp_path)
     with pytest.raises(StorageError, match=r"replay-000001-000000000\.f32 is damaged"):
-        again.restore_replay(again.load()[(1, 0, 0)], 3)
+        again.restore_replay(again.load()[at(1)], 3)

@@ -55,7 +55,7 @@ def test_workers_that_step_ahead_give_the_transitions_of_this_process(template):
     expected = transitions(here, 0, before)
     assert [sum(row[4] for row in rows) for rows in expected] == [1, 1, 1]
     states = [rollout.state() for rollout in here]
-    assert [len(state["chunk"]) for state in states] == [2, 2, 2] and states[0]["episode"] == 1
+    assert [len(state.chunk) for state in states] == [2, 2, 2] and states[0].episode == 1
     then = transitions(here, before, after)
 
     for processes in (3, 2):

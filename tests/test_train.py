@@ -21,12 +21,14 @@ import torch
 from agents import AGENTS
 from bench.protocol.config import ConfigError, RunConfig
 from bench.runs.checkpoint import MAGIC, Checkpoints
+from bench.runs.state import PendingEvaluation, RunState
 from bench.tools.export import collected
 from bench.training.engine import Engine
-from bench.training.evaluate import NICENESS, Preempted
-from bench.training.execution import Execution
+from bench.training.evaluate import NICENESS
+from bench.training.execution import Execution, Preempted
 from bench.training.pack import prepare_directory
-from bench.training.train import Diverged, run
+from bench.training.pack_files import DivergenceError
+from bench.training.train import run
 from tests.tiny_runs import ROOT, provenance_of, status_of, tiny_config
 
 BYTES = ("episodes.csv", "train.csv")  # equal for equal runs; timing, status and provenance tell of the machine
@@ -63,10 +65,16 @@ def start_worker(configs: list[RunConfig], results: Path, *options: str, **strea
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
 
 
-def newest_checkpoint(config: RunConfig, results: Path) -> dict:
-    """The state of the newest slot; {} before the first."""
+def newest_checkpoint(config: RunConfig, results: Path) -> RunState | None:
+    """The state of the newest slot; None before the first."""
     states = Checkpoints(config.directory(results)).load()
-    return states[max(states)] if states else {}
+    return states[max(states)] if states else None
+
+
+def pending_evaluations(config: RunConfig, results: Path) -> list[PendingEvaluation]:
+    """Of the newest slot."""
+    state = newest_checkpoint(config, results)
+    return state.pending if state else []
 
 
 def wait_until(condition, seconds: float = 120.0) -> None:
@@ -204,25 +212,25 @@ def test_a_pack_killed_or_stopped_while_evaluations_are_pending_ends_with_the_sa
     results = tmp_path / "stopped"
 
     process = start_worker(configs, results, "--checkpoint-seconds", "0.02")
-    wait_until(lambda: all(newest_checkpoint(config, results).get("pending") for config in configs))
+    wait_until(lambda: all(pending_evaluations(config, results) for config in configs))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert_group_ends(process.pid)
-    assert all(0 < len(newest_checkpoint(config, results)["pending"]) <= 2 for config in configs)
+    assert all(0 < len(pending_evaluations(config, results)) <= 2 for config in configs)
 
     process = start_worker(configs, results, "--checkpoint-seconds", "0.02")
-    wait_until(lambda: newest_checkpoint(configs[1], results).get("progress", (0, 0, 0))[1] > 0)
+    wait_until(lambda: (state := newest_checkpoint(configs[1], results)) is not None and state.point.env_steps > 0)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait() == 75
     assert_group_ends(process.pid)
     for config in configs:
         assert status_of(config.directory(results))["state"] == "preempted"
-        state = newest_checkpoint(config, results)
-        assert 0 < len(state["pending"]) <= 2
+        pending = pending_evaluations(config, results)
+        assert 0 < len(pending) <= 2
         rows = table(config, results, "episodes.csv")
         written = {(int(row["updates"]), int(row["env_steps"])) for row in rows}
         assert len(rows) == 2 * len(written)  # complete points only
-        assert not written & {(pending["updates"], pending["env_steps"]) for pending in state["pending"]}
+        assert not written & {(evaluation.updates, evaluation.env_steps) for evaluation in pending}
 
     execute(configs, results)
     for config in configs:
@@ -238,7 +246,8 @@ def test_environments_in_workers_change_no_byte_across_stops(data_cache, tmp_pat
     execute(configs, tmp_path / "here", env_workers=0)
     execute(configs, tmp_path / "ahead", env_workers=2, eval_workers=3)
     stop_online(configs, tmp_path / "stopped", 14, env_workers=2)  # inside a chunk: they begin at 0, 5, 10, …
-    assert len(newest_checkpoint(configs[0], tmp_path / "stopped")["rollouts"][0]["chunk"]) == 1
+    state = newest_checkpoint(configs[0], tmp_path / "stopped")
+    assert state is not None and state.rollouts is not None and len(state.rollouts[0].chunk) == 1
     stop_online(configs, tmp_path / "stopped", 28, env_workers=0)
     execute(configs, tmp_path / "stopped", env_workers=1)  # one worker, two environments
     for config in configs:
@@ -403,7 +412,7 @@ def test_a_diverged_seed_fails_alone(reference, data_cache, tmp_path):
         execute([good, bad], tmp_path, stop_after=10)
     for slot in (bad.directory(tmp_path) / "checkpoint").glob("slot-*.pt"):
         poison(slot)
-    with pytest.raises(Diverged, match="seed 1"):
+    with pytest.raises(DivergenceError, match="seed 1"):
         execute([good, bad], tmp_path)
     states = [status_of(config.directory(tmp_path)) for config in (good, bad)]
     assert [state["state"] for state in states] == ["complete", "failed"]

@@ -83,6 +83,10 @@ class Agent(nn.Module):
         """
         return {}
 
+    @torch.no_grad()
+    def policy_metrics(self, batch: Batch, noise: Noise) -> Metrics:
+        return {}
+
     def state_of_seed(self, seed_index: int) -> dict[str, Tensor]:
         """All that seed `seed_index` of the pack needs to go on, on the CPU: parameters, targets, Adam moments.
 

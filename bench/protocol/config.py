@@ -13,9 +13,8 @@ from typing import Any, Literal
 import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
-from bench.runs.contract import ConfigError
-from bench.runs.writer import SCHEMA_VERSION
-from datasets.spec import DataError, nearest
+from bench.runs.contract import SCHEMA_VERSION, VARIANT, ConfigError, RunName, flat, nearest
+from datasets.spec import DataError
 
 # Fields that runs of older code do not have, and what they stand for then: such runs keep their hash.
 LATER_FIELDS = {
@@ -63,7 +62,7 @@ class RunConfig:
             value = getattr(self, name)
             if not value or "/" in value or value.startswith("."):
                 raise ConfigError(f"{name} {value!r} cannot be a folder's name; use letters, digits, '-' and '_'")
-        if not re.fullmatch(r"[\w.,=+-]*", self.variant):
+        if not re.fullmatch(VARIANT, self.variant):
             raise ConfigError(f"variant {self.variant!r} may have letters, digits and any of _ . , = + -")
         try:
             task = datasets.task(self.task)
@@ -121,36 +120,17 @@ class RunConfig:
         """Training environments of each seed, which are stepped in turn."""
         return self.agent_config.num_envs if self.rollout_steps is not None else 1
 
-    def updates_after(self, env_step: int) -> int:
-        """Gradient updates that follow environment step number `env_step`, counted from 1."""
-        if self.rollout_steps is None:
-            return self.utd_ratio if env_step >= self.warmup_steps else 0
-        if env_step % self.rollout_steps:
-            return 0
-        agent = self.agent_config
-        return max(1, agent.epochs * self.rollout_steps // (agent.chunk_length * self.batch_size))
-
     @property
-    def updates_per_step(self) -> float:
-        """Gradient updates per environment step once they have begun."""
-        return self.updates_after(self.rollout_steps) / self.rollout_steps if self.rollout_steps else self.utd_ratio
-
-    @property
-    def total_updates(self) -> int:
-        """Gradient updates of the whole run."""
-        if self.rollout_steps is None:
-            online = self.utd_ratio * max(0, self.online_steps - self.warmup_steps + 1)
-        else:
-            online = self.online_steps // self.rollout_steps * self.updates_after(self.rollout_steps)
-        return self.offline_updates + online
+    def name(self) -> RunName:
+        return RunName(self.suite, self.task, self.agent, self.variant, self.seed)
 
     @property
     def label(self) -> str:
         """The agent and its variant, as in folders, tables and figures."""
-        return f"{self.agent}@{self.variant}" if self.variant else self.agent
+        return self.name.label
 
     def directory(self, results: Path) -> Path:
-        return results / self.suite / self.task / self.label / f"seed_{self.seed:03d}"
+        return self.name.directory(results)
 
     def replace(self, **changes: Any) -> "RunConfig":
         return dataclasses.replace(self, **changes)
@@ -240,16 +220,9 @@ def parse_value(kind: Any, text: str, name: str) -> Any:
 
 def config_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Names the fields in which two `to_json` values differ, for messages."""
-    flat_ours, flat_theirs = _flat(ours), _flat(theirs)
+    flat_ours, flat_theirs = flat(ours), flat(theirs)
     names = [k for k in {**flat_ours, **flat_theirs} if flat_ours.get(k) != flat_theirs.get(k) and k != "config_hash"]
     shown = [
         f"{name} {flat_theirs.get(name, 'absent')} there, {flat_ours.get(name, 'absent')} here" for name in names[:4]
     ]
     return "; ".join(shown) + (f"; {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in data.items():
-        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat

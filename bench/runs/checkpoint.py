@@ -6,20 +6,18 @@ import os
 import shutil
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bench.runs.writer import StorageError, write_atomically
-
-if TYPE_CHECKING:
-    from bench.runs.claims import Claim
+from bench.runs.claims import Claim
+from bench.runs.contract import CHECKPOINT, POLICY, StorageError, make_folder, replacing, write_atomically
+from bench.runs.state import ReplaySegment, RunState, TrainingPoint
 
 MAGIC = b"o2o-bench checkpoint 2\n"
-
-Progress = tuple[int, int, int]  # gradient updates, environment steps, 1 once this point is evaluated
+BEFORE_ALL = TrainingPoint(-1, -1, False)
 
 
 class Checkpoints:
@@ -33,13 +31,13 @@ class Checkpoints:
     """
 
     def __init__(self, run_directory: Path):
-        self.directory = run_directory / "checkpoint"
+        self.directory = run_directory / CHECKPOINT
         self._claim: Claim | None = None
-        self._slots: dict[Path, Progress] = {}  # the readable ones of the newest generation
-        self._segments: list[dict[str, Any]] = []  # name, rows, crc: of the transitions saved so far
+        self._slots: dict[Path, TrainingPoint] = {}  # the readable ones of the newest generation
+        self._segments: list[ReplaySegment] = []  # of the transitions saved so far
 
-    def load(self) -> dict[Progress, dict[str, Any]]:
-        """The readable slots by progress. A damaged slot is named on stderr and left out; all damaged is an error."""
+    def load(self) -> dict[TrainingPoint, RunState]:
+        """The readable slots by point. A damaged slot is named on stderr and left out; all damaged is an error."""
         self._slots, states, damaged = {}, {}, []
         slots = sorted(self.directory.glob("slot-*.pt"))
         newest = max((_generation(slot) for slot in slots), default=0)
@@ -54,9 +52,9 @@ class Checkpoints:
             if not data.startswith(MAGIC) or hashlib.sha256(payload).hexdigest().encode() != digest:
                 damaged.append(slot.name)
                 continue
-            state = torch.load(io.BytesIO(payload), weights_only=True)
-            self._slots[slot] = state["progress"]
-            states[state["progress"]] = state
+            state = RunState.from_saved(torch.load(io.BytesIO(payload), weights_only=True))
+            self._slots[slot] = state.point
+            states[state.point] = state
         if damaged:
             line = f"checkpoint {' and '.join(damaged)} in {self.directory} damaged (checksum)"
             if not states:
@@ -64,64 +62,65 @@ class Checkpoints:
             print(f"warning: {line}; going on from the other slot", file=sys.stderr, flush=True)
         return states
 
-    def adopt(self, claim: "Claim", state: dict[str, Any] | None, source: "Checkpoints | None" = None) -> None:
+    def adopt(self, claim: Claim, state: RunState | None, source: "Checkpoints | None" = None) -> None:
         """Goes on from `state` (one that `load` gave; None: from nothing) under `claim`; all other slots are removed.
 
         Args:
             source: the folder that `state` is from, of a run with the same offline phase; default this one.
         """
         self._claim = claim
-        own = _make(self.directory) / f"slot-{claim.generation:06}-a.pt"
-        outdated = [path for path in self.directory.iterdir() if path.name not in (own.name, "policy.safetensors")]
-        self._segments = list(state["replay"]) if state else []
+        adopted = make_folder(self.directory) / f"slot-{claim.generation:06}-a.pt"
+        kept = {adopted.name, Path(POLICY).name}
+        outdated = [path for path in self.directory.iterdir() if path.name not in kept]
+        self._segments = list(state.replay) if state else []
         if state:
-            held = (source or self)._slots
-            slot = next(path for path, progress in held.items() if progress == state["progress"])
+            slots = (source or self)._slots
+            slot = next(path for path, point in slots.items() if point == state.point)
             claim.check()
-            if slot != own:
-                _copy(slot, own, link=source is None)
-        self._slots = {own: state["progress"]} if state else {}
-        kept = {segment["name"] for segment in self._segments}
+            if slot != adopted:
+                _copy(slot, adopted, link=source is None)
+        self._slots = {adopted: state.point} if state else {}
+        kept = {segment.name for segment in self._segments}
         for path in outdated:
             if path.name not in kept:
                 path.unlink(missing_ok=True)
 
-    def save(self, state: dict[str, Any], new_rows: Tensor) -> None:
-        """Stores `state` under its `progress` and the float32 rows (n, width) collected since the last save."""
+    def save(self, state: RunState, new_rows: Tensor) -> None:
+        """Stores `state` and the float32 rows (n, width) collected since the last save."""
         assert self._claim is not None, "adopt a state first"
-        _make(self.directory)
+        make_folder(self.directory)
         self._claim.check()
         segments = [*self._segments]
         if len(new_rows):
-            segments.append(self._save_rows(new_rows, first=sum(segment["rows"] for segment in segments)))
+            segments.append(self._save_rows(new_rows, first=sum(segment.rows for segment in segments)))
         buffer = io.BytesIO()
-        torch.save({**state, "replay": segments}, buffer)
+        torch.save(replace(state, replay=segments).to_saved(), buffer)
         payload = buffer.getvalue()
         digest = hashlib.sha256(payload).hexdigest().encode()
         slots = [self.directory / f"slot-{self._claim.generation:06}-{letter}.pt" for letter in "ab"]
-        oldest = min(slots, key=lambda slot: self._slots.get(slot, (-1, -1, -1)))
+        oldest = min(slots, key=lambda slot: self._slots.get(slot, BEFORE_ALL))
         self._claim.check()
         write_atomically(oldest, MAGIC + digest + b"\n" + payload)
-        self._slots[oldest], self._segments = state["progress"], segments
+        self._slots[oldest], self._segments = state.point, segments
 
-    def restore_replay(self, state: dict[str, Any], width: int) -> Tensor:
+    def restore_replay(self, state: RunState, width: int) -> Tensor:
         """The collected transitions that `state` relies on, float32 (rows, width)."""
-        rows = sum(segment["rows"] for segment in state["replay"])
+        rows = sum(segment.rows for segment in state.replay)
         data = bytearray()
-        for segment in state["replay"]:
-            path = self.directory / segment["name"]
+        for segment in state.replay:
+            path = self.directory / segment.name
             part = path.read_bytes() if path.exists() else b""
-            if len(part) != segment["rows"] * width * 4 or zlib.crc32(part) != segment["crc"]:
+            if len(part) != segment.rows * width * 4 or zlib.crc32(part) != segment.crc:
                 raise StorageError(f"{path} is damaged: delete the run's folder to start it anew")
             data += part
         return torch.frombuffer(data, dtype=torch.float32).reshape(rows, width) if rows else torch.zeros(0, width)
 
-    def _save_rows(self, rows: Tensor, first: int) -> dict[str, Any]:
+    def _save_rows(self, rows: Tensor, first: int) -> ReplaySegment:
         assert self._claim is not None
         data = rows.contiguous().numpy().tobytes()
         name = f"replay-{self._claim.generation:06}-{first:09}.f32"
         write_atomically(self.directory / name, data)
-        return {"name": name, "rows": len(rows), "crc": zlib.crc32(data)}
+        return ReplaySegment(name, len(rows), zlib.crc32(data))
 
 
 def _generation(slot: Path) -> int:
@@ -129,19 +128,9 @@ def _generation(slot: Path) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def _copy(slot: Path, own: Path, link: bool) -> None:
-    draft = own.with_name(f".{own.name}")
+def _copy(slot: Path, copy: Path, link: bool) -> None:
     try:
-        draft.unlink(missing_ok=True)
-        os.link(slot, draft) if link else shutil.copyfile(slot, draft)
-        draft.replace(own)
+        with replacing(copy) as draft:
+            os.link(slot, draft) if link else shutil.copyfile(slot, draft)
     except OSError as error:
-        raise StorageError(f"cannot write {own}: {error.strerror}; what was there before is unchanged") from error
-
-
-def _make(directory: Path) -> Path:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make {directory}: {error.strerror}") from error
-    return directory
+        raise StorageError(f"cannot write {copy}: {error.strerror}; what was there before is unchanged") from error

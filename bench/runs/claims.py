@@ -22,7 +22,7 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from bench.runs.writer import StorageError, utc, write_atomically
+from bench.runs.contract import StorageError, utc, write_atomically
 
 LEASE_SECONDS = 60.0
 FOLDER = "owner"

@@ -49,10 +49,6 @@ class ConfigError(Exception):
     """A mistake in a configuration or a command; the message is one line that says what would be right."""
 
 
-class WorkerError(Exception):
-    """A worker process died or raised; one line. Its traceback, where there was one, is on stderr."""
-
-
 class StorageError(Exception):
     """A file of a run could not be written or read; one line, earlier rows are safe."""
 
@@ -128,6 +124,14 @@ def find_runs(folder: Path, *, label: str = "*", holding: str | None = CONFIG) -
         return [folder]
     found = (path.parent if holding else path for pattern in patterns for path in folder.glob(pattern))
     return sorted({path for path in found if path.is_dir()})
+
+
+def named_run(text: str, results: Path) -> Path:
+    """The absolute folder of a run by its path or by its name under `results`. Raises ConfigError."""
+    for path in (Path(text), results / text):
+        if (path / CONFIG).exists():
+            return path.absolute()
+    raise ConfigError(f"there is no run {text!r}: name its folder, or suite/task/agent/seed_000 under {results}")
 
 
 def is_complete(directory: Path) -> bool:

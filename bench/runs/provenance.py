@@ -7,14 +7,19 @@ import json
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bench.runs.contract import utc
 
 if TYPE_CHECKING:
     import torch
 
-from bench.runs.claims import slurm_job, slurm_restart
-from bench.runs.writer import utc
+from bench.runs.claims import Claim, slurm_job, slurm_restart, spent_seconds
+from bench.runs.contract import PROVENANCE, SCHEMA_VERSION, ConfigError, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT_FILE = ROOT / "SNAPSHOT.json"  # in a copy of the code that jobs run: what it is a copy of
@@ -59,6 +64,40 @@ def start_record(
         "started_at": utc(),
         "resumed_from": resumed_from,
     }
+
+
+def add_start(claim: Claim, dataset: Mapping[str, Any], facts: Mapping[str, Any], start: Mapping[str, Any]) -> None:
+    """Adds `start` to a run's provenance.json, and how long the start before it lasted.
+
+    Args:
+        dataset: the data that the run trains on.
+        facts: of the run, written at its first start.
+
+    Raises ConfigError where the data are not those the run began with.
+    """
+    path = claim.directory / PROVENANCE
+    written = read_json(path) or {"schema_version": SCHEMA_VERSION, "dataset": dict(dataset), **facts, "starts": []}
+    if written["dataset"] != dataset:
+        raise ConfigError(
+            f"{claim.directory} was trained on data {written['dataset']['content_hash'][:12]} "
+            f"({written['dataset']['origin']}), {dataset['name']} now holds {dataset['content_hash'][:12]} "
+            f"({dataset['origin']}); restore the data or move the folder away"
+        )
+    if written["starts"] and claim.previous is not None:
+        written["starts"][-1].setdefault("seconds", round(spent_seconds(claim.previous), 1))
+    claim.check()
+    write_json(path, {**written, "starts": [*written["starts"], dict(start)]})
+
+
+def add_end(claim: Claim) -> None:
+    """Adds to provenance.json how long the newest start has lasted."""
+    path = claim.directory / PROVENANCE
+    written = read_json(path)
+    if written and written["starts"]:
+        seconds = spent_seconds(replace(claim.owner, beat_at=time.time()))
+        written["starts"][-1]["seconds"] = round(seconds, 1)
+        claim.check()
+        write_json(path, written)
 
 
 def _versions() -> dict[str, str]:

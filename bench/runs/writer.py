@@ -1,70 +1,29 @@
 """Appends rows under a run's directory and keeps its status; the schema is results/README.md."""
 
 import csv
-import datetime
 import hashlib
 import io
-import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from bench.runs.claims import Claim
-
-SCHEMA_VERSION = 1  # of the files under results/ (results/README.md)
-HEADERS = {
-    "episodes.csv": ("phase", "updates", "env_steps", "episode_seed", "success", "return", "length"),
-    "train.csv": ("phase", "updates", "env_steps", "name", "value"),
-    "timing.csv": ("time", "phase", "updates", "env_steps", "name", "value"),
-}
-REPRODUCIBLE = ("episodes.csv", "train.csv")  # equal runs write equal bytes; timing.csv tells of the machine
-COMPLETE_FILE = "complete.json"
-
-
-class StorageError(Exception):
-    """A file of a run could not be written or read; one line, earlier rows are safe."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` or leaves it as it was; durable on return. Raises StorageError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # no other's, on whatever machine
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror}; what was there before is unchanged") from error
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The file's object, or None where there is no file. Raises StorageError where it is not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StorageError(f"{path} is not valid JSON ({error}); delete it or restore it") from error
-
-
-def utc() -> str:
-    """The time, UTC in ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def is_complete(directory: Path) -> bool:
-    """Whether the run has ended: `complete.json`, which the first process to come to the end makes, is the word."""
-    return (directory / COMPLETE_FILE).exists()
+from bench.runs.claims import Claim
+from bench.runs.contract import (
+    COMPLETE,
+    EPISODES,
+    HEADERS,
+    REPRODUCIBLE,
+    SCHEMA_VERSION,
+    STATUS,
+    TIMING,
+    TRAIN,
+    StorageError,
+    read_json,
+    utc,
+    write_json,
+)
 
 
 class RunWriter:
@@ -81,7 +40,7 @@ class RunWriter:
     def __init__(
         self,
         directory: Path,
-        claim: "Claim",
+        claim: Claim,
         offsets: Mapping[str, int] | None = None,
         source: Path | None = None,
     ):
@@ -138,16 +97,16 @@ class RunWriter:
 
     def episodes(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """One row per evaluation episode."""
-        self._append("episodes.csv", ([row[column] for column in HEADERS["episodes.csv"]] for row in rows))
+        self._append(EPISODES, ([row[column] for column in HEADERS[EPISODES]] for row in rows))
 
     def train(self, phase: str, updates: int, env_steps: int, values: Mapping[str, float]) -> None:
         """Scalars of training at one point."""
-        self._append("train.csv", ((phase, updates, env_steps, name, f"{v:.9g}") for name, v in values.items()))
+        self._append(TRAIN, ((phase, updates, env_steps, name, f"{v:.9g}") for name, v in values.items()))
 
     def timing(self, phase: str, updates: int, env_steps: int, values: Mapping[str, float]) -> None:
         """Rates and durations at one point, with the wall-clock time (UTC)."""
         now = utc()
-        self._append("timing.csv", ((now, phase, updates, env_steps, name, f"{v:.4g}") for name, v in values.items()))
+        self._append(TIMING, ((now, phase, updates, env_steps, name, f"{v:.4g}") for name, v in values.items()))
 
     def offsets(self) -> dict[str, int]:
         """Bytes per file, all of them durable on disk: what a checkpoint may count on."""
@@ -162,7 +121,7 @@ class RunWriter:
         """Replaces status.json. `state`: running, preempted, failed or complete."""
         self._claim.check()
         write_json(
-            self.directory / "status.json",
+            self.directory / STATUS,
             {"schema_version": SCHEMA_VERSION, "state": state, "updated_at": utc(), **fields},
         )
 
@@ -170,16 +129,16 @@ class RunWriter:
         """Publishes `complete.json`, which says what the run's files hold. Raises Superseded for a process that has
         lost the run, also when it loses it at this very moment."""
         self.offsets()
-        marker = self.directory / COMPLETE_FILE
-        draft = marker.with_name(f".{COMPLETE_FILE}.{self._claim.generation:06}")
-        said = {
+        marker = self.directory / COMPLETE
+        draft = marker.with_name(f".{COMPLETE}.{self._claim.generation:06}")
+        marker_content = {
             "schema_version": SCHEMA_VERSION,
             "completed_at": utc(),
             "generation": self._claim.generation,
             "owner": str(self._claim.owner),
             "files": {name: _facts(self.directory / name) for name in REPRODUCIBLE},
         }
-        write_json(draft, said)
+        write_json(draft, marker_content)
         self._claim.check()
         try:
             os.link(draft, marker)
@@ -191,7 +150,7 @@ class RunWriter:
         try:
             self._claim.check()
         except Exception:  # the new owner has seen this marker and left, or goes on and will make one: either is right
-            if read_json(marker) == said:
+            if read_json(marker) == marker_content:
                 marker.unlink(missing_ok=True)
             raise
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from agents.blocks.base import Agent, Metrics, Phase
 from bench.protocol.config import ConfigError
+from bench.runs.contract import nearest
 from bench.training.meters import MetricMeans
 from bench.training.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from datasets.batch import Batch
 from datasets.replay.replay import Replay
 from datasets.replay.trajectories import TrajectoryStore
-from datasets.spec import nearest
 from datasets.store import cache_root
 
 Mode = Literal["eager", "compiled", "graph", "compiled-graph"]
@@ -118,7 +118,8 @@ class Engine:
         self._noise = NoiseTape(SeedStreams(seeds, device, "update", NOISE_BLOCK), device)
         self._acting = NoiseTape(SeedStreams(seeds, device, "acting"), device)
         self._measured_starts = SeedStreams(seeds, "cpu", "gradient_norms_batch")
-        self._measured_noise = SeedStreams(seeds, device, "gradient_norms")
+        self._norms_noise = SeedStreams(seeds, device, "gradient_norms")
+        self._policy_noise = SeedStreams(seeds, device, "policy_metrics")
         num_envs = on_policy.num_envs if on_policy else 1
         self._obs = torch.zeros(len(seeds), num_envs, agent.obs_dim, device=device)
         self._act: Callable[[], tuple[Tensor, Tensor]] | None = None
@@ -154,12 +155,28 @@ class Engine:
         action_chunk, record = self._act()
         return action_chunk.cpu(), record.cpu()
 
-    def gradient_norms(self, phase: Phase, number: int) -> Metrics:
-        """The agent's `gradient_norms` after `number` updates, executed eagerly whatever the mode, on a batch as large
-        as an update's. Batch and noise have streams of their own, so that no update depends on what was measured."""
+    # Measurements after `number` updates: executed eagerly whatever the mode, on a batch as large as an update's. Batch
+    # and noise have streams of their own, so that no update depends on what was measured.
+
+    def gradient_norms(self, phase: Phase, number: int) -> list[dict[str, float]]:
+        """The agent's `gradient_norms` by seed."""
+        noise = self._norms_noise.at(number)
+        return self._by_seed(self._agent.gradient_norms(self._measured_batch(number), noise, phase))
+
+    def policy_metrics(self, number: int) -> list[dict[str, float]]:
+        """The agent's `policy_metrics` by seed."""
+        noise = self._policy_noise.at(number)
+        return self._by_seed(self._agent.policy_metrics(self._measured_batch(number), noise))
+
+    def _measured_batch(self, number: int) -> Batch:
         fractions = self._measured_starts.at(number).slice(self._start)
-        batch = self._replay.sample(fractions.to(self._device) if self._replay.on_device else fractions)
-        return self._agent.gradient_norms(batch, self._measured_noise.at(number), phase)
+        return self._replay.sample(fractions.to(self._device) if self._replay.on_device else fractions)
+
+    def _by_seed(self, metrics: Metrics) -> list[dict[str, float]]:
+        if not metrics:
+            return [{} for _ in range(self._agent.num_seeds)]
+        rows = torch.stack(list(metrics.values()), 1).tolist()  # one wait for the device
+        return [dict(zip(metrics, row, strict=True)) for row in rows]
 
     def _run(self, phase: Phase, number: int, count: int) -> None:
         if self._replay.version != self._replay_version:  # graphs hold tensors that the replay no longer uses

@@ -12,42 +12,22 @@ from typing import Any
 import gymnasium
 import safetensors.torch
 import torch
-from torch import Tensor
 
 import datasets
-from agents import AGENTS
 from agents.blocks.base import Agent
 from bench.protocol.config import RunConfig
+from bench.runs.state import PendingEvaluation, Score
+from bench.training.policies import Policy, build_agent, load_policy
 from bench.training.streams import SeedStreams
 from bench.training.workers import Requests, Template, Worker, with_answers
 
 FIRST_EPISODE_SEED = 1_000_000  # episode i of every evaluation of every run resets with this + i
 NICENESS = 10  # training comes first: on a core that both want, an evaluation gets a tenth
 
-Policy = dict[str, Tensor]  # CPU tensors with S = 1
-Row = dict[str, float | None]  # episode_seed, success, return, length
+EpisodeRow = dict[str, float | None]  # episode_seed, success, return, length
 
 
-class Preempted(Exception):
-    """The run was asked to stop (SIGTERM, Ctrl-C)."""
-
-
-def build_agent(config: RunConfig, noise: SeedStreams) -> Agent:
-    """The config's agent with freshly drawn parameters, one member per seed of `noise`."""
-    task = datasets.task(config.task)
-    return AGENTS[config.agent][0](config.agent_config, task.obs_dim, task.action_dim, noise)
-
-
-def policy_state(agent: Agent, seed_index: int) -> Policy:
-    """The parameters that acting needs, of one seed: CPU tensors with S = 1."""
-    return {
-        name: value[seed_index : seed_index + 1].detach().cpu().clone()
-        for name, value in agent.state_dict().items()
-        if name.split(".")[0] in agent.policy_modules
-    }
-
-
-def run_episode(env: gymnasium.Env, agent: Agent, episode_seed: int) -> Row:
+def run_episode(env: gymnasium.Env, agent: Agent, episode_seed: int) -> EpisodeRow:
     """One episode with action chunks executed open loop; the policy is called once per chunk.
 
     `success` is the flag of the last step, as published, or None where the task has no such notion. Noise is keyed by
@@ -69,10 +49,7 @@ def run_episode(env: gymnasium.Env, agent: Agent, episode_seed: int) -> Row:
     return {"episode_seed": episode_seed, "success": success, "return": total, "length": length}
 
 
-UNKNOWN: dict[str, float | None] = {"success_rate": None, "mean_return": None}  # before the first evaluation
-
-
-def score_of(rows: list[Row]) -> dict[str, float | None]:
+def score_of(rows: list[EpisodeRow]) -> Score:
     """`success_rate`, in [0, 1] or None where the task has no notion of success, and `mean_return` of episodes."""
     successes = [row["success"] for row in rows if row["success"] is not None]
     returns = [row["return"] for row in rows if row["return"] is not None]
@@ -88,29 +65,29 @@ class Evaluation:
     env_steps: int
     policies: dict[int, Policy]
     started: float = field(default_factory=time.monotonic)
-    rows: dict[tuple[int, int], Row] = field(default_factory=dict)  # by seed index and episode seed
+    rows: dict[tuple[int, int], EpisodeRow] = field(default_factory=dict)  # by seed index and episode seed
 
     @property
     def point(self) -> dict[str, Any]:
         return {"phase": self.phase, "updates": self.updates, "env_steps": self.env_steps}
 
-    def rows_of(self, seed_index: int) -> list[Row]:
+    def rows_of(self, seed_index: int) -> list[EpisodeRow]:
         """In order of episode."""
         return [row for (index, _), row in sorted(self.rows.items()) if index == seed_index]
 
-    def state_of_seed(self, seed_index: int) -> dict[str, Any]:
+    def state_of_seed(self, seed_index: int) -> PendingEvaluation:
         """What a checkpoint holds of an evaluation that is not finished: it starts anew."""
-        return {**self.point, "policy": self.policies[seed_index]}
+        return PendingEvaluation(self.phase, self.updates, self.env_steps, self.policies[seed_index])
 
 
-def unfinished_evaluations(states: list[list[dict[str, Any]]]) -> list[Evaluation]:
+def unfinished_evaluations(states: list[list[PendingEvaluation]]) -> list[Evaluation]:
     """The inverse of `state_of_seed` for each seed's list, in order of the schedule."""
     evaluations: dict[tuple[int, int], Evaluation] = {}
-    for index, saved in enumerate(states):
-        for state in saved:
-            at = (state["updates"], state["env_steps"])
-            evaluation = evaluations.setdefault(at, Evaluation(state["phase"], *at, policies={}))
-            evaluation.policies[index] = state["policy"]
+    for index, pending in enumerate(states):
+        for state in pending:
+            at = (state.updates, state.env_steps)
+            evaluation = evaluations.setdefault(at, Evaluation(state.phase, *at, policies={}))
+            evaluation.policies[index] = state.policy
     return [evaluations[at] for at in sorted(evaluations)]
 
 
@@ -187,5 +164,5 @@ def serve_episodes(prepared: tuple[gymnasium.Env, Agent], requests: Requests, se
     while True:
         policy, episode_seed = requests.get()
         if policy is not None:
-            agent.load_state_dict(safetensors.torch.load(policy), strict=False)
+            load_policy(agent, policy)
         send(run_episode(env, agent, episode_seed))

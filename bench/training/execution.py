@@ -9,6 +9,10 @@ from bench.runs.claims import LEASE_SECONDS
 EXIT_PREEMPTED = 75  # of a process whose runs were stopped: sysexits' EX_TEMPFAIL, start again to go on
 
 
+class Preempted(Exception):
+    """The run was asked to stop (SIGTERM, Ctrl-C)."""
+
+
 @dataclass(frozen=True)
 class Execution:
     """What `python -m bench worker` is told besides the runs, and what goes on beside it."""

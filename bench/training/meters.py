@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from bench.runs.state import MetricSums
 
 
 class MetricMeans:
@@ -14,11 +15,11 @@ class MetricMeans:
     Sums keep their place in memory, so that a captured update can add to them.
     """
 
-    def __init__(self, states: list[dict[str, Any]], device: torch.device | str = "cpu"):
-        saved = [state["metrics"] for state in states]
-        self._counts: dict[str, int] = dict(saved[0]["count"]) if saved else {}
+    def __init__(self, states: Sequence[MetricSums] = (), device: torch.device | str = "cpu"):
+        """From one state per seed, or from nothing."""
+        self._counts: dict[str, int] = dict(states[0].count) if states else {}
         self.sums: dict[str, Tensor] = {  # (S,) float64
-            name: torch.stack([member["sums"][name] for member in saved]).to(device) for name in self._counts
+            name: torch.stack([state.sums[name] for state in states]).to(device) for name in self._counts
         }
 
     def add(self, metrics: dict[str, Tensor]) -> None:
@@ -45,9 +46,10 @@ class MetricMeans:
         self._counts = {}
         return [{name: values[index] for name, values in means.items()} for index in range(num_seeds)]
 
-    def state_of_seed(self, index: int) -> dict[str, Any]:
-        sums = {name: self.sums[name][index].cpu().clone() for name in self._counts}
-        return {"count": dict(self._counts), "sums": sums}
+    def state_of_seed(self, index: int) -> MetricSums:
+        return MetricSums(
+            count=dict(self._counts), sums={name: self.sums[name][index].cpu().clone() for name in self._counts}
+        )
 
 
 class Clock:

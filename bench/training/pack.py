@@ -1,19 +1,17 @@
-"""The runs of a pack: their directories, the checkpoints they go on from, and the record of each start."""
+"""The runs of a pack: their folders, whose they are, and the checkpoints they go on from."""
 
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
-from bench.protocol.config import ConfigError, RunConfig, config_difference
-from bench.runs.checkpoint import Checkpoints, Progress
-from bench.runs.claims import Claim, Claims, Superseded, spent_seconds
-from bench.runs.writer import SCHEMA_VERSION, StorageError, is_complete, read_json, write_json
-from bench.training.evaluate import Preempted
-from datasets.transitions import Transitions
+from bench.protocol.config import RunConfig, config_difference
+from bench.runs.checkpoint import BEFORE_ALL, Checkpoints
+from bench.runs.claims import Claim, Claims, Superseded
+from bench.runs.contract import CONFIG, ConfigError, is_complete, make_folder, read_json, write_json
+from bench.runs.state import RunState, TrainingPoint
+from bench.training.execution import Preempted
 
 POLL_SECONDS = 0.5  # between looks at a run that another process holds
 
@@ -21,13 +19,10 @@ POLL_SECONDS = 0.5  # between looks at a run that another process holds
 def prepare_directory(config: RunConfig, results: Path) -> Path:
     """The run's directory with its config.json. Raises ConfigError where another config owns it."""
     directory = config.directory(results)
-    written = read_json(directory / "config.json")
+    written = read_json(directory / CONFIG)
     if written is None:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make {directory}: {error.strerror}") from error
-        write_json(directory / "config.json", config.to_json())
+        make_folder(directory)
+        write_json(directory / CONFIG, config.to_json())
     elif written.get("config_hash") != config.to_json()["config_hash"]:
         difference = config_difference(config.to_json(), written)
         raise ConfigError(
@@ -38,19 +33,19 @@ def prepare_directory(config: RunConfig, results: Path) -> Path:
 
 
 @dataclass
-class Member:
+class PackedRun:
     """One run of the pack with the files and state it starts from."""
 
     config: RunConfig
     directory: Path
     claim: Claim
     checkpoints: Checkpoints
-    state: dict[str, Any] | None  # None: from the beginning
+    state: RunState | None  # None: from the beginning
     offline: Checkpoints | None = None  # where the state is from, if that is a shared offline phase
 
     @property
-    def progress(self) -> Progress | None:
-        return self.state["progress"] if self.state else None
+    def point(self) -> TrainingPoint | None:
+        return self.state.point if self.state else None
 
 
 def claim_runs(
@@ -98,71 +93,26 @@ def still_owned(claim: Claim) -> bool:
     return True
 
 
-def resume_groups(claims: Mapping[RunConfig, Claim], offline: Mapping[RunConfig, Path]) -> list[list[Member]]:
-    """Members that can go on together, those that are behind first. Seeds of a pack were saved one after the other, so
-    a kill can leave their newest slots apart; the newest progress that all of them hold joins them again, else each
-    progress is a group.
+def resume_groups(claims: Mapping[RunConfig, Claim], offline: Mapping[RunConfig, Path]) -> list[list[PackedRun]]:
+    """Runs that can go on together, those that are behind first. Seeds of a pack were saved one after the other, so
+    a kill can leave their newest slots apart; the newest point that all of them hold joins them again, else each
+    point is a group.
 
     Args:
         offline: folders of finished offline phases, from which runs without a checkpoint go on.
     """
-    held: list[tuple[Member, dict[Progress, dict[str, Any]]]] = []
+    saved: list[tuple[PackedRun, dict[TrainingPoint, RunState]]] = []
     for config, claim in claims.items():
-        member = Member(config, claim.directory, claim, Checkpoints(claim.directory), None)
-        states = member.checkpoints.load()
+        run = PackedRun(config, claim.directory, claim, Checkpoints(claim.directory), None)
+        states = run.checkpoints.load()
         if not states and config in offline:
-            member.offline = Checkpoints(offline[config])
-            states = member.offline.load()
-        held.append((member, states))
-    shared = set.intersection(*(set(states) for _, states in held))
-    groups: dict[Progress | None, list[Member]] = {}
-    for member, states in held:
+            run.offline = Checkpoints(offline[config])
+            states = run.offline.load()
+        saved.append((run, states))
+    shared = set.intersection(*(set(states) for _, states in saved))
+    groups: dict[TrainingPoint | None, list[PackedRun]] = {}
+    for run, states in saved:
         at = max(shared) if shared else max(states, default=None)
-        member.state = states[at] if at is not None else None
-        groups.setdefault(at, []).append(member)
-    return [groups[at] for at in sorted(groups, key=lambda at: at or (-1, -1, -1))]
-
-
-def record_start(member: Member, transitions: Transitions, start: dict[str, Any]) -> None:
-    """Adds `start` to provenance.json, and how long the start before it lasted. Raises ConfigError where the data are
-    not those the run began with."""
-    dataset = {
-        "name": transitions.name,
-        "origin": transitions.origin,
-        "content_hash": transitions.content_hash,
-        "num_transitions": transitions.num_transitions,
-        "num_episodes": transitions.num_episodes,
-    }
-    path = member.directory / "provenance.json"
-    known = read_json(path) or {
-        "schema_version": SCHEMA_VERSION,
-        "dataset": dataset,
-        "reference_returns": datasets.task(member.config.task).reference_returns,
-        "offline_phase": None,
-        "starts": [],
-    }
-    if known["dataset"] != dataset:
-        raise ConfigError(
-            f"{member.directory} was trained on data {known['dataset']['content_hash'][:12]} "
-            f"({known['dataset']['origin']}), {transitions.name} now holds {transitions.content_hash[:12]} "
-            f"({transitions.origin}); restore the data or move the folder away"
-        )
-    if member.offline is not None:
-        origin = member.offline.directory.parent
-        written = read_json(origin / "config.json") or {}
-        known["offline_phase"] = {"config_hash": written["config_hash"], "seed": written["seed"]}
-    if known["starts"] and member.claim.previous is not None:
-        known["starts"][-1].setdefault("seconds", round(spent_seconds(member.claim.previous), 1))
-    member.claim.check()
-    write_json(path, {**known, "starts": [*known["starts"], start]})
-
-
-def record_end(claim: Claim) -> None:
-    """Adds to provenance.json how long the newest start has lasted."""
-    path = claim.directory / "provenance.json"
-    known = read_json(path)
-    if known and known["starts"]:
-        seconds = spent_seconds(replace(claim.owner, beat_at=time.time()))
-        known["starts"][-1]["seconds"] = round(seconds, 1)
-        claim.check()
-        write_json(path, known)
+        run.state = states[at] if at is not None else None
+        groups.setdefault(at, []).append(run)
+    return [groups[at] for at in sorted(groups, key=lambda at: at or BEFORE_ALL)]

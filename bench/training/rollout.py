@@ -14,6 +14,7 @@ import numpy as np
 
 import datasets
 from bench.protocol.config import RunConfig
+from bench.runs.state import RolloutState
 from bench.training.streams import stream_key
 from bench.training.workers import Requests, Template, Worker
 
@@ -164,12 +165,12 @@ def open_episodes(
     return [episodes[index] for index in range(len(slots))]
 
 
-def serve_environments(prepared: Any, requests: Requests, send, config: RunConfig, own: list[Slot]) -> None:
+def serve_environments(prepared: Any, requests: Requests, send, config: RunConfig, served: list[Slot]) -> None:
     """A worker: (place, method, arguments) in, (place, answer) out; the chunks of its environments advance in turn."""
     env, _ = prepared
     slots = [
         LocalEpisodes(env if place == 0 else datasets.make_env(config.task, config.success_timing), slot)
-        for place, slot in enumerate(own)
+        for place, slot in enumerate(served)
     ]
     executing: dict[int, Iterator[Outcome]] = {}
     while True:
@@ -194,16 +195,16 @@ class Rollout:
     by bit.
     """
 
-    def __init__(self, episodes: Episodes, state: dict[str, Any] | None = None):
+    def __init__(self, episodes: Episodes, state: RolloutState | None = None):
         self._episodes = episodes
-        self._episode: int = state["episode"] if state else 0
-        self._actions = _actions(state["actions"]) if state else []
+        self._episode = state.episode if state else 0
+        self._actions = _actions(state.actions) if state else []
         self.obs, self._return = episodes.start(self._episode, self._actions)
-        if state and self.obs.tolist() != state["obs"]:
+        if state and self.obs.tolist() != state.obs:
             raise RuntimeError(
                 "the environment did not replay to the checkpoint's observation: other package versions?"
             )
-        self.set_chunk(_actions(state["chunk"]) if state else [])
+        self.set_chunk(_actions(state.chunk) if state else [])
 
     @property
     def needs_chunk(self) -> bool:
@@ -232,14 +233,14 @@ class Rollout:
             obs, action, outcome.reward, outcome.terminated, outcome.episode_end, outcome.next_obs, episode
         )
 
-    def state(self) -> dict[str, Any]:
-        """What `Rollout(episodes, state)` needs to go on: plain lists of floats."""
-        return {
-            "episode": self._episode,
-            "actions": [action.tolist() for action in self._actions],
-            "chunk": [action.tolist() for action in self._chunk],
-            "obs": self.obs.tolist(),
-        }
+    def state(self) -> RolloutState:
+        """What `Rollout(episodes, state)` needs to go on."""
+        return RolloutState(
+            episode=self._episode,
+            actions=[action.tolist() for action in self._actions],
+            chunk=[action.tolist() for action in self._chunk],
+            obs=self.obs.tolist(),
+        )
 
 
 def _actions(values: list[list[float]]) -> list[np.ndarray]:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from agents import AGENTS
 from bench.protocol.config import RunConfig
-from bench.runs.writer import is_complete
+from bench.runs.contract import CHECKPOINT, OFFLINE_PHASES, is_complete
 
-FOLDER = "offline"
 ONLINE_ONLY = (
     "online_steps",
     "warmup_steps",
@@ -35,14 +34,14 @@ def offline_phase(config: RunConfig) -> RunConfig:
         config.agent_config, **{name: getattr(agent_default, name) for name in agent_class.online_only}
     )
     settings = {name: defaults[name] for name in ONLINE_ONLY} | {"online_steps": 0, "agent_config": agent_config}
-    phase = config.replace(**settings, suite=FOLDER, variant="")
+    phase = config.replace(**settings, suite=OFFLINE_PHASES, variant="")
     text = json.dumps(phase.replace(seed=0).to_json(), sort_keys=True)
     return phase.replace(suite=hashlib.sha256(text.encode()).hexdigest()[:12])
 
 
 def offline_directory(config: RunConfig, results: Path) -> Path:
     """Where the offline phase of `config` lies."""
-    return offline_phase(config).directory(results / FOLDER)
+    return offline_phase(config).directory(results / OFFLINE_PHASES)
 
 
 def finished_offline_phases(configs: Iterable[RunConfig], results: Path) -> dict[RunConfig, Path]:
@@ -60,7 +59,7 @@ def shared_offline_phases(configs: Iterable[RunConfig], results: Path) -> dict[R
     """By run, the offline phases worth training on their own: of two or more of the runs, none of which has begun."""
     phases: dict[RunConfig, list[RunConfig]] = {}
     for config in configs:
-        begun = any((config.directory(results) / "checkpoint").glob("slot-*.pt"))
+        begun = any((config.directory(results) / CHECKPOINT).glob("slot-*.pt"))
         if config.offline_updates and config.online_steps and not begun:
             phases.setdefault(offline_phase(config), []).append(config)
-    return {config: phase for phase, own in phases.items() if len(own) > 1 for config in own}
+    return {config: phase for phase, sharing in phases.items() if len(sharing) > 1 for config in sharing}

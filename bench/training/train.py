@@ -4,48 +4,37 @@ It names no agent and no task. All state that decides what comes next is in `Tra
 """
 
 import contextlib
-import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 import datasets
-from agents.blocks.base import OnPolicyAgent, Phase
+from agents.blocks.base import OnPolicyAgent
 from bench.protocol.config import RunConfig
-from bench.runs.checkpoint import Progress
+from bench.protocol.schedule import (
+    evaluation_is_due,
+    gradient_norms_are_due,
+    is_over,
+    log_is_due,
+    offline_updates_to_event,
+    total_updates,
+    updates_after,
+)
 from bench.runs.claims import Claims, Superseded
+from bench.runs.contract import LOG, is_complete
 from bench.runs.provenance import start_record
-from bench.runs.writer import RunWriter, StorageError, is_complete, write_atomically
+from bench.runs.state import RunState, TrainingPoint
 from bench.training.engine import Engine, pick_device, pick_mode
-from bench.training.evaluate import (
-    UNKNOWN,
-    Evaluation,
-    Evaluator,
-    Preempted,
-    build_agent,
-    policy_state,
-    prepare_worker,
-    score_of,
-    unfinished_evaluations,
-)
-from bench.training.execution import Execution, available_cores
+from bench.training.evaluate import Evaluation, Evaluator, prepare_worker, unfinished_evaluations
+from bench.training.execution import Execution, Preempted, available_cores
 from bench.training.meters import Clock, MetricMeans
-from bench.training.pack import (
-    Member,
-    claim_runs,
-    prepare_directory,
-    record_end,
-    record_start,
-    resume_groups,
-    still_owned,
-)
+from bench.training.pack import PackedRun, claim_runs, prepare_directory, resume_groups, still_owned
+from bench.training.pack_files import DivergenceError, PackFiles, check_finite
+from bench.training.policies import build_agent, policy_state
 from bench.training.rollout import Rollout, Slot, Transition, open_episodes
 from bench.training.shared_phase import finished_offline_phases
 from bench.training.stopwatch import Stopwatch
@@ -58,10 +47,6 @@ from datasets.transitions import Transitions
 STATUS_SECONDS = 5.0
 POLL_SECONDS = 0.02  # between looks at the evaluation workers
 MAX_PENDING = 2  # evaluations that training may run ahead of; each keeps a policy in memory and in checkpoints
-
-
-class Diverged(Exception):
-    """A loss or parameter of a run became NaN or infinite."""
 
 
 def run(configs: list[RunConfig], results: Path, execution: Execution, should_stop: Callable[[], bool]) -> None:
@@ -79,7 +64,7 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
     transitions = datasets.load(configs[0].task, configs[0].dataset, execution.data_dir)
     offline = finished_offline_phases(configs, results)
     failures: list[Exception] = []
-    log = next(iter(directories.values())) / "log.txt"
+    log = next(iter(directories.values())) / LOG
     claims = Claims(execution.lease_seconds, str(log) if log.exists() else None)
     remaining = claim_runs(directories, claims, should_stop)
     try:
@@ -90,16 +75,16 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
             if not remaining:
                 break
             group, *ahead = resume_groups(remaining, offline)
+            training = Training(group, execution, device, transitions, should_stop)
             try:
-                training = Training(group, execution, device, transitions, should_stop)
+                training.open()
+                training.run(until=ahead[0][0].point if ahead else None)
             except Superseded:
                 continue  # the next turn finds out whose run that was
-            try:
-                training.run(until=ahead[0][0].progress if ahead else None)
             finally:
                 training.close()
-            failures += training.failures
-            for seed in training.failed_seeds if ahead else training.seeds:
+            failures += training.files.failures
+            for seed in training.files.failed_seeds if ahead else training.seeds:
                 config = next(config for config in remaining if config.seed == seed)
                 remaining.pop(config).release()
     finally:
@@ -110,48 +95,31 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
 
 
 class Training:
-    """A pack of S runs in lockstep: same number of updates and environment steps, files and streams of their own."""
+    """A pack of S runs in lockstep: same number of updates and environment steps, files and streams of their own.
+
+    `open` before `run`, `close` after it, whatever happens.
+    """
 
     def __init__(
         self,
-        members: list[Member],
+        runs: list[PackedRun],
         execution: Execution,
         device: torch.device,
         transitions: Transitions,
         should_stop: Callable[[], bool],
     ):
-        self.members = members
-        self.config = config = members[0].config
-        self.seeds = [member.config.seed for member in members]
+        self.config = config = runs[0].config
+        self.seeds = [run.config.seed for run in runs]
         self.execution, self.device, self.should_stop = execution, device, should_stop
-        self.failures: list[Exception] = []
-        states = [member.state for member in members if member.state is not None]
-        self.updates, self.env_steps, evaluated = states[0]["progress"] if states else (0, 0, 0)
-        self.evaluated = bool(evaluated)  # at this very point
-        self.scores = [state.get("score", UNKNOWN) for state in states] or [UNKNOWN] * len(members)
+        self.transitions = transitions
+        self.files = PackFiles(runs)
+        self._states = states = [run.state for run in runs if run.state is not None]
+        self.updates, self.env_steps, self.evaluated = states[0].point if states else TrainingPoint(0, 0, False)
 
-        self.writers = [
-            RunWriter(
-                member.directory,
-                member.claim,
-                offsets=member.state["offsets"] if member.state else None,
-                source=member.offline.directory.parent if member.offline else None,
-            )
-            for member in members
-        ]
-        for member in members:
-            member.checkpoints.adopt(member.claim, member.state, member.offline)
-        resumed_from = {"phase": self.phase, "updates": self.updates, "env_steps": self.env_steps} if states else None
-        mode = pick_mode(execution.engine, device, config.total_updates)
-        start = start_record(device, execution.threads, mode, self.seeds, resumed_from)
-        for member in members:
-            record_start(member, transitions, start)
-        self.alive = [True] * len(members)
-        self.pending_on_disk = unfinished_evaluations([state["pending"] for state in states])
         self.agent = build_agent(config, SeedStreams(self.seeds, device, "init"))
         self.replay = Replay(
             transitions,
-            num_seeds=len(members),
+            num_seeds=len(runs),
             chunk_length=self.agent.chunk_length,
             discount=config.discount,
             device=device,
@@ -160,9 +128,9 @@ class Training:
         if config.rollout_steps is not None:
             num_steps = config.rollout_steps // config.num_envs
             self.trajectories = TrajectoryStore(
-                len(members), config.num_envs, num_steps, self.agent.obs_dim, config.discount, device
+                len(runs), config.num_envs, num_steps, self.agent.obs_dim, config.discount, device
             )
-        self.metrics = MetricMeans(states, device)
+        self.metrics = MetricMeans([state.metrics for state in states], device)
         self.engine = Engine(
             self.agent,
             self.replay,
@@ -170,22 +138,42 @@ class Training:
             seeds=self.seeds,
             batch_size=config.batch_size,
             device=device,
-            mode=mode,
+            mode=pick_mode(execution.engine, device, total_updates(config)),
             on_policy=self.trajectories,
         )
         self.rollouts: list[list[Rollout]] = []  # of each seed, of each of its environments
         if states:
-            self.agent.load_seed_states([state["agent"] for state in states])
+            self.agent.load_seed_states([state.agent for state in states])
         self._saved_rows = 0
-        self._template = Template(prepare_worker, config)
-        self.evaluator = Evaluator(self._template, execution.eval_workers or available_cores(), config.eval_episodes)
         self._polled = 0.0
-        self._until: Progress | None = None
+        self._until: TrainingPoint | None = None
         self._clock, self._watch = Clock(), Stopwatch()
+        self._opened = contextlib.ExitStack()
 
-    # The schedule: what happens at a point (updates, env_steps), in this order.
+    def open(self) -> None:
+        """Opens the runs' files, which records the start, and starts the worker processes.
 
-    def run(self, until: Progress | None = None) -> None:
+        Raises Superseded where another process owns a run by now, ConfigError, StorageError.
+        """
+        resumed_from = None
+        if self._states:
+            resumed_from = {"phase": self.point.phase, "updates": self.updates, "env_steps": self.env_steps}
+        threads = self.execution.threads
+        start = start_record(self.device, threads, self.engine.mode, self.seeds, resumed_from)
+        self._opened.callback(self.files.close)
+        self.files.open(self.transitions, start)
+        self._template = Template(prepare_worker, self.config)
+        self._opened.callback(self._template.close)
+        workers = self.execution.eval_workers or available_cores()
+        self.evaluator = Evaluator(self._template, workers, self.config.eval_episodes)
+
+    def close(self) -> None:
+        """Ends worker processes and closes files, as far as `open` has come."""
+        self._opened.close()
+
+    # The schedule: what happens at a point, in this order.
+
+    def run(self, until: TrainingPoint | None = None) -> None:
         """Trains to the end and marks the runs complete, or to a checkpoint at the point `until`.
 
         Raises Preempted, after a checkpoint, when asked to stop.
@@ -193,15 +181,15 @@ class Training:
         config, self._until = self.config, until
         try:
             self._status("running")
-            for evaluation in self.pending_on_disk:
+            for evaluation in unfinished_evaluations([state.pending for state in self._states]):
                 self.evaluator.submit(evaluation)
-            if any(member.state and member.state["rollouts"] for member in self.members):
+            if any(state.rollouts for state in self._states):
                 self._hand_over()
-            while any(self.alive) and self.progress != until:
-                if self._evaluation_due():
+            while self.files.living and self.point != until:
+                if not self.evaluated and evaluation_is_due(config, self.updates, self.env_steps):
                     self._evaluate()
                     continue
-                if self.env_steps >= config.online_steps and self.updates >= config.offline_updates:
+                if is_over(config, self.updates, self.env_steps):
                     break
                 if self.should_stop():
                     raise Preempted
@@ -216,52 +204,38 @@ class Training:
                     if not self.rollouts:
                         self._hand_over()
                     self._step_online()
-            if self.progress == until:
+            if self.point == until:
                 self._checkpoint()
                 return
             if self.evaluator.pending:
                 self._checkpoint()  # training is over: a kill while the last evaluations run loses none of it
                 self._await_evaluations(at_most=0)
             self._checkpoint()
-            self._complete()
+            self.files.complete(lambda index: policy_state(self.agent, index))
+            self._status("complete")
         except Preempted:
             self._checkpoint()
-            for index, member in self._living():
-                with self._owned(index):
-                    record_end(member.claim)
+            self.files.end_starts()
             self._status("preempted")
             raise
         except Exception as error:
-            self._fail_all(error)
+            self.files.fail_all(error, self.point, self._facts)
             raise
 
     @property
-    def progress(self) -> Progress:
-        return self.updates, self.env_steps, int(self.evaluated)
-
-    @property
-    def failed_seeds(self) -> list[int]:
-        return [seed for seed, alive in zip(self.seeds, self.alive, strict=True) if not alive]
-
-    def _evaluation_due(self) -> bool:
-        """At offline update 0, every interval, at the hand-over (= online step 0), every interval, at the end."""
-        config = self.config
-        if self.evaluated:
-            return False
-        if self.env_steps == 0 and self.updates <= config.offline_updates:
-            return self.updates % config.eval_interval_updates == 0 or self.updates == config.offline_updates
-        return self.env_steps % config.eval_interval_steps == 0 or self.env_steps == config.online_steps
+    def point(self) -> TrainingPoint:
+        return TrainingPoint(self.updates, self.env_steps, self.evaluated)
 
     def _evaluate(self) -> None:
         """Sends frozen copies of the policies off to be evaluated; training goes on meanwhile."""
         self._await_evaluations(at_most=MAX_PENDING - 1)
-        policies = {index: policy_state(self.agent, index) for index, _ in self._living()}
+        policies = {index: policy_state(self.agent, index) for index in self.files.living}
         for index, policy in list(policies.items()):
             if not all(bool(value.isfinite().all()) for value in policy.values()):
-                self._fail(index, Diverged(f"seed {self.seeds[index]}: the policy's parameters are not finite"))
+                self._fail(index, f"seed {self.seeds[index]}: the policy's parameters are not finite")
                 del policies[index]
         if policies:
-            self.evaluator.submit(Evaluation(self.phase, self.updates, self.env_steps, policies))
+            self.evaluator.submit(Evaluation(self.point.phase, self.updates, self.env_steps, policies))
         self.evaluated = True
 
     def _await_evaluations(self, at_most: int) -> None:
@@ -283,89 +257,66 @@ class Training:
         for evaluation in finished:
             seconds = time.monotonic() - evaluation.started
             for index in evaluation.policies:
-                rows = evaluation.rows_of(index)
-                with self._owned(index):
-                    self.writers[index].episodes({**evaluation.point, **row} for row in rows)
-                    self.writers[index].timing(**evaluation.point, values={"evaluation_seconds": seconds})
-                self.scores[index] = score_of(rows)
+                self.files.episodes(index, evaluation.point, evaluation.rows_of(index), seconds)
             self._status("running")
 
-    @property
-    def phase(self) -> Phase:
-        return "online" if self.env_steps else "offline"
-
-    @property
-    def _updates_to_next_event(self) -> int:
-        """Offline updates up to the next log, evaluation, norms of gradients or end, whichever comes first."""
-        config = self.config
-        ends = [config.offline_updates, *([self._until[0]] if self._until else [])]
-        events = [end - self.updates for end in ends if end > self.updates]
-        intervals = (config.log_interval, config.eval_interval_updates, config.gradient_norm_interval)
-        return min(*events, *(n - self.updates % n for n in intervals if n))
-
     def _update_offline(self) -> None:
+        stop_at = self._until.updates if self._until else None
+        count = min(self.engine.burst, offline_updates_to_event(self.config, self.updates, stop_at))
         with self._watch.part("update"):
-            count = min(self.engine.burst, self._updates_to_next_event)
             self.engine.update_offline(self.updates, count)
         self.updates += count
         self.evaluated = False
         self._clock.count("updates", count)
-        ends = self.updates == self.config.offline_updates
-        if self.updates % self.config.log_interval == 0 or ends:
-            self._log()
-        self._measure_gradients(count, ends)
+        self._log(count)
 
     def _hand_over(self) -> None:
         """From dataset to environment: opens the rings, makes the environments, restores both after a restart.
         Parameters, optimiser state, targets and temperature carry over as they are."""
         config = self.config
-        states = [member.state for member in self.members]
-        resumed = [state for state in states if state is not None and state["rollouts"]]
         if self.trajectories is not None:
-            if resumed:
-                self.trajectories.restore([state["trajectories"] for state in resumed])
+            collected = [state.trajectories for state in self._states if state.rollouts and state.trajectories]
+            if collected:
+                self.trajectories.restore(collected)
         else:
             self.replay.open_ring(
                 config.replay_capacity, config.online_steps, config.online_dataset_rows, config.online_batch_share
             )
             rows = [
-                member.checkpoints.restore_replay(state, self.replay.row_width)
-                for member, state in zip(self.members, states, strict=True)
-                if state is not None
+                run.checkpoints.restore_replay(run.state, self.replay.row_width)
+                for run in self.files.runs
+                if run.state is not None
             ]
             if rows and self.env_steps:
                 self.replay.restore_online(rows)
                 self._saved_rows = self.replay.num_online
         slots = [Slot(seed, number) for seed in self.seeds for number in range(config.num_envs)]
         episodes = iter(open_episodes(config, slots, self._template, self.execution.env_workers))
-        for state in states:
-            saved = (state["rollouts"] if state else None) or [None] * config.num_envs
-            self.rollouts.append([Rollout(next(episodes), own) for own in saved])
+        for run in self.files.runs:
+            saved = (run.state.rollouts if run.state else None) or [None] * config.num_envs
+            self.rollouts.append([Rollout(next(episodes), state) for state in saved])
 
     def _step_online(self) -> None:
         """One environment step per seed, in its environments in turn, then the updates that are due."""
         config, env_number = self.config, self.env_steps % self.config.num_envs
-        if env_number == 0 and any(rollout.needs_chunk for own in self.rollouts for rollout in own):
+        if env_number == 0 and any(rollout.needs_chunk for rollouts in self.rollouts for rollout in rollouts):
             with self._watch.part("act"):
                 self._act()
-        stepped = [own[env_number] for own in self.rollouts]
+        stepped = [rollouts[env_number] for rollouts in self.rollouts]
         with self._watch.part("env_wait"):
             steps = [rollout.step() for rollout in stepped]
         rows = {name: _stack(steps, name) for name in ONLINE_FIELDS}
         if self.trajectories is not None:
-            self.trajectories.append(rows | {"chunk_end": torch.tensor([float(own.needs_chunk) for own in stepped])})
+            chunk_end = torch.tensor([float(rollout.needs_chunk) for rollout in stepped])
+            self.trajectories.append(rows | {"chunk_end": chunk_end})
         else:
             self.replay.append(rows)
         self.env_steps += 1
         self.evaluated = False
         self._clock.count("env_steps")
-        for index, _ in self._living():
-            episode = steps[index].episode
-            if episode is not None:
-                values = {f"behaviour_{name}": value for name, value in episode.items()}
-                with self._owned(index):
-                    self.writers[index].train(self.phase, self.updates, self.env_steps, values)
-        updates = config.updates_after(self.env_steps)
+        ended = [{f"behaviour_{name}": value for name, value in (step.episode or {}).items()} for step in steps]
+        self.files.train(self.point, ended)
+        updates = updates_after(config, self.env_steps)
         if updates:
             with self._watch.part("update"):
                 if self.trajectories is not None:
@@ -373,10 +324,7 @@ class Training:
                 self.engine.update_online(self.updates, updates)
             self.updates += updates
             self._clock.count("updates", updates)
-        ends = self.env_steps == config.online_steps
-        if self.env_steps % config.log_interval == 0 or ends:
-            self._log()
-        self._measure_gradients(updates, ends)
+        self._log(updates)
 
     def _act(self) -> None:
         """The policies' next chunks, for the rollouts that need one; a seed whose action is not finite fails."""
@@ -385,17 +333,17 @@ class Training:
             length = self.agent.chunk_length
             chunks = 2 * draw.uniform("action", self.config.num_envs, length, self.agent.chunk_dim // length) - 1
         else:
-            obs = torch.from_numpy(np.stack([[rollout.obs for rollout in own] for own in self.rollouts]))
+            obs = torch.from_numpy(np.stack([[rollout.obs for rollout in rollouts] for rollouts in self.rollouts]))
             chunks, record = self.engine.act(obs, self.env_steps)
             if self.trajectories is not None:
-                begins = torch.tensor([[float(rollout.needs_chunk) for rollout in own] for own in self.rollouts])
-                self.trajectories.decide(begins, record)
-        for index, (own, own_chunks) in enumerate(zip(self.rollouts, chunks.numpy(), strict=True)):
-            if self.alive[index] and not np.isfinite(own_chunks).all():
-                self._fail(index, Diverged(f"seed {self.seeds[index]}: the policy's action is not finite"))
-            for rollout, chunk in zip(own, own_chunks, strict=True):
+                needed = [[float(rollout.needs_chunk) for rollout in rollouts] for rollouts in self.rollouts]
+                self.trajectories.decide(torch.tensor(needed), record)
+        for index, (rollouts, chunks_of_seed) in enumerate(zip(self.rollouts, chunks.numpy(), strict=True)):
+            if self.files.alive[index] and not np.isfinite(chunks_of_seed).all():
+                self._fail(index, f"seed {self.seeds[index]}: the policy's action is not finite")
+            for rollout, chunk in zip(rollouts, chunks_of_seed, strict=True):
                 if rollout.needs_chunk:
-                    rollout.set_chunk(chunk if self.alive[index] else np.zeros_like(chunk))
+                    rollout.set_chunk(chunk if self.files.alive[index] else np.zeros_like(chunk))
 
     def _estimate(self, store: TrajectoryStore) -> None:
         """What was collected since the last updates becomes the data of the next ones."""
@@ -403,53 +351,25 @@ class Training:
         trajectories = store.trajectories()
         store.offer(trajectories, *self.agent.estimate(trajectories))
 
-    # Files: rows, status, checkpoints.
+    # What is written: means and measurements, status, checkpoints.
 
-    def _living(self) -> list[tuple[int, Member]]:
-        return [(index, member) for index, member in enumerate(self.members) if self.alive[index]]
-
-    @contextlib.contextmanager
-    def _owned(self, index: int) -> Iterator[None]:
-        """Around whatever writes into the run's directory: a run that another process has taken over ends here, and
-        nothing more is written to it."""
-        try:
-            yield
-        except Superseded as error:
-            self.alive[index] = False
-            print(f"seed {self.seeds[index]}: {error}", file=sys.stderr, flush=True)
-
-    def _log(self) -> None:
-        """Means of the metrics since the last log; a run with a value that is not finite ends here as failed."""
-        with self._watch.part("update"):  # a GPU finishes them here
-            means = self.metrics.take(len(self.members))
-        rates = {**self._clock.rates(), **self._watch.shares()}
-        for index, values in enumerate(means):
-            if not self.alive[index]:
-                continue
-            with self._owned(index):
-                self.writers[index].train(self.phase, self.updates, self.env_steps, values)
-                self.writers[index].timing(self.phase, self.updates, self.env_steps, rates)
-            bad = [name for name, value in values.items() if not np.isfinite(value)]
-            if bad:
-                self._fail(
-                    index, Diverged(f"seed {self.seeds[index]}: {', '.join(bad)} not finite by update {self.updates}")
-                )
-
-    def _measure_gradients(self, updates: int, phase_ends: bool) -> None:
-        """Norms of gradients along the policies' rollouts, where the last `updates` updates reached a multiple of the
-        interval, and at the end of a phase."""
-        interval = self.config.gradient_norm_interval
-        if not interval or not updates or not (phase_ends or self.updates % interval < updates):
-            return
-        with self._watch.part("update"):
-            norms = self.engine.gradient_norms(self.phase, self.updates)
-            if not norms:
-                return
-            rows = torch.stack(list(norms.values()), 1).tolist()  # one wait for the device
-        for index, _ in self._living():
-            with self._owned(index):
-                values = dict(zip(norms, rows[index], strict=True))
-                self.writers[index].train(self.phase, self.updates, self.env_steps, values)
+    def _log(self, newest: int) -> None:
+        """What is due after `newest` updates: means of the metrics since the last log, a measurement of the policies,
+        norms of gradients. A run with a value that is not finite ends here as failed."""
+        if log_is_due(self.config, self.updates, self.env_steps):
+            with self._watch.part("update"):  # a GPU finishes the updates here
+                means = self.metrics.take(len(self.seeds))
+                measured = self.engine.policy_metrics(self.updates)
+            self.files.train(self.point, [mean | policy for mean, policy in zip(means, measured, strict=True)])
+            self.files.timing(self.point, {**self._clock.rates(), **self._watch.shares()})
+            for index in self.files.living:
+                error = check_finite(means[index], self.seeds[index], self.updates)
+                if error is not None:
+                    self.files.fail(index, error, self.point, self._facts)
+        if gradient_norms_are_due(self.config, self.updates, self.env_steps, newest):
+            with self._watch.part("update"):
+                norms = self.engine.gradient_norms(self.point.phase, self.updates)
+            self.files.train(self.point, norms)
 
     def _ring_is_unsaved(self) -> bool:
         """The next transition would overwrite one that no checkpoint holds."""
@@ -458,81 +378,39 @@ class Training:
         return bool(self.rollouts) and self.replay.num_online - self._saved_rows >= self.replay.ring_slots
 
     def _checkpoint(self) -> None:
+        newest = self.replay.num_online
         with self._watch.part("write"):
-            for index, member in self._living():
-                with self._owned(index):
-                    member.checkpoints.save(
-                        self._state_of_seed(index),
-                        self.replay.online_rows(index, self._saved_rows, self.replay.num_online),
-                    )
-            self._saved_rows = self.replay.num_online
+            self.files.checkpoint(
+                self._state_of_seed, lambda index: self.replay.online_rows(index, self._saved_rows, newest)
+            )
+        self._saved_rows = newest
 
-    def _complete(self) -> None:
-        """Policies, then the word that the runs are complete, then the status that says so too."""
-        for index, member in self._living():
-            policy = safetensors.torch.save(policy_state(self.agent, index))
-            with self._owned(index):
-                member.claim.check()
-                write_atomically(member.directory / "checkpoint" / "policy.safetensors", policy)
-                record_end(member.claim)
-                self.writers[index].complete()
-        self._status("complete")
-
-    def _state_of_seed(self, index: int) -> dict[str, Any]:
+    def _state_of_seed(self, index: int) -> RunState:
         """All that the run needs to go on from here: with `offsets` of its files goes what is not written yet."""
         pending = [evaluation for evaluation in self.evaluator.pending if index in evaluation.policies]
-        return {
-            "progress": self.progress,
-            "agent": self.agent.state_of_seed(index),
-            "metrics": self.metrics.state_of_seed(index),
-            "rollouts": [rollout.state() for rollout in self.rollouts[index]] if self.rollouts else None,
-            "trajectories": self.trajectories.rows_of_seed(index) if self.trajectories else None,
-            "pending": [evaluation.state_of_seed(index) for evaluation in pending],
-            "score": self.scores[index],
-            "offsets": self.writers[index].offsets(),
-        }
+        return RunState(
+            point=self.point,
+            agent=self.agent.state_of_seed(index),
+            metrics=self.metrics.state_of_seed(index),
+            rollouts=[rollout.state() for rollout in self.rollouts[index]] if self.rollouts else None,
+            trajectories=self.trajectories.rows_of_seed(index) if self.trajectories else None,
+            pending=[evaluation.state_of_seed(index) for evaluation in pending],
+            score=self.files.scores[index],
+            offsets=self.files.offsets(index),
+        )
 
-    def _status(self, state: str, only: int | None = None, error: str | None = None) -> None:
+    @property
+    def _facts(self) -> dict[str, object]:
+        """What status.json says beside the state: how updates are executed, and how fast."""
+        return {"engine": self.engine.mode, "warning": self.engine.warning, **self._clock.recent}
+
+    def _status(self, state: str) -> None:
         with self._watch.part("write"):
-            for index, _ in self._living():
-                if only is not None and index != only:
-                    continue
-                with self._owned(index):
-                    self.writers[index].status(
-                        state,
-                        phase=self.phase,
-                        updates=self.updates,
-                        env_steps=self.env_steps,
-                        **self.scores[index],
-                        error=error,
-                        engine=self.engine.mode,
-                        warning=self.engine.warning,
-                        pid=os.getpid(),
-                        **self._clock.recent,
-                    )
+            self.files.status(state, self.point, self._facts)
 
-    def _fail(self, index: int, error: Exception) -> None:
-        self._status("failed", only=index, error=_one_line(error))
-        self.alive[index] = False
-        self.failures.append(error)
-
-    def _fail_all(self, error: Exception) -> None:
-        for index, _ in self._living():
-            try:
-                self._status("failed", only=index, error=_one_line(error))
-            except StorageError as second:  # a full disk: the error that ends the run is already on its way
-                error.add_note(str(second))
-
-    def close(self) -> None:
-        """Ends worker processes and closes files."""
-        self._template.close()
-        for writer in self.writers:
-            writer.close()
+    def _fail(self, index: int, why: str) -> None:
+        self.files.fail(index, DivergenceError(why), self.point, self._facts)
 
 
 def _stack(steps: list[Transition], name: str) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(getattr(step, name), np.float32) for step in steps]))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

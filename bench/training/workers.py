@@ -20,10 +20,14 @@ from typing import Any
 
 import torch
 
-from bench.runs.contract import WorkerError
+from bench.runs.contract import one_line
 
 Serve = Callable[..., None]  # (prepared, requests, send, *arguments): what a worker does, without end
 Requests = queue.SimpleQueue
+
+
+class WorkerError(Exception):
+    """A worker process died or raised; one line. Its traceback, where there was one, is on stderr."""
 
 
 @dataclass(frozen=True)
@@ -177,4 +181,4 @@ def _receive(channel: Connection, requests: Requests) -> None:
 
 
 def _failure(error: Exception) -> Failure:
-    return Failure(" ".join(f"{type(error).__name__}: {error}".split()))
+    return Failure(one_line(f"{type(error).__name__}: {error}"))

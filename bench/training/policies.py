@@ -1,0 +1,32 @@
+"""Agents of a run: built from its config, and their policies as tensors that travel."""
+
+import safetensors.torch
+from torch import Tensor
+
+import datasets
+from agents import AGENTS
+from agents.blocks.base import Agent
+from bench.protocol.config import RunConfig
+from bench.training.streams import SeedStreams
+
+Policy = dict[str, Tensor]  # CPU tensors with S = 1
+
+
+def build_agent(config: RunConfig, noise: SeedStreams) -> Agent:
+    """The config's agent with freshly drawn parameters, one member per seed of `noise`."""
+    task = datasets.task(config.task)
+    return AGENTS[config.agent][0](config.agent_config, task.obs_dim, task.action_dim, noise)
+
+
+def policy_state(agent: Agent, seed_index: int) -> Policy:
+    """The parameters that acting needs, of one seed: CPU tensors with S = 1."""
+    return {
+        name: value[seed_index : seed_index + 1].detach().cpu().clone()
+        for name, value in agent.state_dict().items()
+        if name.split(".")[0] in agent.policy_modules
+    }
+
+
+def load_policy(agent: Agent, policy: bytes) -> None:
+    """Puts a policy, as safetensors, in the place of the agent's; the other networks stay as they are."""
+    agent.load_state_dict(safetensors.torch.load(policy), strict=False)
