@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.grid.status import Queue, as_json, look
-from bench.runs.writer import is_complete, read_json
+from bench.grid.status import as_json
+from bench.grid.survey import Queue, survey
+from bench.runs.contract import is_complete, read_json
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python
 
@@ -89,7 +90,7 @@ class Cluster:
 
     def status(self, results: Path, suite: str | None = None) -> dict[str, Any]:
         """What `python -m bench status --json` prints, without the start of an interpreter."""
-        return as_json(look(results, suite, Queue()))
+        return as_json(survey(results, suite, Queue()))
 
     def jobs(self) -> list[tuple[str, str, str]]:
         """Job, state and node of all in the queue."""

@@ -19,7 +19,7 @@ from bench.grid.cost import Cost
 from bench.grid.plan import Pack
 from bench.grid.progress import Display
 from bench.protocol.suites import SUITES
-from bench.runs.writer import read_json, write_json
+from bench.runs.contract import read_json, write_json
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python, small_disk, status_of, tiny_config
 

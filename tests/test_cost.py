@@ -7,7 +7,8 @@ import torch
 
 import bench.grid.plan
 import datasets
-from bench.grid.cost import Cost, estimate
+from bench.grid.cost import Cost
+from bench.grid.measuring import estimate
 from bench.training.execution import Execution
 from tests.tiny_runs import tiny_config
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agents.blocks.flow import euler_step, rollout_gradient_norms
 from bench.protocol.config import ConfigError, RunConfig
-from bench.training.evaluate import Preempted
+from bench.training.execution import Preempted
 from tests.seeded_noise import SeededNoise
 from tests.test_agents import NAMES, WITH_TWO_STEPS, assert_equal_states, batch_of, build, train
 from tests.test_engine import TRACED, Setup

@@ -20,11 +20,10 @@ from bench.grid.plan import visible_gpus
 from bench.grid.pool import Ending, Work
 from bench.grid.slurm import SlurmError, Task, expand
 from bench.grid.snapshot import snapshot_path, take_snapshot
-from bench.grid.status import state_of
+from bench.grid.survey import state_of
 from bench.runs.claims import Owner
-from bench.runs.contract import ConfigError
+from bench.runs.contract import ConfigError, write_json
 from bench.runs.provenance import ROOT
-from bench.runs.writer import write_json
 from bench.training.execution import Execution
 from bench.training.pack import prepare_directory
 from tests.slurm_cluster import SMALL, bytes_of, run_dirs, run_here, wait_until

@@ -22,12 +22,13 @@ import requests
 
 from bench.__main__ import build_parser, main, split_agent_options
 from bench.grid.options import selected_configs
-from bench.grid.pool import Silent, Work, run_works
+from bench.grid.pool import Unwatched, Work, run_works
 from bench.protocol.config import RunConfig
 from bench.runs.claims import Claim, Claims, process_start
-from bench.runs.writer import RunWriter, write_json
+from bench.runs.contract import write_json
+from bench.runs.writer import RunWriter
 from bench.tools.mirror import Follower
-from bench.tools.mirror_process import LOG, Beside
+from bench.tools.mirror_process import LOG, MirrorProcess
 from bench.tools.trackers import MIRRORS
 from bench.training.execution import Execution
 from bench.training.pack import prepare_directory
@@ -229,7 +230,7 @@ def test_a_wandb_run_is_known_by_its_config(finished):
 def followed(directory: Path, *trackers: str) -> None:
     """One look from the first row on, in this process."""
     follower = Follower(directory, trackers)
-    follower.look()
+    follower.follow()
     follower.close()
 
 
@@ -272,21 +273,21 @@ def growing(tmp_path: Path) -> Growing:
 @pytest.mark.parametrize("tracker", TRACKERS)
 def test_rows_that_a_take_over_cuts_off_are_gone_and_none_is_there_twice(tracker, growing):
     follower = Follower(growing.directory, [tracker])
-    assert not follower.look() and not follower.has_begun  # no file yet
+    assert not follower.follow() and not follower.has_begun  # no file yet
     growing.take()
     growing.evaluate(0, (0, 1))
     growing.log(7, 1.0)
-    follower.look()
+    follower.follow()
     growing.offsets = growing.writer.offsets()  # of a checkpoint
     growing.log(14, 2.0)
     growing.evaluate(15, (1, 1))
-    follower.look()
+    follower.follow()
     growing.take()  # killed here, and goes on with other numbers on another machine
     growing.log(14, 2.5)
     growing.log(21, 3.0)
-    follower.look()
+    follower.follow()
     growing.evaluate(15, (1, 0))
-    follower.look()
+    follower.follow()
     follower.close()
     shown = READERS[tracker](growing.directory)
     assert same(shown, in_files(growing.directory))
@@ -306,12 +307,12 @@ def test_a_tensorboard_that_looks_on_forgets_what_was_cut_off(growing):
     growing.log(7, 1.0)
     growing.offsets = growing.writer.offsets()
     growing.log(14, 2.0)
-    follower.look()
+    follower.follow()
     reader = EventAccumulator(str(growing.directory / "tensorboard")).Reload()
     assert curves_of(reader)["offline/train/critic_loss"] == [(7, 1.0), (14, 2.0)]
     growing.take()
     growing.log(15, 5.0)
-    follower.look()
+    follower.follow()
     assert same(curves_of(reader.Reload()), in_files(growing.directory))
 
 
@@ -319,7 +320,7 @@ def test_a_file_that_another_machine_replaced_on_nfs_is_read_anew(growing, monke
     growing.take()
     growing.log(7, 1.0)
     follower = Follower(growing.directory, ["tensorboard"])
-    follower.look()
+    follower.follow()
     growing.log(14, 2.0)
 
     def stale(_: int) -> os.stat_result:
@@ -327,7 +328,7 @@ def test_a_file_that_another_machine_replaced_on_nfs_is_read_anew(growing, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", stale)
-        follower.look()
+        follower.follow()
     follower.close()
     assert same(in_tensorboard(growing.directory), in_files(growing.directory))
 
@@ -338,13 +339,13 @@ def test_a_row_that_is_half_written_is_waited_for(growing):
     follower = Follower(growing.directory, ["tensorboard"])
     with (growing.directory / "train.csv").open("ab", buffering=0) as file:
         file.write(b"offline,14,0,critic_loss,0.12")
-        follower.look()
+        follower.follow()
         assert in_tensorboard(growing.directory)["offline/train/critic_loss"] == [(7, 1.0)]
         file.write(b"5\noffline,14,0,q_mean")
-        follower.look()
+        follower.follow()
         assert in_tensorboard(growing.directory)["offline/train/critic_loss"] == [(7, 1.0), (14, 0.125)]
         file.write(b",-1\n")
-    follower.look()
+    follower.follow()
     follower.close()
     assert same(in_tensorboard(growing.directory), in_files(growing.directory))
 
@@ -353,10 +354,10 @@ def test_an_evaluation_is_shown_once_it_has_all_its_episodes(growing):
     growing.take()
     follower = Follower(growing.directory, ["tensorboard"])
     growing.evaluate(0, (1,))
-    follower.look()
+    follower.follow()
     assert in_tensorboard(growing.directory) == {}
     growing.evaluate(0, (0,))
-    follower.look()
+    follower.follow()
     assert in_tensorboard(growing.directory)["offline/evaluation/success_rate"] == [(0, 0.5)]
 
 
@@ -373,7 +374,7 @@ def test_a_task_with_reference_returns_has_its_normalised_return(growing):
     assert "offline/evaluation/success_rate" not in shown
 
 
-# Beside training.
+# MirrorProcess training.
 
 
 def mirror_of(directory: Path) -> int:
@@ -387,15 +388,15 @@ def mirror_of(directory: Path) -> int:
 
 def test_a_mirror_that_is_killed_is_one_line_of_warning(growing, capfd):
     growing.take()
-    with Beside([growing.directory], ["tensorboard"]) as mirror:
+    with MirrorProcess([growing.directory], ["tensorboard"]) as mirror:
         os.kill(mirror_of(growing.directory), signal.SIGKILL)
         deadline = time.monotonic() + 10
         while "WARNING" not in (error := capfd.readouterr().err) and time.monotonic() < deadline:
-            mirror.look()
+            mirror.check()
             time.sleep(0.05)
         assert error.startswith("WARNING: the mirror has ended with exit code -9") and error.count("\n") == 1
         assert "python -m bench mirror SUITE --to tensorboard" in error
-        mirror.look()
+        mirror.check()
     assert capfd.readouterr().err == ""
 
 
@@ -403,7 +404,7 @@ def test_a_mirror_that_cannot_write_is_one_line_of_warning(growing, capfd):
     growing.take()
     growing.log(7, 1.0)
     (growing.directory / "tensorboard").write_text("a file is in the way")
-    with Beside([growing.directory], ["tensorboard"]):
+    with MirrorProcess([growing.directory], ["tensorboard"]):
         pass
     error = capfd.readouterr().err
     assert error.startswith("WARNING: the mirror has ended with exit code 1") and error.count("\n") == 1
@@ -414,7 +415,7 @@ def test_a_mirror_that_cannot_write_is_one_line_of_warning(growing, capfd):
 
 def test_signals_to_all_processes_of_a_job_leave_the_mirror_its_last_rows(growing, capfd):
     growing.take()
-    with Beside([growing.directory], ["tensorboard", "wandb"]):
+    with MirrorProcess([growing.directory], ["tensorboard", "wandb"]):
         process = mirror_of(growing.directory)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             os.killpg(process, number)
@@ -429,7 +430,7 @@ def test_a_run_that_is_preempted_goes_on_in_its_mirrors_and_has_the_same_bytes_w
     directory = prepare_directory(config, tmp_path)
     execution = Execution(device="cpu", env_workers=0, mirrors=TRACKERS)
     work = Work("a pack", tmp_path, (directory,))
-    endings = run_works([work], execution, 1, lambda: len(rows_of(directory, "train.csv")) > 20, Silent())
+    endings = run_works([work], execution, 1, lambda: len(rows_of(directory, "train.csv")) > 20, Unwatched())
     assert (endings, status_of(directory)["state"]) == ([], "preempted")
     for tracker in TRACKERS:
         assert same(READERS[tracker](directory), in_files(directory))
@@ -447,10 +448,10 @@ def test_a_mirror_ends_with_all_rows_when_the_driver_is_killed(data_cache, tmp_p
     directory = prepare_directory(whole_run(offline_updates=90_000, eval_interval_updates=90_000), tmp_path)
     driver = f"""if True:
         from pathlib import Path
-        from bench.grid.pool import Execution, Silent, Work, run_works
+        from bench.grid.pool import Execution, Unwatched, Work, run_works
         work = Work("a pack", Path({str(tmp_path)!r}), (Path({str(directory)!r}),))
         execution = Execution(device="cpu", engine="eager", mirrors=("tensorboard",))
-        run_works([work], execution, 1, lambda: False, Silent())
+        run_works([work], execution, 1, lambda: False, Unwatched())
     """
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT)
     mirror = mirror_of(directory)

@@ -7,8 +7,9 @@ import pytest
 from agents import AGENTS
 from agents.fql import FQL
 from bench.grid.plan import make_plan, run_plan
+from bench.runs.contract import OFFLINE_PHASES
 from bench.training.execution import Execution
-from bench.training.shared_phase import FOLDER, finished_offline_phases, offline_phase, shared_offline_phases
+from bench.training.shared_phase import finished_offline_phases, offline_phase, shared_offline_phases
 from bench.training.train import run
 from tests.test_train import execute, results_of
 from tests.tiny_runs import once_per_class, provenance_of, tiny_config
@@ -54,7 +55,7 @@ def test_what_acts_online_only_changes_no_byte_of_the_offline_phase(agent, data_
     plain, other = tiny_config(agent, eval_interval_updates=30), variant(agent, eval_interval_updates=30)
     assert plain != other and offline_phase(plain) == offline_phase(other)
     phase = offline_phase(plain)
-    execute([phase], tmp_path / FOLDER)
+    execute([phase], tmp_path / OFFLINE_PHASES)
     execute([other], tmp_path / "alone")
     execute([other], tmp_path)
     assert results_of(other, tmp_path) == results_of(other, tmp_path / "alone")
@@ -82,7 +83,7 @@ def test_a_plan_trains_a_shared_offline_phase_once_and_before_its_runs(data_cach
     configs = [config for seed in (0, 1) for config in (tiny_config("sac_flow_g", seed), variant("sac_flow_g", seed))]
     alone = tiny_config("qc_fql")
     plan = make_plan([*configs, alone], tmp_path, Execution(device="cpu", eval_workers=1), jobs=2, pack=2)
-    offline = [pack for pack in plan.packs if pack.results == tmp_path / FOLDER]
+    offline = [pack for pack in plan.packs if pack.results == tmp_path / OFFLINE_PHASES]
     assert [len(pack.configs) for pack in offline] == [2]  # both seeds, once for both variants
     assert [bool(pack.phases) for pack in plan.packs] == [False, True, True, False]
     assert not run_plan(plan, dict.fromkeys(plan.packs, _cost(alone)), lambda: False)
@@ -99,7 +100,7 @@ def test_analysis_does_not_count_an_offline_phase_as_a_run(data_cache, tmp_path)
     from analysis.loading.load import load_results
 
     config = tiny_config("fql")
-    execute([offline_phase(config)], tmp_path / FOLDER)
+    execute([offline_phase(config)], tmp_path / OFFLINE_PHASES)
     execute([config], tmp_path)
     (suite,) = load_results(tmp_path)
     assert [(cell, runs.seeds.tolist()) for cell, runs in suite.cells.items()] == [((config.task, "fql"), [0])]
@@ -109,7 +110,7 @@ def test_analysis_says_which_suites_share_offline_phases(data_cache, tmp_path):
     from analysis.loading.load import load_results
 
     plain, other = tiny_config("qc_fql"), variant("qc_fql")
-    execute([offline_phase(plain)], tmp_path / FOLDER)
+    execute([offline_phase(plain)], tmp_path / OFFLINE_PHASES)
     execute([plain], tmp_path)
     execute([other], tmp_path)
     notes = [note for suite in load_results(tmp_path) for note in suite.notes if "offline phases" in note]

@@ -11,9 +11,10 @@ import safetensors.torch
 
 import datasets
 from bench.protocol.config import ConfigError, RunConfig
-from bench.tools.roll_out import POLICY_FILE, Recorder, record
-from bench.training.evaluate import FIRST_EPISODE_SEED, build_agent, run_episode
+from bench.tools.roll_out import POLICY, Recorder, record
+from bench.training.evaluate import FIRST_EPISODE_SEED, run_episode
 from bench.training.execution import Execution
+from bench.training.policies import build_agent
 from bench.training.streams import SeedStreams, stream_key
 from bench.training.train import run
 from datasets.spec import DataError
@@ -67,7 +68,7 @@ def arrays(file: Path) -> dict[str, np.ndarray]:
 def test_recorded_episodes_are_those_that_an_evaluation_plays(finished, recorded):
     config = RunConfig.from_json(json.loads((finished / "config.json").read_text()))
     agent = build_agent(config, SeedStreams([0], "cpu", "init"))
-    agent.load_state_dict(safetensors.torch.load_file(finished / POLICY_FILE), strict=False)
+    agent.load_state_dict(safetensors.torch.load_file(finished / POLICY), strict=False)
     env = datasets.make_env(config.task)
     rows = [run_episode(env, agent, seed) for seed in SEEDS]
     data = arrays(recorded)
@@ -190,7 +191,7 @@ def test_only_complete_runs_are_recorded(copy, tmp_path):
 
 
 def test_a_policy_that_is_missing_damaged_or_of_another_agent_is_refused(copy, tmp_path):
-    policy = copy / POLICY_FILE
+    policy = copy / POLICY
     tensors = safetensors.torch.load_file(policy)
     name = next(iter(tensors))
     safetensors.torch.save_file({**tensors, name: tensors[name][..., :1].contiguous()}, policy)

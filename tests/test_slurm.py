@@ -14,7 +14,7 @@ import pytest
 
 from bench.grid.launches import launches
 from bench.runs.claims import owner_of
-from bench.runs.writer import read_json
+from bench.runs.contract import read_json
 from tests.conftest import TINY_DATASET
 from tests.slurm_cluster import (
     PAIR,

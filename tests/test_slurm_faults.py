@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.grid.status import look
+from bench.grid.survey import Queue, survey
 from bench.runs.claims import owner_of
-from bench.runs.writer import read_json
+from bench.runs.contract import read_json
 from tests.slurm_cluster import (
     LONGER,
     NODES,
@@ -195,7 +195,8 @@ def test_chaos_ends_with_every_run_complete_once_and_the_same_bytes(cluster, tmp
         elif event == "cancel" and jobs:
             cluster.says("scancel", chance.choice(jobs)[0])
             cluster.launch("chaos", results, *options)
-        for run in look(results, "chaos", _no_queue()).runs:  # whatever happened, the files can be read and make sense
+        # Whatever happened, the files can be read and make sense.
+        for run in survey(results, "chaos", _no_queue()).runs:
             assert run.state in ("running", "lost", "planned", "preempted", "complete"), (run, events, seed)
     for node in list(down):
         cluster.does("start-node", str(node))
@@ -217,8 +218,6 @@ def test_chaos_ends_with_every_run_complete_once_and_the_same_bytes(cluster, tmp
 
 
 def _no_queue():
-    from bench.grid.status import Queue
-
     queue = Queue()
-    queue.look = lambda: None
+    queue.ask = lambda: None
     return queue

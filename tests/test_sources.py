@@ -15,8 +15,7 @@ import pytest
 import datasets
 from bench.__main__ import main
 from bench.tools.export import write_flat
-from bench.training.evaluate import Preempted
-from bench.training.execution import Execution
+from bench.training.execution import Execution, Preempted
 from bench.training.train import run
 from datasets.registry import EXTRAS, SOURCES, missing_extra, source_of
 from datasets.spec import DataError

@@ -17,11 +17,11 @@ from PIL import Image
 import datasets
 from bench.__main__ import build_parser, main
 from bench.protocol.config import ConfigError, RunConfig
-from bench.runs.writer import SCHEMA_VERSION, StorageError, read_json
+from bench.runs.contract import SCHEMA_VERSION, StorageError, read_json
 from bench.tools.film import Stage, Take, caption, shown_steps, titled
-from bench.tools.roll_out import POLICY_FILE
+from bench.tools.roll_out import POLICY
 from bench.tools.video import INDEX, add_to_index, chosen, last_evaluation, read_index
-from bench.training.evaluate import FIRST_EPISODE_SEED, Row
+from bench.training.evaluate import FIRST_EPISODE_SEED, EpisodeRow
 from bench.training.execution import Execution
 from bench.training.train import run
 from tests.test_pictures import needs_bullet, needs_opengl, needs_robosuite
@@ -110,7 +110,7 @@ def test_episodes_are_those_of_the_last_evaluation(finished: str, request: pytes
     rows = last_evaluation(directory)
     assert [*rows] == SEEDS[: len(rows)]
     config = RunConfig.from_json(read_json(directory / "config.json") or {})
-    stage = Stage(config, (directory / POLICY_FILE).read_bytes(), renderer=None)
+    stage = Stage(config, (directory / POLICY).read_bytes(), renderer=None)
     try:
         stage.open()
         for seed, row in rows.items():
@@ -126,7 +126,7 @@ def test_episodes_are_those_of_the_last_evaluation(finished: str, request: pytes
 
 def take_of(length: int, success: int | None = 0, seed: int = 7) -> Take:
     """An episode of reward -1 that is solved by the last step or not at all."""
-    row: Row = {"episode_seed": seed, "success": success, "return": -length, "length": length}
+    row: EpisodeRow = {"episode_seed": seed, "success": success, "return": -length, "length": length}
     flags = [None] + [None if success is None else False] * (length - 1) + [None if success is None else bool(success)]
     return Take(row, [-float(step) for step in range(length + 1)], flags)
 
@@ -181,7 +181,7 @@ def test_captions_stand_below_the_picture_whatever_its_size() -> None:
 # Which episodes
 
 
-def rows_of(*successes: int | None) -> dict[int, Row]:
+def rows_of(*successes: int | None) -> dict[int, EpisodeRow]:
     return {
         seed: {"episode_seed": seed, "success": success, "return": -1.0, "length": 1}
         for seed, success in enumerate(successes)
@@ -206,7 +206,7 @@ def rows_of(*successes: int | None) -> dict[int, Row]:
     ],
 )
 def test_episodes_are_chosen_by_how_they_went(
-    arguments: list[str], evaluations: list[dict[int, Row]], seeds: list[int]
+    arguments: list[str], evaluations: list[dict[int, EpisodeRow]], seeds: list[int]
 ) -> None:
     assert chosen(options_of(*arguments), [tiny_config()] * len(evaluations), evaluations) == seeds
 
@@ -229,7 +229,7 @@ def test_episodes_are_chosen_by_how_they_went(
     ],
 )
 def test_a_choice_that_leaves_nothing_is_refused(
-    arguments: list[str], evaluations: list[dict[int, Row]], message: str
+    arguments: list[str], evaluations: list[dict[int, EpisodeRow]], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         chosen(options_of(*arguments), [tiny_config()] * len(evaluations), evaluations)
@@ -388,7 +388,7 @@ def test_a_run_that_is_none_or_has_no_policy_is_refused(cubes, tmp_path: Path, c
     assert "there is no run 'x'" in refusal(capsys, own, "--against", "x")
     (own / "episodes.csv").write_text("phase\n")
     assert "episodes.csv does not hold the rows of an evaluation" in refusal(capsys, own)
-    (own / POLICY_FILE).unlink()
+    (own / POLICY).unlink()
     assert refusal(capsys, own).endswith("holds no checkpoint/policy.safetensors")
     status = json.loads((own / "status.json").read_text())
     (own / "status.json").write_text(json.dumps(status | {"state": "running"}))

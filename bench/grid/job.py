@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.grid import slurm
-from bench.grid.launches import FOLDER, Launch
-from bench.grid.pool import Ending, Silent, Work, mark_failed, run_works
+from bench.grid.launches import Launch
+from bench.grid.pool import Ending, Unwatched, Work, mark_failed, run_works
 from bench.runs.claims import slurm_job, slurm_restart
-from bench.runs.writer import StorageError, is_complete, read_json, utc, write_atomically
+from bench.runs.contract import GRIDS, StorageError, is_complete, make_folder, read_json, utc, write_atomically
 
 MARKER_SECONDS = 5.0  # between looks for the mark of a cancelled grid
 CRASHES_OF_A_RUN = 3  # on whatever node, after which it has failed
@@ -66,7 +66,7 @@ def run_job(folder: str, array: int, index: int) -> None:
     if not works or interruption.is_cancelled:
         say("nothing to do: " + ("the grid was cancelled" if works else "every run is complete"))
         return
-    endings = run_works(works, launch.execution, len(works), interruption, Silent())
+    endings = run_works(works, launch.execution, len(works), interruption, Unwatched())
     for ending in endings:
         say(f"{ending.work.name}: {ending.line}")
     crashed = [ending for ending in endings if ending.crashed and unfinished(ending.work)]
@@ -129,16 +129,15 @@ def note_crash(launch: Launch, ending: Ending, node: str) -> bool:
     """Records that a worker crashed on `node`; True where its runs may go on on another one, False once they have
     crashed too often since they were launched: they have failed then."""
     runs = [str(directory.relative_to(launch.results)) for directory in ending.work.directories]
-    said = {"launch": launch.id, "runs": runs, "node": node, "at": time.time(), "line": ending.line}
+    crash = {"launch": launch.id, "runs": runs, "node": node, "at": time.time(), "line": ending.line}
     try:
-        folder = crash_folder(launch.results)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / f"{secrets.token_hex(8)}.json", json.dumps(said).encode())
-    except (OSError, StorageError) as error:
+        folder = make_folder(crash_folder(launch.results))
+        write_atomically(folder / f"{secrets.token_hex(8)}.json", json.dumps(crash).encode())
+    except StorageError as error:
         say(f"cannot note the crash ({error}): the runs stop here")
         return False
-    own = [crash for crash in crashes(launch.results) if crash["launch"] == launch.id]
-    count = sum(set(runs) <= set(crash["runs"]) for crash in own)
+    of_launch = [crash for crash in crashes(launch.results) if crash["launch"] == launch.id]
+    count = sum(set(runs) <= set(crash["runs"]) for crash in of_launch)
     if count < CRASHES_OF_A_RUN:
         return True
     mark_failed(ending.work, f"crashed {count} times, the last time on {node}: {ending.line}")
@@ -156,11 +155,11 @@ def bad_nodes(results: Path) -> set[str]:
 
 def crashes(results: Path) -> list[dict[str, Any]]:
     """All that were noted under this results folder."""
-    return [said for path in crash_folder(results).glob("*.json") if (said := read_json(path))]
+    return [crash for path in crash_folder(results).glob("*.json") if (crash := read_json(path))]
 
 
 def crash_folder(results: Path) -> Path:
-    return results / FOLDER / "crashes"
+    return results / GRIDS / "crashes"
 
 
 def say(line: str) -> None:

@@ -8,9 +8,11 @@ import argparse
 import contextlib
 import os
 import shlex
+import subprocess
+import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,18 @@ from typing import Any
 from bench.grid import slurm
 from bench.grid.cost import Cost, from_finished_runs
 from bench.grid.job import bad_nodes, run_job
-from bench.grid.launches import FOLDER, Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
 from bench.grid.options import add_execution_options, add_run_options, execution_of, selected_configs
 from bench.grid.plan import PACK_LIMIT, Pack, Plan, describe_plan, estimate_plan, make_packs, run_state, sort_out
-from bench.grid.progress import duration
+from bench.grid.run import run_command
 from bench.grid.snapshot import snapshot_path, take_snapshot
 from bench.protocol.config import RunConfig
 from bench.runs.claims import Claim, Claims
-from bench.runs.contract import ConfigError
-from bench.runs.writer import StorageError
+from bench.runs.contract import GRIDS, ConfigError, make_folder, nearest
+from bench.runs.quantities import duration
 from bench.tools.data import describe_data, ensure_data
 from bench.tools.trackers import check_mirrors
 from bench.training.pack import prepare_directory
-from datasets.spec import nearest
 
 PROFILE = Path("bench.toml")
 ARRAY_LIMIT = 1000  # tasks; Slurm's own limit where that is lower
@@ -40,7 +41,7 @@ MB_OF_MIRROR = 300  # of which 80 for TensorBoard and 40 for W&B's own process w
 MB_PER_PACK, MB_PER_PROCESS = 1_500, 700  # resident, as Slurm adds it up without cgroups; measured on cube-single
 
 
-def add_launch_commands(commands: argparse._SubParsersAction, run_here: Callable) -> None:
+def add_launch_commands(commands: argparse._SubParsersAction) -> None:
     """The `launch` and `retry` commands."""
     launch = commands.add_parser(
         "launch",
@@ -48,7 +49,7 @@ def add_launch_commands(commands: argparse._SubParsersAction, run_here: Callable
         description="Launching again submits what is neither complete nor queued nor running.",
         allow_abbrev=False,
     )
-    launch.set_defaults(command=lambda options, overrides: launch_command(options, overrides, run_here))
+    launch.set_defaults(command=launch_command)
     add_run_options(launch, suite="suite")
     where = launch.add_argument_group("where")
     where.add_argument("--slurm", action="store_true", help="as jobs of this cluster")
@@ -83,13 +84,13 @@ def add_launch_commands(commands: argparse._SubParsersAction, run_here: Callable
     retry.add_argument("--results", type=Path, default=Path("results"))
 
 
-def launch_command(options: argparse.Namespace, overrides: dict[str, str], run_here: Callable) -> int:
+def launch_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     """Plans, says what it will cost, submits. Raises ConfigError, SlurmError, StorageError."""
     apply_profile(options)
     if options.slurm == options.local:
         raise ConfigError("say where: --slurm (jobs of this cluster) or --local (this machine)")
     if options.local:
-        return run_here(options, overrides)
+        return run_command(options, overrides)
     for name in ("packs_per_job", "max_parallel", "cpus_per_task"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
@@ -128,17 +129,18 @@ def launch_command(options: argparse.Namespace, overrides: dict[str, str], run_h
 
 def retry_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     """The newest launch of each suite once more, for what has failed."""
-    from bench.__main__ import main
-
     newest = {launch.suite: launch for launch in launches(options.results.absolute(), options.suite)}
     if not newest:
         raise ConfigError(
             f"no launch{f' of {options.suite}' if options.suite else ''} is recorded under {options.results}; "
             "python -m bench run with the same options goes on with failed runs"
         )
-    codes = [
-        main(["launch", *[a for a in launch.arguments if a != "--failed"], "--failed"]) for launch in newest.values()
-    ]
+    codes = []
+    for launch in newest.values():
+        arguments = [argument for argument in launch.arguments if argument != "--failed"]
+        # The command itself once more: its options are read as they were, profile and all.
+        command = [sys.executable, "-m", "bench", "launch", *arguments, "--failed"]
+        codes.append(subprocess.run(command).returncode)
     return max(codes)
 
 
@@ -217,18 +219,14 @@ def minutes_of(text: str) -> int:
 @contextlib.contextmanager
 def only_launch(results: Path) -> Iterator[None]:
     """Held while a launch looks and submits, so that two of them never submit the same run."""
-    folder = results / FOLDER
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make {folder}: {error.strerror}") from error
-    claims, said = Claims(), False
+    folder = make_folder(results / GRIDS)
+    claims, has_waited = Claims(), False
     while not isinstance(held := claims.take(folder), Claim):
         if claims.lives(folder):
             raise ConfigError(f"another launch is at work on {results} ({held}); try again when it is done")
-        if not said:
+        if not has_waited:
             print(f"another launch is at work on {results} ({held}): waiting for it", flush=True)
-        said = True
+        has_waited = True
         time.sleep(1.0)
     try:
         yield
@@ -296,7 +294,7 @@ def design(plan: Plan, options: argparse.Namespace, costs: dict[Pack, Cost | Non
         id=identity,
         suite=suite,
         results=plan.results,
-        code=snapshot_path(plan.results / FOLDER / "code"),
+        code=snapshot_path(plan.results / GRIDS / "code"),
         arguments=tuple(options.arguments[1:]),
         execution=plan.execution,
         gpus_per_job=options.gpus_per_node or int(bool(options.gres)),

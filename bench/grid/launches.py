@@ -14,11 +14,9 @@ from typing import Any
 
 from bench.grid.pool import Work
 from bench.grid.slurm import PREFIX, Task
-from bench.runs.contract import ConfigError
-from bench.runs.writer import SCHEMA_VERSION, StorageError, read_json, utc, write_json
+from bench.runs.contract import GRIDS, SCHEMA_VERSION, ConfigError, make_folder, read_json, utc, write_json
 from bench.training.execution import Execution
 
-FOLDER = "grids"
 CANCELLED = "cancelled"
 
 
@@ -63,45 +61,43 @@ class Launch:
 
     @property
     def folder(self) -> Path:
-        return self.results / FOLDER / self.id
+        return self.results / GRIDS / self.id
 
     @property
     def is_cancelled(self) -> bool:
         return (self.folder / CANCELLED).exists()
 
     def with_job_id(self, array: Array, job_id: str) -> "Launch":
-        known = replace(array, job_id=job_id)
-        return replace(self, arrays=tuple(known if own.name == array.name else own for own in self.arrays))
+        submitted = replace(array, job_id=job_id)
+        arrays = tuple(submitted if other.name == array.name else other for other in self.arrays)
+        return replace(self, arrays=arrays)
 
     def save(self) -> None:
         """Replaces launch.json. Raises StorageError."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make {self.folder}: {error.strerror}") from error
-        said = json.loads(json.dumps(asdict(self), default=_plain))
-        write_json(self.folder / "launch.json", {"schema_version": SCHEMA_VERSION, **said})
+        make_folder(self.folder)
+        record = json.loads(json.dumps(asdict(self), default=_plain))
+        write_json(self.folder / "launch.json", {"schema_version": SCHEMA_VERSION, **record})
 
     @staticmethod
     def load(folder: Path) -> "Launch":
         """The inverse of `save`. Raises ConfigError where the folder holds no launch of this checkout's schema."""
-        said = read_json(folder / "launch.json")
-        if said is None:
+        record = read_json(folder / "launch.json")
+        if record is None:
             raise ConfigError(f"{folder} holds no launch.json")
-        if said.pop("schema_version", None) != SCHEMA_VERSION:
+        if record.pop("schema_version", None) != SCHEMA_VERSION:
             raise ConfigError(f"{folder / 'launch.json'} was written by another version of this project")
-        execution = said.pop("execution")
+        execution = record.pop("execution")
         data_dir = Path(named) if (named := execution.pop("data_dir")) else None
         mirrors = tuple(execution.pop("mirrors", ()))
-        arrays = tuple(_array(array) for array in said.pop("arrays"))
+        arrays = tuple(_array(array) for array in record.pop("arrays"))
         return Launch(
-            results=Path(said.pop("results")),
-            code=Path(said.pop("code")),
-            arguments=tuple(said.pop("arguments")),
-            exclude=tuple(said.pop("exclude")),
+            results=Path(record.pop("results")),
+            code=Path(record.pop("code")),
+            arguments=tuple(record.pop("arguments")),
+            exclude=tuple(record.pop("exclude")),
             execution=Execution(**execution, data_dir=data_dir, mirrors=mirrors),
             arrays=arrays,
-            **said,
+            **record,
         )
 
 
@@ -115,7 +111,7 @@ def array_name(launch_id: str, number: int) -> str:
 
 def launches(results: Path, suite: str | None = None) -> list[Launch]:
     """All launches of a results folder, oldest first."""
-    found = [Launch.load(path.parent) for path in (results / FOLDER).glob("*/launch.json")]
+    found = [Launch.load(path.parent) for path in (results / GRIDS).glob("*/launch.json")]
     return sorted((one for one in found if suite in (None, one.suite)), key=lambda one: (one.created_at, one.id))
 
 
@@ -124,9 +120,9 @@ def queued_runs(results: Path, tasks: Mapping[tuple[str, int], Task]) -> dict[Pa
     names = {name for name, _ in tasks}
     runs: dict[Path, Task] = {}
     for launch_id in {name.removeprefix(PREFIX).rpartition("-")[0] for name in names}:
-        if not (results / FOLDER / launch_id / "launch.json").exists():
+        if not (results / GRIDS / launch_id / "launch.json").exists():
             continue  # of another results folder
-        for array in Launch.load(results / FOLDER / launch_id).arrays:
+        for array in Launch.load(results / GRIDS / launch_id).arrays:
             for index, job in enumerate(array.jobs):
                 task = tasks.get((array.name, index))
                 if task is not None:
@@ -134,13 +130,15 @@ def queued_runs(results: Path, tasks: Mapping[tuple[str, int], Task]) -> dict[Pa
     return runs
 
 
-def _array(said: dict[str, Any]) -> Array:
-    jobs = [Job(tuple(_work(work) for work in job["works"]), job["seconds"]) for job in said["jobs"]]
-    return Array(said["name"], tuple(jobs), tuple(said["after"]), said["job_id"])
+def _array(record: dict[str, Any]) -> Array:
+    jobs = [Job(tuple(_work(work) for work in job["works"]), job["seconds"]) for job in record["jobs"]]
+    return Array(record["name"], tuple(jobs), tuple(record["after"]), record["job_id"])
 
 
-def _work(said: dict[str, Any]) -> Work:
-    return Work(said["name"], Path(said["results"]), _paths(said["directories"]), frozenset(_paths(said["after"])))
+def _work(record: dict[str, Any]) -> Work:
+    return Work(
+        record["name"], Path(record["results"]), _paths(record["directories"]), frozenset(_paths(record["after"]))
+    )
 
 
 def _paths(texts: Iterable[str]) -> tuple[Path, ...]:

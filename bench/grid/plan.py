@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from bench.grid.cost import Cost, estimate
+from bench.grid.cost import Cost
+from bench.grid.measuring import estimate
 from bench.grid.pool import Work, mark_failed, run_works
-from bench.grid.progress import Display, duration
+from bench.grid.progress import Display
 from bench.protocol.config import RunConfig
+from bench.protocol.schedule import total_updates
 from bench.protocol.suites import SUITES
 from bench.runs.claims import Owner, clock_of, is_fresh, owner_of
-from bench.runs.writer import is_complete, read_json
+from bench.runs.contract import CONFIG, OFFLINE_PHASES, STATUS, is_complete, read_json
+from bench.runs.quantities import duration
 from bench.training.engine import pick_device, pick_mode
 from bench.training.execution import Execution, available_cores
 from bench.training.pack import prepare_directory
-from bench.training.shared_phase import FOLDER as OFFLINE_FOLDER
 from bench.training.shared_phase import shared_offline_phases
 
 # Seeds per process: a GPU gains from more, a CPU only saves memory and call overhead.
@@ -46,7 +48,7 @@ class Pack:
             self.name if self.configs[0].online_steps else f"{self.name} (offline, shared)",
             self.results,
             tuple(config.directory(self.results) for config in self.configs),
-            frozenset(phase.directory(self.results / OFFLINE_FOLDER) for phase in self.phases),
+            frozenset(phase.directory(self.results / OFFLINE_PHASES) for phase in self.phases),
         )
 
 
@@ -76,7 +78,7 @@ def make_plan(
     complete, elsewhere, pending = sort_out(configs, results)
     device = pick_device(execution.device)
     for config in pending:
-        pick_mode(execution.engine, device, config.total_updates)
+        pick_mode(execution.engine, device, total_updates(config))
     cores = available_cores()
     gpus = visible_gpus() if device.type == "cuda" else ()
     jobs = jobs or (len(gpus) if gpus else max(1, cores // execution.threads))
@@ -97,7 +99,7 @@ def sort_out(
     complete, elsewhere, pending = [], {}, []
     for config in configs:
         directory = config.directory(results)
-        if (directory / "config.json").exists():
+        if (directory / CONFIG).exists():
             prepare_directory(config, results)
         if run_state(directory)["state"] == "complete":
             complete.append(config)
@@ -113,7 +115,7 @@ def make_packs(pending: list[RunConfig], results: Path, size: int) -> tuple[Pack
     offline phase, packs that train it once."""
     shared = shared_offline_phases(pending, results)
     phases = list(dict.fromkeys(shared.values()))
-    offline = results / OFFLINE_FOLDER
+    offline = results / OFFLINE_PHASES
     unfinished = [phase for phase in phases if not is_complete(phase.directory(offline))]
     packs = [Pack(tuple(group), offline) for group in _groups(unfinished, size)]
     for group in _groups(pending, size):
@@ -155,7 +157,7 @@ def _by_owner(elsewhere: dict[RunConfig, Owner]) -> dict[str, list[RunConfig]]:
 
 def run_state(directory: Path) -> dict[str, Any]:
     """The run's status.json; state `planned` where it has not begun, `complete` where it has ended."""
-    status = read_json(directory / "status.json") or {"state": "planned"}
+    status = read_json(directory / STATUS) or {"state": "planned"}
     return status | {"state": "complete"} if is_complete(directory) else status
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from bench.runs.claims import Claim, Claims
-from bench.runs.writer import StorageError, is_complete, read_json, utc, write_json
-from bench.tools.mirror_process import Beside
+from bench.runs.contract import LOG, STATUS, StorageError, is_complete, read_json, utc, write_json
+from bench.tools.mirror_process import MirrorProcess
 from bench.training.execution import EXIT_PREEMPTED, Execution
 
 POLL_SECONDS = 0.2
@@ -35,7 +35,7 @@ class Work:
     @property
     def log(self) -> Path:
         """Where the process' output goes."""
-        return self.directories[0] / "log.txt"
+        return self.directories[0] / LOG
 
     def apart(self) -> list["Work"]:
         """Each run by itself."""
@@ -64,7 +64,7 @@ class Watcher(Protocol):
     def refresh(self) -> None: ...
 
 
-class Silent:
+class Unwatched:
     """Watches nothing."""
 
     def started(self, work: Work) -> None: ...
@@ -93,7 +93,7 @@ def run_works(
     slots: list[int] = list(range(jobs))
     stopping = False
     directories = [directory for work in works for directory in work.directories]
-    with Beside(directories, execution.mirrors) as mirror:
+    with MirrorProcess(directories, execution.mirrors) as mirror:
         while waiting or running:
             busy = {directory for work in (*waiting, *running) for directory in work.directories}
             ready = [work for work in waiting if not work.after & busy]
@@ -121,7 +121,7 @@ def run_works(
                 elif ending is not None:
                     failures.append(ending)
             watcher.refresh()
-            mirror.look()
+            mirror.check()
             time.sleep(POLL_SECONDS)
     return failures
 
@@ -157,9 +157,9 @@ def ending_of(work: Work, returncode: int, stopping: bool) -> Ending | None:
     lines = work.log.read_text(errors="replace").strip().splitlines()
     ended = f"killed by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     line = f"{lines[-1] if lines else 'no output'} ({ended}; {work.log})"
-    errors = [read_json(directory / "status.json") or {} for directory in work.directories]
-    own = [error for status in errors if status.get("state") == "failed" and (error := status.get("error"))]
-    crashed = returncode < 0 or any(fault in error for error in [*own, line] for fault in GPU_FAULT)
+    errors = [read_json(directory / STATUS) or {} for directory in work.directories]
+    told = [error for status in errors if status.get("state") == "failed" and (error := status.get("error"))]
+    crashed = returncode < 0 or any(fault in error for error in [*told, line] for fault in GPU_FAULT)
     return Ending(work, returncode, line, crashed)
 
 
@@ -170,11 +170,9 @@ def mark_failed(work: Work, error: str) -> None:
         if not isinstance(claim, Claim):
             continue  # alive after all, or another's: theirs to say
         try:
-            status = read_json(directory / "status.json") or {}
+            status = read_json(directory / STATUS) or {}
             if not is_complete(directory):
-                write_json(
-                    directory / "status.json", {**status, "state": "failed", "error": error, "updated_at": utc()}
-                )
+                write_json(directory / STATUS, {**status, "state": "failed", "error": error, "updated_at": utc()})
         except StorageError as second:
             print(f"warning: {second}", file=sys.stderr, flush=True)
         finally:

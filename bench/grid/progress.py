@@ -1,47 +1,26 @@
 """One live line per pack on a terminal; plain heartbeat lines elsewhere."""
 
-import csv
-import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from bench.grid.cost import Cost, median_rates
 from bench.grid.pool import Work
-from bench.runs.writer import read_json
-
-if TYPE_CHECKING:
-    from bench.grid.cost import Cost
+from bench.runs.contract import STATUS, read_json
+from bench.runs.quantities import duration
 
 HEARTBEAT_SECONDS = 60.0
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says it: 40 s, 12 min, 3.5 h, 2.1 d."""
-    for unit, size, digits in (("d", 86400, 1), ("h", 3600, 1), ("min", 60, 0)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def size(count: float) -> str:
-    """Bytes as a person says it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 class Display:
     """Shows packs from their runs' status files; a context manager, and what a pool of workers reports to."""
 
-    def __init__(self, costs: "dict[Work, Cost]", jobs: int):
+    def __init__(self, costs: dict[Work, Cost], jobs: int):
         self._costs, self._jobs = dict(costs), jobs
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
@@ -108,7 +87,7 @@ class Display:
             print(line, flush=True)
 
     def _statuses(self, work: Work) -> list[dict[str, Any]]:
-        return [read_json(directory / "status.json") or {} for directory in work.directories]
+        return [read_json(directory / STATUS) or {} for directory in work.directories]
 
     def _status(self, work: Work) -> dict[str, Any]:
         """Of the pack's first run: all go in step."""
@@ -173,16 +152,6 @@ class Display:
 RATES = (("updates_per_second", "updates/s"), ("env_steps_per_second", "env steps/s"))
 
 
-def median_rates(directory: Path) -> dict[tuple[str, str], float]:
-    """Medians over a run's timing.csv by phase and name; empty where none were logged."""
-    values: dict[tuple[str, str], list[float]] = {}
-    if (directory / "timing.csv").exists():
-        with (directory / "timing.csv").open() as file:
-            for row in csv.DictReader(file):
-                values.setdefault((row["phase"], row["name"]), []).append(float(row["value"]))
-    return {key: statistics.median(own) for key, own in values.items()}
-
-
 def measured_rates(directory: Path) -> str:
     """A run's median rates: `; offline 34.1 updates/s, online …`, empty where none were logged."""
     rates = median_rates(directory)
@@ -192,7 +161,3 @@ def measured_rates(directory: Path) -> str:
         (("online", "evaluation_seconds"), "evaluation {:.1f} s"),
     )
     return "".join(f"; {text.format(rates[key])}" for key, text in shown if key in rates)
-
-
-def is_terminal() -> bool:
-    return sys.stdout.isatty()

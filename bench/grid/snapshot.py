@@ -6,8 +6,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from bench.runs.contract import StorageError
 from bench.runs.provenance import PACKAGES_OF_OURS, ROOT, SNAPSHOT_FILE, commit
-from bench.runs.writer import StorageError
 
 
 def snapshot_path(folder: Path) -> Path:

@@ -1,13 +1,14 @@
 """`python -m bench data list | get | verify | generate | import | export`: data sets, and what runs do about theirs."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
-from bench.grid.progress import duration, is_terminal, size
 from bench.protocol.config import ConfigError, RunConfig
+from bench.runs.quantities import duration, size
 from bench.training.execution import available_cores
 from datasets.generate import will_fetch
 from datasets.minari.source import local_ids
@@ -124,13 +125,13 @@ class Progress:
         self._first = done if self._first is None else self._first
         now = time.monotonic()
         at_end = total is not None and done >= total
-        pause = 0.2 if is_terminal() else 10.0
+        pause = 0.2 if sys.stdout.isatty() else 10.0
         if self._finished or (not at_end and now - self._last < pause):
             return
         self._last, self._finished = now, at_end
         rate = (done - self._first) / max(now - self._started, 1e-9)
         left = f", {duration((total - done) / rate)} left" if rate > 0 and total and not at_end else ""
-        end = "\r" if is_terminal() and not at_end else "\n"
+        end = "\r" if sys.stdout.isatty() and not at_end else "\n"
         print(f"{self._shown(done, total)}, {self._rate_text(rate)}{left}    ", end=end, flush=True)
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import datasets
 from bench.protocol.config import ConfigError, RunConfig
 from bench.runs.checkpoint import Checkpoints
-from bench.runs.writer import read_json
+from bench.runs.contract import CONFIG, one_line, read_json
 from datasets.cache import hdf5_file, replacing
 from datasets.replay.ring import ONLINE_FIELDS
-from datasets.spec import DataError, one_line
+from datasets.spec import DataError
 from datasets.transitions import Transitions, row_form
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def collected(directory: Path) -> tuple[RunConfig, Transitions]:
 
     The episode under way when the checkpoint was made ends there, as if truncated. Raises ConfigError as `export_run`.
     """
-    written = read_json(directory / "config.json")
+    written = read_json(directory / CONFIG)
     if written is None:
         raise ConfigError(f"{directory} is no run: it has no config.json; name a folder like results/…/seed_000")
     config = RunConfig.from_json(written)
@@ -146,7 +146,7 @@ def collected(directory: Path) -> tuple[RunConfig, Transitions]:
     newest = states[max(states)] if states else None
     if config.rollout_steps is not None:
         raise ConfigError(f"{directory}: {config.agent} is on-policy and keeps no replay: there is nothing to export")
-    if newest is None or not newest["replay"]:
+    if newest is None or not newest.replay:
         raise ConfigError(f"{directory} has collected no transitions online: there is nothing to export")
     packed = checkpoints.restore_replay(newest, sum(columns)).numpy()
     parts = np.split(packed, np.cumsum(columns)[:-1], axis=1)

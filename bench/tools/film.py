@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from agents.blocks.base import Agent
 from bench.protocol.config import RunConfig
-from bench.training.evaluate import Row, prepare_worker, run_episode
+from bench.training.evaluate import EpisodeRow, prepare_worker, run_episode
 from bench.training.workers import Requests, Template
 from datasets.pictures.view import Look
 from datasets.spec import DataError
@@ -29,7 +29,7 @@ BACKGROUND, TEXT, SOLVED, UNSOLVED = (24, 26, 30), (235, 235, 235), (60, 180, 90
 class Take(NamedTuple):
     """One episode as it was played. The lists have an entry for each state: the first one and that after each step."""
 
-    row: Row  # what an evaluation would write
+    row: EpisodeRow  # what an evaluation would write
     returns: list[float]  # so far
     solved: list[bool | None]  # None: the task has no notion of it
 
@@ -172,7 +172,7 @@ def caption(config: RunConfig, take: Take, state: int) -> tuple[str, str, bool |
     """Two lines of text, and whether to say that the task is solved; None: to say neither."""
     seed, ended = int(take.row["episode_seed"] or 0), state == len(take.returns) - 1
     solved = take.solved[state]
-    first = f"{config.agent}, seed {config.seed}   {config.task}"
+    first = f"{config.label}, seed {config.seed}   {config.task}"
     second = f"episode {seed}   step {state}   return {take.returns[state]:.4g}"
     return first, second, solved if solved or ended else None
 

@@ -22,14 +22,27 @@ from pathlib import Path
 from statistics import fmean
 
 from bench.runs.claims import owner_of, process_start
-from bench.runs.contract import ConfigError
-from bench.runs.writer import HEADERS, SCHEMA_VERSION, StorageError, is_complete, read_json
+from bench.runs.contract import (
+    CONFIG,
+    EPISODES,
+    HEADERS,
+    PROVENANCE,
+    SCHEMA_VERSION,
+    TIMING,
+    TRAIN,
+    ConfigError,
+    StorageError,
+    find_runs,
+    is_complete,
+    one_line,
+    read_json,
+)
 from bench.tools.mirror_process import LAST_ROWS_SECONDS
-from bench.tools.trackers import MIRRORS, Mirror, Point, check_mirrors
+from bench.tools.trackers import MIRRORS, LoggedPoint, Mirror, check_mirrors
 
 LOOK_SECONDS = 5.0  # between looks at the files
 NICENESS = 19  # whatever else there is to do comes first
-KINDS = {"episodes.csv": "evaluation", "train.csv": "train", "timing.csv": "timing"}  # second part of scalars' names
+KINDS = {EPISODES: "evaluation", TRAIN: "train", TIMING: "timing"}  # second part of scalars' names
 FILES_PER_RUN = 4  # open at the same time
 
 
@@ -46,12 +59,12 @@ class Tail:
     def is_replaced(self) -> bool:
         """Whether there is another file in its place, or it has been cut."""
         try:
-            own, there = os.fstat(self._file.fileno()), self.path.stat()
+            opened, there = os.fstat(self._file.fileno()), self.path.stat()
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ESTALE):  # NFS, of a file that another machine has replaced
                 return True
             raise
-        return (own.st_dev, own.st_ino) != (there.st_dev, there.st_ino) or own.st_size < self._read
+        return (opened.st_dev, opened.st_ino) != (there.st_dev, there.st_ino) or opened.st_size < self._read
 
     def rows(self) -> list[dict[str, str]]:
         """Those added since the last call; a row that is half written comes when it is whole. Raises StorageError."""
@@ -80,7 +93,7 @@ class Follower:
         self.directory = directory
         self._names = mirrors
         self.has_begun = False
-        config = read_json(directory / "config.json")
+        config = read_json(directory / CONFIG)
         if config is None:
             raise ConfigError(f"{directory} holds no config.json")
         if config.get("schema_version") != SCHEMA_VERSION:
@@ -91,7 +104,7 @@ class Follower:
         self._mirrors: list[Mirror] = []
         self._clear()
 
-    def look(self) -> bool:
+    def follow(self) -> bool:
         """Copies what is new; True once a complete run's last row is copied. A run that has not begun has nothing."""
         ended = is_complete(self.directory)  # asked first: its rows are all there then
         if any(tail.is_replaced for tail in self._tails.values()):
@@ -126,27 +139,27 @@ class Follower:
     def _rows(self, name: str) -> list[dict[str, str]]:
         return self._tails[name].rows() if name in self._tails else []
 
-    def _timing(self) -> Iterable[tuple[Point, dict[str, float]]]:
-        rows = self._rows("timing.csv")
+    def _timing(self) -> Iterable[tuple[LoggedPoint, dict[str, float]]]:
+        rows = self._rows(TIMING)
         for row in rows:
             done = int(row["updates"]) + int(row["env_steps"])
             if row["name"].endswith("_per_second") and (not self._times or done > self._times[-1][0]):
                 self._times.append((done, datetime.fromisoformat(row["time"]).timestamp()))
-        return self._by_point(rows, "timing.csv")
+        return self._by_point(rows, TIMING)
 
-    def _train(self) -> Iterable[tuple[Point, dict[str, float]]]:
-        return self._by_point(self._rows("train.csv"), "train.csv")
+    def _train(self) -> Iterable[tuple[LoggedPoint, dict[str, float]]]:
+        return self._by_point(self._rows(TRAIN), TRAIN)
 
-    def _by_point(self, rows: list[dict[str, str]], file: str) -> Iterable[tuple[Point, dict[str, float]]]:
+    def _by_point(self, rows: list[dict[str, str]], file: str) -> Iterable[tuple[LoggedPoint, dict[str, float]]]:
         points: dict[tuple[int, int], dict[str, float]] = {}
         for row in rows:
             point = int(row["updates"]), int(row["env_steps"])
             points.setdefault(point, {})[f"{row['phase']}/{KINDS[file]}/{row['name']}"] = float(row["value"])
         return [(self._point(*point), values) for point, values in points.items()]
 
-    def _evaluations(self) -> Iterable[tuple[Point, dict[str, float]]]:
+    def _evaluations(self) -> Iterable[tuple[LoggedPoint, dict[str, float]]]:
         """Means over the episodes of evaluations that have all of theirs."""
-        for row in self._rows("episodes.csv"):
+        for row in self._rows(EPISODES):
             phase, updates, env_steps = row["phase"], int(row["updates"]), int(row["env_steps"])
             episodes = self._open.setdefault((phase, updates, env_steps), [])
             episodes.append(row)
@@ -157,7 +170,7 @@ class Follower:
             phases = [phase]
             if phase == "offline" and updates == self._config["offline_updates"] and self._config["online_steps"]:
                 phases.append("online")  # the hand-over is online step 0 as well
-            kind = KINDS["episodes.csv"]
+            kind = KINDS[EPISODES]
             values = {f"{phase}/{kind}/{name}": value for phase in phases for name, value in scores.items()}
             yield self._point(updates, env_steps), values
 
@@ -167,17 +180,17 @@ class Follower:
         if episodes[0]["success"]:
             scores["success_rate"] = fmean(int(row["success"]) for row in episodes)
         if self._references is None:
-            said = read_json(self.directory / "provenance.json") or {}
-            self._references = said.get("reference_returns") or []
+            provenance = read_json(self.directory / PROVENANCE) or {}
+            self._references = provenance.get("reference_returns") or []
         if self._references:
             random, expert = self._references
             scores["normalised_return"] = (means["return"] - random) / (expert - random)
         return scores
 
-    def _point(self, updates: int, env_steps: int) -> Point:
+    def _point(self, updates: int, env_steps: int) -> LoggedPoint:
         """With the time of the first log at or after it, or now, if that is still to come."""
         at = bisect.bisect_left(self._times, (updates + env_steps, 0.0))
-        return Point(updates, env_steps, self._times[at][1] if at < len(self._times) else time.time())
+        return LoggedPoint(updates, env_steps, self._times[at][1] if at < len(self._times) else time.time())
 
 
 # The command.
@@ -198,53 +211,50 @@ def add_mirror_command(commands: argparse._SubParsersAction) -> None:
 def mirror_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     """Mirrors runs one after the other or, following, side by side. 1 where one of them could not be mirrored."""
     mirrors = check_mirrors(options.to)
-    followers = [Follower(directory, mirrors) for directory in find_runs(options.runs, options.results)]
+    followers = [Follower(directory, mirrors) for directory in chosen_runs(options.runs, options.results)]
     allow_open_files(FILES_PER_RUN * len(followers) + 256)
     os.nice(NICENESS)
     end = sys.stdin.fileno() if options.beside else end_by_signal() if options.follow else None
     left, failed = followers, []
     while end is not None and left:
-        left = look_at(left, failed)
+        left = follow_all(left, failed)
         if select.select([end], [], [], LOOK_SECONDS)[0]:
             break
     if options.beside and left and os.read(sys.stdin.fileno(), 1) == b"":
         await_orphans(left)
-    look_at(left, failed, last=True)
+    follow_all(left, failed, last=True)
     begun = sum(follower.has_begun and follower.directory not in failed for follower in followers)
     print(f"{begun} of {len(followers)} runs are mirrored to {' and '.join(mirrors)}", flush=True)
     return 1 if failed else 0
 
 
-def look_at(followers: list[Follower], failed: list[Path], last: bool = False) -> list[Follower]:
+def follow_all(followers: list[Follower], failed: list[Path], last: bool = False) -> list[Follower]:
     """Copies what is new; returns those that want another look. What fails for one run does not end the others."""
     left = []
     for follower in followers:
         try:
-            if follower.look() or last:
+            if follower.follow() or last:
                 follower.close()
             else:
                 left.append(follower)
         except Exception as error:
-            line = " ".join(f"{type(error).__name__}: {error}".split())
+            line = one_line(f"{type(error).__name__}: {error}")
             print(f"failed: {follower.directory}: {line}", file=sys.stderr, flush=True)
             failed.append(follower.directory)
     return left
 
 
-def find_runs(texts: Iterable[str], results: Path) -> list[Path]:
+def chosen_runs(texts: Iterable[str], results: Path) -> list[Path]:
     """The runs in folders or under `results`; shared offline phases only where they are named. Raises ConfigError."""
-    found: dict[Path, None] = {}
+    chosen: dict[Path, None] = {}
     for text in texts:
-        own: list[Path] = []
-        for base in (results / text, Path(text)):
-            depths = (f"{'*/' * depth}seed_*/config.json" for depth in range(4))
-            own = own or sorted(path.parent for name in ("config.json", *depths) for path in base.glob(name))
-        if not own:
+        runs = find_runs(results / text) or find_runs(Path(text))
+        if not runs:
             raise ConfigError(
                 f"there is no run in {text!r}: name a run's folder, a suite under {results}, or . for all"
             )
-        found |= dict.fromkeys(path.absolute() for path in own)
-    return list(found)
+        chosen |= dict.fromkeys(path.absolute() for path in runs)
+    return list(chosen)
 
 
 def end_by_signal() -> int:

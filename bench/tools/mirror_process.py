@@ -15,7 +15,7 @@ LAST_ROWS_SECONDS = 10.0  # that a mirror gets once training is over
 LOG = "mirror_log.txt"
 
 
-class Beside:
+class MirrorProcess:
     """While this context is entered, a process follows the runs, each from its first row on.
 
     It ends by the end of its input: with a byte before it, training is over and all rows are written; without one, this
@@ -26,7 +26,7 @@ class Beside:
         self._directories, self._mirrors = list(dict.fromkeys(directories)), mirrors
         self._process: subprocess.Popen | None = None
 
-    def __enter__(self) -> "Beside":
+    def __enter__(self) -> "MirrorProcess":
         if self._mirrors and self._directories:
             try:
                 self._process = self._start()
@@ -47,7 +47,7 @@ class Beside:
                 preexec_fn=_ignore_signals,
             )
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Warns, once, where the mirror has failed."""
         if self._process is not None and (code := self._process.poll()) is not None:
             self._process = None
@@ -55,7 +55,7 @@ class Beside:
                 self._warn(f"has ended with exit code {code}")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.look()
+        self.check()
         process, self._process = self._process, None
         if process is None or process.stdin is None:
             return

@@ -14,16 +14,15 @@ import safetensors.torch
 
 from agents.blocks.base import Agent
 from bench.protocol.config import ConfigError, RunConfig
-from bench.runs.writer import StorageError, read_json
-from bench.training.evaluate import build_agent, policy_state, prepare_worker, run_episode
+from bench.runs.contract import CONFIG, POLICY, STATUS, StorageError, one_line, read_json
+from bench.training.evaluate import prepare_worker, run_episode
+from bench.training.policies import build_agent, load_policy, policy_state
 from bench.training.streams import SeedStreams, stream_key
 from bench.training.workers import Requests, Template, with_answers
 from datasets.cache import cache_root, replacing
-from datasets.spec import one_line
 from datasets.user_files.flat_files import Step, episode_arrays, recipe_of, write
 
 RECIPE_VERSION = 1  # raise it when a change to this module changes the data
-POLICY_FILE = Path("checkpoint") / "policy.safetensors"
 
 
 def record(
@@ -118,7 +117,7 @@ def serve_recordings(
 ) -> None:
     """A worker: (episode number, file) in, the number out once the file is written."""
     env, agent = prepared
-    agent.load_state_dict(safetensors.torch.load(policy), strict=False)
+    load_policy(agent, policy)
     while True:
         index, file = requests.get()
         arrays: dict[str, Any] = record_episode(env, agent, noise, seed, index)
@@ -129,7 +128,7 @@ def serve_recordings(
 
 def finished_run(directory: Path) -> tuple[RunConfig, bytes]:
     """Config and policy of a complete run; ConfigError where it is none or its policy does not fit its config."""
-    saved, status = read_json(directory / "config.json"), read_json(directory / "status.json")
+    saved, status = read_json(directory / CONFIG), read_json(directory / STATUS)
     if saved is None:
         raise ConfigError(f"{directory} is no run: it holds no config.json")
     config = RunConfig.from_json(saved)
@@ -137,15 +136,15 @@ def finished_run(directory: Path) -> tuple[RunConfig, bytes]:
     if state != "complete":
         raise ConfigError(f"the run in {directory} is {state}; its policy is written when it is complete")
     try:
-        policy = (directory / POLICY_FILE).read_bytes()
+        policy = (directory / POLICY).read_bytes()
         shapes = {name: value.shape for name, value in safetensors.torch.load(policy).items()}
     except FileNotFoundError as error:
-        raise ConfigError(f"the run in {directory} holds no {POLICY_FILE}") from error
+        raise ConfigError(f"the run in {directory} holds no {POLICY}") from error
     except (OSError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"{directory / POLICY_FILE} cannot be read ({one_line(error)})") from error
+        raise ConfigError(f"{directory / POLICY} cannot be read ({one_line(error)})") from error
     agent = build_agent(config, SeedStreams([0], "cpu", "init"))
     if shapes != {name: value.shape for name, value in policy_state(agent, 0).items()}:
-        raise ConfigError(f"{directory / POLICY_FILE} holds other networks than this checkout's {config.agent}")
+        raise ConfigError(f"{directory / POLICY} holds other networks than this checkout's {config.agent}")
     return config, policy
 
 

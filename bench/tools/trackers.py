@@ -15,14 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from bench.runs.contract import ConfigError
-from datasets.spec import nearest
+from bench.runs.contract import ConfigError, RunName, flat, nearest
 
 AXES = {"offline": "updates", "online": "env_steps"}  # first part of a scalar's name -> what it is drawn over
 WANDB_PROJECT = "o2o-bench"
 
 
-class Point(NamedTuple):
+class LoggedPoint(NamedTuple):
     """Where in its training a run was, and when (seconds since 1970)."""
 
     updates: int
@@ -33,7 +32,7 @@ class Point(NamedTuple):
 class Mirror(Protocol):
     """One run in a tracker, from its first row on. Constructed with the run's directory and its config.json."""
 
-    def write(self, point: Point, scalars: Mapping[str, float]) -> None:
+    def write(self, point: LoggedPoint, scalars: Mapping[str, float]) -> None:
         """Adds scalars, named `offline/…` or `online/…`, at one point. Points may come out of order."""
         ...
 
@@ -67,7 +66,7 @@ class TensorBoard:
             if other.name < path.name:  # the newest stays, also where two processes mirror one run
                 _discard(other)
 
-    def write(self, point: Point, scalars: Mapping[str, float]) -> None:
+    def write(self, point: LoggedPoint, scalars: Mapping[str, float]) -> None:
         by_step: dict[int, list[Any]] = {}
         for name, value in scalars.items():
             step = getattr(point, AXES[name.split("/")[0]])
@@ -89,8 +88,8 @@ class TensorBoard:
         from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
         data: Any = plugin_data_pb2
-        start = data.SessionStartInfo(group_name=group_of(config))
-        for name, value in flat(config):
+        start = data.SessionStartInfo(group_name=RunName.of_config(config).group)
+        for name, value in flat(config).items():
             if name in ("seed", "config_hash", "schema_version"):
                 continue
             if isinstance(value, bool):
@@ -126,14 +125,15 @@ class WandB:
         import wandb
 
         identity, mode = config["config_hash"], os.environ.get("WANDB_MODE", "offline")
-        seed = f"seed_{config['seed']:03d}"
+        run, tags = RunName.of_config(config), [config["suite"], config["task"], config["agent"]]
+        tags += [config["variant"]] if config.get("variant") else []
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
             id=identity,
-            name=f"{group_of(config)}/{seed}",
-            group=group_of(config),
-            job_type=config["agent"],
-            tags=[tag for tag in (config["suite"], config["task"], config["agent"], seed) if len(tag) <= 64],
+            name=str(run),
+            group=run.group,
+            job_type=run.label,
+            tags=[tag for tag in (*tags, f"seed_{run.seed:03d}") if len(tag) <= 64],
             config=dict(config),
             dir=directory,
             mode=mode,  # type: ignore[arg-type]  # checked by wandb
@@ -156,7 +156,7 @@ class WandB:
             self._run.define_metric(axis, hidden=True)
             self._run.define_metric(f"{phase}/*", step_metric=axis)
 
-    def write(self, point: Point, scalars: Mapping[str, float]) -> None:
+    def write(self, point: LoggedPoint, scalars: Mapping[str, float]) -> None:
         axes = {"updates": point.updates, "env_steps": point.env_steps}
         self._run.log({**axes, **scalars, "_timestamp": point.time})
 
@@ -197,17 +197,3 @@ def check_mirrors(names: Iterable[str]) -> tuple[str, ...]:
                 f"(or pip install -r requirements-{name}.lock)"
             )
     return names
-
-
-def group_of(config: Mapping[str, Any]) -> str:
-    """What the seeds of one configuration have in common."""
-    return f"{config['suite']}/{config['task']}/{config['agent']}"
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """The config's values by name, those of inner objects as `agent_config.norm`."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

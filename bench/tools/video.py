@@ -10,17 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from bench.grid.status import find_run
 from bench.protocol.config import RunConfig
-from bench.runs.contract import ConfigError
-from bench.runs.writer import SCHEMA_VERSION, StorageError, read_json, write_atomically, write_json
+from bench.runs.contract import (
+    EPISODES,
+    SCHEMA_VERSION,
+    ConfigError,
+    StorageError,
+    make_folder,
+    named_run,
+    nearest,
+    one_line,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from bench.tools.data import Progress
 from bench.tools.film import Film, Stage, Take, encode
 from bench.tools.roll_out import finished_run
-from bench.training.evaluate import Row
+from bench.training.evaluate import EpisodeRow
 from datasets.cache import exclusive
 from datasets.pictures.view import Look
-from datasets.spec import one_line
 
 INDEX = "index.json"
 SIZES = {"mp4": (480, 360), "gif": (320, 240)}  # pixels of a picture, without its caption
@@ -49,7 +58,7 @@ def add_video_command(commands: argparse._SubParsersAction) -> None:
 
 def video_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     """Everything that can be wrong is found out before the first episode is played."""
-    directories = [find_run(run, options.results) for run in (options.run, options.against) if run is not None]
+    directories = [named_run(run, options.results) for run in (options.run, options.against) if run is not None]
     check_options(options)
     runs = [finished_run(directory) for directory in directories]
     configs = [config for config, _ in runs]
@@ -113,9 +122,9 @@ def check_pair(directories: Sequence[Path], configs: Sequence[RunConfig]) -> Non
             )
 
 
-def last_evaluation(directory: Path) -> dict[int, Row]:
+def last_evaluation(directory: Path) -> dict[int, EpisodeRow]:
     """Rows of the last evaluation by episode seed. Raises StorageError where they cannot be read."""
-    path = directory / "episodes.csv"
+    path = directory / EPISODES
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -139,7 +148,7 @@ def last_evaluation(directory: Path) -> dict[int, Row]:
 
 
 def chosen(
-    options: argparse.Namespace, configs: Sequence[RunConfig], evaluations: Sequence[Mapping[int, Row]]
+    options: argparse.Namespace, configs: Sequence[RunConfig], evaluations: Sequence[Mapping[int, EpisodeRow]]
 ) -> list[int]:
     """The episode seeds to show. Raises ConfigError where there are none, or one that was no evaluation's."""
     shared = [seed for seed in evaluations[0] if all(seed in rows for rows in evaluations)]
@@ -188,7 +197,7 @@ def look_of(options: argparse.Namespace, stage: Stage) -> tuple[Look, float]:
     """How pictures are drawn, and frames per second. Raises ConfigError for a camera or a rate that there is not."""
     if options.camera is not None and options.camera not in stage.cameras:
         cameras = f"its cameras are {', '.join(stage.cameras)}" if stage.cameras else "it is seen in one way only"
-        near = datasets.nearest(options.camera, stage.cameras)
+        near = nearest(options.camera, stage.cameras)
         raise ConfigError(f"{stage.config.task} has no camera {options.camera!r}{near}; {cameras}")
     if options.fps is not None and options.fps > stage.rate * (1 + 1e-9):
         raise ConfigError(
@@ -201,7 +210,7 @@ def look_of(options: argparse.Namespace, stage: Stage) -> tuple[Look, float]:
 def film_episode(
     options: argparse.Namespace,
     stages: Sequence[Stage],
-    evaluations: Sequence[Mapping[int, Row]],
+    evaluations: Sequence[Mapping[int, EpisodeRow]],
     seed: int,
     look: Look,
     fps: float,
@@ -221,24 +230,21 @@ def film_episode(
     name = file_name(options, [stage.config for stage in stages], seed)
     entry: dict[str, Any] = {"file": name, **takes[0].row, "as_evaluated": as_evaluated[0]}
     for stage, take, same in [*zip(stages, takes, as_evaluated, strict=True)][1:]:
-        told = {"run": run_name(stage.config), **take.row, "as_evaluated": same}
+        told = {"run": str(stage.config.name), **take.row, "as_evaluated": same}
         entry["against"] = {key: value for key, value in told.items() if key != "episode_seed"}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make {out}: {error.strerror}") from error
+    make_folder(out)
     write_atomically(out / name, data)
     add_to_index(out, entry)
     outcome = " | ".join(describe(take.row) for take in takes)
     print(f"{out / name}: {outcome}; {len(film)} frames at {fps:.4g}/s, {len(data) / 1000:,.0f} kB", flush=True)
 
 
-def is_as_evaluated(config: RunConfig, take: Take, recorded: Row) -> bool:
+def is_as_evaluated(config: RunConfig, take: Take, recorded: EpisodeRow) -> bool:
     """Whether the episode went as in the last evaluation; where it did not, a line on stderr says so."""
     if take.row == recorded:
         return True
     print(
-        f"warning: {run_name(config)}, episode {take.row['episode_seed']:.0f}: {describe(take.row)} here, but "
+        f"warning: {config.name}, episode {take.row['episode_seed']:.0f}: {describe(take.row)} here, but "
         f"{describe(recorded)} in episodes.csv: another machine, other package versions, or a file that was changed",
         file=sys.stderr,
         flush=True,
@@ -246,19 +252,15 @@ def is_as_evaluated(config: RunConfig, take: Take, recorded: Row) -> bool:
     return False
 
 
-def describe(row: Row) -> str:
+def describe(row: EpisodeRow) -> str:
     solved = {None: "", 0: "not solved, ", 1: "solved, "}[row["success"]]
     return f"{solved}return {row['return']} in {row['length']:.0f} steps"
-
-
-def run_name(config: RunConfig) -> str:
-    return str(config.directory(Path()))
 
 
 def file_name(options: argparse.Namespace, configs: Sequence[RunConfig], seed: int) -> str:
     """The same for the same episode, camera and opponent, so that a video made again replaces the old one."""
     camera = f"_{options.camera.replace('/', '-')}" if options.camera else ""
-    against = "".join(f"_against_{other.suite}_{other.agent}_seed_{other.seed:03d}" for other in configs[1:])
+    against = "".join(f"_against_{other.suite}_{other.label}_seed_{other.seed:03d}" for other in configs[1:])
     return f"episode_{seed}{against}{camera}.{options.format}"
 
 

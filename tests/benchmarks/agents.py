@@ -23,10 +23,10 @@ import torch
 
 import datasets
 from agents import AGENTS
-from bench.grid.cost import made_up_batches
+from bench.grid.measuring import made_up_batches
 from bench.protocol.config import RunConfig
 from bench.protocol.suites import run_config
-from bench.training.evaluate import build_agent
+from bench.training.policies import build_agent
 from bench.training.streams import SeedStreams
 from tests.benchmarks.measure import machine_line, peak_megabytes, table
 

@@ -22,11 +22,10 @@ from bench.training.evaluate import (
     FIRST_EPISODE_SEED,
     Evaluation,
     Evaluator,
-    build_agent,
-    policy_state,
     prepare_worker,
 )
 from bench.training.execution import available_cores
+from bench.training.policies import build_agent, policy_state
 from bench.training.streams import SeedStreams
 from bench.training.workers import Template
 from datasets.batch import Batch

@@ -13,10 +13,11 @@ from pathlib import Path
 from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
 from bench.grid.plan import make_packs, sort_out
 from bench.grid.slurm import Task
-from bench.grid.status import Queue, as_json, look
+from bench.grid.status import as_json
+from bench.grid.survey import Queue, survey
 from bench.protocol.config import RunConfig
 from bench.runs.claims import Claim, Claims
-from bench.runs.writer import utc, write_json
+from bench.runs.contract import utc, write_json
 from bench.training.execution import Execution
 from bench.training.pack import prepare_directory
 from tests.tiny_runs import tiny_config
@@ -59,7 +60,7 @@ def measured(count: int, results: Path) -> dict[str, float]:
     tasks = {(array.name, index): Task(f"7_{index}", "PENDING", "Priority", "") for index in range(len(jobs))}
     step("runs in the queue", lambda: queued_runs(results, tasks))
     step("launches", lambda: launches(results))
-    grid = step("status", lambda: look(results, "grid", Queue()))
+    grid = step("status", lambda: survey(results, "grid", Queue()))
     step("status as JSON", lambda: as_json(grid))
     return seconds
 
