@@ -93,7 +93,7 @@ def test_jobs_run_what_was_submitted_whatever_happens_to_the_tree(cluster, tmp_p
     drain_nodes(cluster, 1, 2, 3)
     printed = cluster.launch("edited", tmp_path / "results", "--agent", "fql", "--seeds", "0", "1", cwd=tree)
     assert "submitted" in printed
-    (tree / "bench" / "train.py").write_text("raise SystemExit('the edited tree runs')\n")
+    (tree / "bench" / "training" / "train.py").write_text("raise SystemExit('the edited tree runs')\n")
     shutil.rmtree(tree / "agents")
     runs = cluster.status(tmp_path / "results", "edited")["runs"]
     assert {run["state"] for run in runs} == {"queued"}
@@ -101,7 +101,9 @@ def test_jobs_run_what_was_submitted_whatever_happens_to_the_tree(cluster, tmp_p
     cluster.drain()
     assert cluster.status(tmp_path / "results", "edited")["counts"] == {"complete": 2}
     recorded = launches(tmp_path / "results", "edited")[0]
-    assert (recorded.code / "bench" / "train.py").read_text() == (ROOT / "bench" / "train.py").read_text()
+    assert (recorded.code / "bench" / "training" / "train.py").read_text() == (
+        ROOT / "bench" / "training" / "train.py"
+    ).read_text()
 
 
 def test_a_grid_larger_than_the_site_s_array_limit_is_split(cluster, tmp_path):

@@ -64,7 +64,7 @@ def updates_per_step(config: RunConfig) -> float:
 def total_updates(config: RunConfig) -> int:
     """Gradient updates of the whole run."""
     if config.rollout_steps is None:
-        online = config.utd_ratio * max(0, config.online_steps - config.warmup_steps + 1)
+        online = config.utd_ratio * max(0, config.online_steps - max(1, config.warmup_steps) + 1)
     else:
         online = config.online_steps // config.rollout_steps * updates_after(config, config.rollout_steps)
     return config.offline_updates + online

@@ -18,8 +18,6 @@ from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
 from bench.runs.contract import one_line
 
 Serve = Callable[..., None]  # (prepared, requests, send, *arguments): what a worker does, without end
@@ -125,6 +123,8 @@ def _serve_forks(requests: Connection, prepare: Callable[..., Any], arguments: t
     # A signal to the whole group (Ctrl-C, Slurm's SIGTERM) is for the run to act on; workers end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    import torch  # here: commands that only look at files import this module, too
+
     torch.set_num_threads(1)  # also: a fork does not survive in the threads of a pool
     prepared, failure = None, None
     try:
