@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         others, overrides = split_agent_options(arguments)
         options, rest = build_parser(heavy=not others or others[0] not in LIGHT).parse_known_args(others)
         if rest:
-            known = [f"--{name.replace('_', '-')}" for name in vars(options) if name != "command"]
-            raise ConfigError(f"unknown option {rest[0]!r}{nearest(rest[0].split('=')[0], known)}; see --help")
+            names = [f"--{name.replace('_', '-')}" for name in vars(options) if name != "command"]
+            raise ConfigError(f"unknown option {rest[0]!r}{nearest(rest[0].split('=')[0], names)}; see --help")
         options.arguments = arguments
         return options.command(options, overrides)
     except (ConfigError, DataError, StorageError, ForeignPackage) as error:

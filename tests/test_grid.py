@@ -190,7 +190,9 @@ def test_a_snapshot_is_named_by_what_it_holds_and_runs_on_its_own(tmp_path):
     take_snapshot(path)
     take_snapshot(path)  # used again
     assert [own.name for own in tmp_path.iterdir()] == [path.name]
-    assert (path / "bench" / "training" / "train.py").read_bytes() == (ROOT / "bench" / "training" / "train.py").read_bytes()
+    assert (path / "bench" / "training" / "train.py").read_bytes() == (
+        ROOT / "bench" / "training" / "train.py"
+    ).read_bytes()
     code = "from bench.runs.provenance import check_checkout, commit; check_checkout(); print(commit()['commit'])"
     told = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=True).stdout
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout

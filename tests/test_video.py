@@ -18,7 +18,7 @@ import datasets
 from bench.__main__ import build_parser, main
 from bench.protocol.config import ConfigError, RunConfig
 from bench.runs.contract import SCHEMA_VERSION, StorageError, read_json
-from bench.tools.film import Stage, Take, caption, shown_steps, titled
+from bench.tools.film import Stage, Take, caption, steps_to_show, titled
 from bench.tools.roll_out import POLICY
 from bench.tools.video import INDEX, add_to_index, chosen, last_evaluation, read_index
 from bench.training.evaluate import FIRST_EPISODE_SEED, EpisodeRow
@@ -142,7 +142,7 @@ def take_of(length: int, success: int | None = 0, seed: int = 7) -> Take:
     ],
 )
 def test_steps_are_shown_at_the_speed_of_life(last: int, rate: float, fps: float, shown: list[int]) -> None:
-    assert shown_steps(last, rate, fps) == shown
+    assert steps_to_show(last, rate, fps) == shown
 
 
 # Captions
@@ -312,7 +312,7 @@ def test_two_runs_stand_side_by_side_and_the_shorter_one_waits(hoppers, tmp_path
     assert other["run"] == f"tiny/hopper-bullet-random/qc_fql/seed_{number}" and other["as_evaluated"]
     assert {"episode_seed": seed, **{key: other[key] for key in ("success", "return", "length")}} == second
     frames = [frame.astype(int) for frame in frames_of(tmp_path / entry["file"])]
-    shown = shown_steps(max(lengths[seed]), 1 / 0.0165, 10.0)
+    shown = steps_to_show(max(lengths[seed]), 1 / 0.0165, 10.0)
     assert len(frames) == len(shown) - 1 + 10, "the last one stays for a second"
     assert frames[0].shape[1] == 96 + 4 + 96
     waiting = [frame for step, frame in zip(shown, frames, strict=False) if step >= min(lengths[seed])]
@@ -336,7 +336,7 @@ def test_a_gif_needs_no_extra_and_a_video_made_again_replaces_the_old_one(
         assert main(["video", str(copy), *arguments, "--format", "gif", "--fps", str(fps)]) == 0
         row = last_evaluation(copy)[SEEDS[0]]
         file = copy / "videos" / f"episode_{SEEDS[0]}.gif"
-        assert len(frames_of(file)) == len(shown_steps(int(row["length"] or 0), 1 / 0.0165, fps))
+        assert len(frames_of(file)) == len(steps_to_show(int(row["length"] or 0), 1 / 0.0165, fps))
         with Image.open(file) as image:
             assert image.info["loop"] == 0 and image.info["duration"] == pytest.approx(1000 / fps, abs=10)
     assert [entry["file"] for entry in read_index(copy / "videos")] == [file.name]

@@ -160,16 +160,15 @@ def apply_profile(options: argparse.Namespace) -> None:
         raise ConfigError(f"{path} has a table or key {unknown[0]!r}; all options stand in the table [launch]")
     given = {argument.split("=")[0] for argument in options.arguments}
     parser = argparse.ArgumentParser(add_help=False)
-    known = {action.dest: action for action in _profile_actions(parser)}
+    profile_options = {action.dest: action for action in _profile_actions(parser)}
     for key, value in tables.get("launch", {}).items():
         name = key.replace("-", "_")
-        if name not in known:
-            raise ConfigError(
-                f"{path} has no option {key!r}{nearest(name, known)}; options: {', '.join(sorted(known))}"
-            )
+        if name not in profile_options:
+            options_there = ", ".join(sorted(profile_options))
+            raise ConfigError(f"{path} has no option {key!r}{nearest(name, profile_options)}; options: {options_there}")
         if f"--{name.replace('_', '-')}" in given:
             continue  # the command line's word
-        setattr(options, name, _typed(path, key, value, known[name]))
+        setattr(options, name, _typed(path, key, value, profile_options[name]))
 
 
 def _profile_actions(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
@@ -279,8 +278,8 @@ def design(plan: Plan, options: argparse.Namespace, costs: dict[Pack, Cost | Non
         jobs = []
         for start in range(0, len(stage), options.packs_per_job):
             together = stage[start : start + options.packs_per_job]
-            known = [cost.seconds() for pack in together if (cost := costs[pack]) is not None]
-            seconds = max(known) if len(known) == len(together) else None
+            estimates = [cost.seconds() for pack in together if (cost := costs[pack]) is not None]
+            seconds = max(estimates) if len(estimates) == len(together) else None
             jobs.append(Job(tuple(pack.work for pack in together), seconds))
         for start in range(0, len(jobs), limit):
             name = array_name(identity, len(arrays))
@@ -325,12 +324,13 @@ def describe_launch(launch: Launch, options: argparse.Namespace) -> None:
     )
     if launch.exclude:
         print(f"keeps away from {', '.join(launch.exclude)}")
-    known = [job.seconds for job in jobs if job.seconds is not None]
-    if len(known) < len(jobs):
-        print(f"cost: unknown for {len(jobs) - len(known)} jobs, since no run of their kind has finished on such a GPU")
-    if known:
-        hours, longest = sum(known) / 3600, max(known)
-        rounds = max(sum(known) / options.max_parallel, longest)
+    estimates = [job.seconds for job in jobs if job.seconds is not None]
+    if len(estimates) < len(jobs):
+        unknown = len(jobs) - len(estimates)
+        print(f"cost: unknown for {unknown} jobs, since no run of their kind has finished on such a GPU")
+    if estimates:
+        hours, longest = sum(estimates) / 3600, max(estimates)
+        rounds = max(sum(estimates) / options.max_parallel, longest)
         print(
             f"about {hours * launch.gpus_per_job:.3g} GPU hours and {hours * launch.cpus_per_job:.3g} core hours; "
             f"the longest job {duration(longest)}, all at least {duration(rounds)} once they run"

@@ -158,8 +158,8 @@ def ending_of(work: Work, returncode: int, stopping: bool) -> Ending | None:
     ended = f"killed by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     line = f"{lines[-1] if lines else 'no output'} ({ended}; {work.log})"
     errors = [read_json(directory / STATUS) or {} for directory in work.directories]
-    told = [error for status in errors if status.get("state") == "failed" and (error := status.get("error"))]
-    crashed = returncode < 0 or any(fault in error for error in [*told, line] for fault in GPU_FAULT)
+    failures = [error for status in errors if status.get("state") == "failed" and (error := status.get("error"))]
+    crashed = returncode < 0 or any(fault in error for error in [*failures, line] for fault in GPU_FAULT)
     return Ending(work, returncode, line, crashed)
 
 

@@ -155,9 +155,9 @@ RATES = (("updates_per_second", "updates/s"), ("env_steps_per_second", "env step
 def measured_rates(directory: Path) -> str:
     """A run's median rates: `; offline 34.1 updates/s, online …`, empty where none were logged."""
     rates = median_rates(directory)
-    shown = (
+    names = (
         (("offline", "updates_per_second"), "offline {:.1f} updates/s"),
         (("online", "env_steps_per_second"), "online {:.1f} env steps/s"),
         (("online", "evaluation_seconds"), "evaluation {:.1f} s"),
     )
-    return "".join(f"; {text.format(rates[key])}" for key, text in shown if key in rates)
+    return "".join(f"; {text.format(rates[key])}" for key, text in names if key in rates)

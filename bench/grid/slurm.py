@@ -97,8 +97,8 @@ def call(*command: str, seconds: float = SECONDS, **environment: str) -> str:
             f"{command[0]} gives no answer within {seconds:.0f} s: try again when Slurm's controller is up"
         ) from None
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()
-        raise SlurmError(f"{command[0]}: {said[-1]}") from None
+        lines = (error.stderr.strip() or error.stdout.strip() or f"exit code {error.returncode}").splitlines()
+        raise SlurmError(f"{command[0]}: {lines[-1]}") from None
     return done.stdout
 
 

@@ -103,8 +103,8 @@ def owner_of(directory: Path) -> Owner | None:
             return None
         path = _claim_path(directory, generation)
         try:
-            said = json.loads(path.read_bytes())
-            return Owner(**said, beat_at=path.stat().st_mtime)
+            fields = json.loads(path.read_bytes())
+            return Owner(**fields, beat_at=path.stat().st_mtime)
         except OSError as error:
             if error.errno not in _GONE:
                 raise StorageError(f"cannot read {path}: {error.strerror}") from error
@@ -298,6 +298,6 @@ def _link(draft: Path, path: Path) -> bool:
 
 
 def _text(owner: Owner) -> bytes:
-    said = asdict(owner)
-    del said["beat_at"]
-    return (json.dumps(said, indent=1, sort_keys=True) + "\n").encode()
+    fields = asdict(owner)
+    del fields["beat_at"]
+    return (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode()

@@ -100,23 +100,23 @@ def ensure_data(configs: Sequence[RunConfig], data_dir: Path | None) -> None:
 
 def episode_progress() -> Callable[[int, int], None]:
     """A progress line with rate and time left for data generation: live on a terminal, each ten seconds elsewhere."""
-    return Progress(lambda done, total: f"generating data: {done}/{total} episodes", lambda rate: f"{rate:.1f}/s")
+    return ProgressLine(lambda done, total: f"generating data: {done}/{total} episodes", lambda rate: f"{rate:.1f}/s")
 
 
 def byte_progress() -> Callable[[int, int | None], None]:
     """The same for downloads."""
 
-    def shown(done: int, total: int | None) -> str:
+    def text_of(done: int, total: int | None) -> str:
         return f"downloading: {size(done)}" + (f" of {size(total)}" if total else "")
 
-    return Progress(shown, lambda rate: f"{size(rate)}/s")
+    return ProgressLine(text_of, lambda rate: f"{size(rate)}/s")
 
 
-class Progress:
+class ProgressLine:
     """Called with how much is done of how much; prints now and then, and once at the end."""
 
-    def __init__(self, shown: Callable[[int, int | None], str], rate_text: Callable[[float], str]):
-        self._shown, self._rate_text = shown, rate_text
+    def __init__(self, text_of: Callable[[int, int | None], str], rate_text: Callable[[float], str]):
+        self._text_of, self._rate_text = text_of, rate_text
         self._started = self._last = time.monotonic()
         self._first: int | None = None
         self._finished = False
@@ -132,7 +132,7 @@ class Progress:
         rate = (done - self._first) / max(now - self._started, 1e-9)
         left = f", {duration((total - done) / rate)} left" if rate > 0 and total and not at_end else ""
         end = "\r" if sys.stdout.isatty() and not at_end else "\n"
-        print(f"{self._shown(done, total)}, {self._rate_text(rate)}{left}    ", end=end, flush=True)
+        print(f"{self._text_of(done, total)}, {self._rate_text(rate)}{left}    ", end=end, flush=True)
 
 
 # The commands.
@@ -140,19 +140,19 @@ class Progress:
 
 def list_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     """Prints domain by domain: tasks, data set, state."""
-    shown: dict[tuple[str, str], list[str]] = {}
+    tasks_of: dict[tuple[str, str], list[str]] = {}
     for spec in datasets.TASKS.values():
-        shown.setdefault((spec.suite, spec.dataset), []).append(spec.name)
+        tasks_of.setdefault((spec.suite, spec.dataset), []).append(spec.name)
     suite = ""
-    for (own_suite, name), tasks in shown.items():
-        if own_suite != suite:
-            suite = own_suite
+    for (family, name), tasks in tasks_of.items():
+        if family != suite:
+            suite = family
             problem = datasets.unavailable(tasks[0])
             print(f"{suite}" + (f" - environments unavailable: {problem}" if problem else ""))
         these = tasks[0] if len(tasks) == 1 else f"{tasks[0]} … {tasks[-1].removeprefix(tasks[0].rsplit('-', 1)[0])}"
         print(f"  {these}: {_described(name, options.data_dir)}")
     for title, names in {
-        "in Minari's folder (use them with --task NAME)": [f"minari:{own}" for own in local_ids()],
+        "in Minari's folder (use them with --task NAME)": [f"minari:{name}" for name in local_ids()],
         "made or named here (use them with --dataset NAME)": datasets.made_here(),
     }.items():
         if names:

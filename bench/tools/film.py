@@ -20,7 +20,7 @@ from bench.training.workers import Requests, Template
 from datasets.pictures.view import Look
 from datasets.spec import DataError
 
-Progress = Callable[[int, int], None]  # pictures drawn, pictures in all
+PictureProgress = Callable[[int, int], None]  # pictures drawn, pictures in all
 HOLD_SECONDS = 1.0  # the last picture stays, so that one sees how an episode has ended
 GAP = 4  # pixels between two agents
 BACKGROUND, TEXT, SOLVED, UNSOLVED = (24, 26, 30), (235, 235, 235), (60, 180, 90), (200, 70, 60)
@@ -137,7 +137,7 @@ class Film:
     @property
     def steps(self) -> list[int]:
         """The environment steps that are shown."""
-        return shown_steps(max(len(take.returns) for take in self.takes) - 1, self.stages[0].rate, self.fps)
+        return steps_to_show(max(len(take.returns) for take in self.takes) - 1, self.stages[0].rate, self.fps)
 
     def frame(self, step: int) -> Image.Image:
         """All agents at an environment step; one whose episode has ended stays as it was then."""
@@ -157,10 +157,10 @@ class Film:
         return map(self.frame, self.steps)
 
 
-def shown_steps(last: int, rate: float, fps: float) -> list[int]:
+def steps_to_show(last: int, rate: float, fps: float) -> list[int]:
     """Environment steps from 0 to the last one, taken at `rate` and shown at `fps` per second: at the speed of life."""
-    shown = [min(round(frame * rate / fps), last) for frame in range(int(last / rate * fps) + 1)]
-    return shown if shown[-1] == last else [*shown, last]
+    steps = [min(round(frame * rate / fps), last) for frame in range(int(last / rate * fps) + 1)]
+    return steps if steps[-1] == last else [*steps, last]
 
 
 def _even(pixels: int) -> int:
@@ -211,12 +211,12 @@ def _fitting(text: str, size: float, width: float) -> Any:
     return _font(size)
 
 
-def encode(film: Film, kind: str, progress: Progress = lambda done, total: None) -> bytes:
+def encode(film: Film, kind: str, progress: PictureProgress = lambda done, total: None) -> bytes:
     """The film as a file. `kind`: mp4 (H.264) or gif."""
     return (_mp4 if kind == "mp4" else _gif)(_counted(film, progress), film)
 
 
-def _counted(film: Film, progress: Progress) -> Iterator[Image.Image]:
+def _counted(film: Film, progress: PictureProgress) -> Iterator[Image.Image]:
     for done, frame in enumerate(film, start=1):
         yield frame
         progress(done, len(film))

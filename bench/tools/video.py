@@ -24,7 +24,7 @@ from bench.runs.contract import (
     write_atomically,
     write_json,
 )
-from bench.tools.data import Progress
+from bench.tools.data import ProgressLine
 from bench.tools.film import Film, Stage, Take, encode
 from bench.tools.roll_out import finished_run
 from bench.training.evaluate import EpisodeRow
@@ -111,14 +111,14 @@ def picture_size(options: argparse.Namespace) -> tuple[int, int]:
 
 def check_pair(directories: Sequence[Path], configs: Sequence[RunConfig]) -> None:
     """ConfigError for two runs whose episodes are not the same ones."""
-    own, other = directories
-    if own.resolve() == other.resolve():
-        raise ConfigError(f"--against names the run itself, {own}; name another one")
+    first, second = directories
+    if first.resolve() == second.resolve():
+        raise ConfigError(f"--against names the run itself, {first}; name another one")
     for name in ("task", "success_timing"):
         ours, theirs = (getattr(config, name) for config in configs)
         if ours != theirs:
             raise ConfigError(
-                f"{name} is {ours} in {own}, but {theirs} in {other}; only runs of one task meet the same episodes"
+                f"{name} is {ours} in {first}, but {theirs} in {second}; only runs of one task meet the same episodes"
             )
 
 
@@ -163,9 +163,9 @@ def chosen(
         raise ConfigError(f"{configs[0].task} has no notion of success; choose with --episodes or --episode-seeds")
 
     def is_wanted(seed: int) -> bool:
-        own, *others = (bool(rows[seed]["success"]) for rows in evaluations)
-        is_told_apart = own not in others or not has_success
-        return is_told_apart and not (options.failures and own) and not (options.successes and not own)
+        solved, *others = (bool(rows[seed]["success"]) for rows in evaluations)
+        is_told_apart = solved not in others or not has_success
+        return is_told_apart and not (options.failures and solved) and not (options.successes and not solved)
 
     seeds = [seed for seed in shared if is_wanted(seed)]
     if not seeds:
@@ -225,13 +225,15 @@ def film_episode(
         for stage, take, rows in zip(stages, takes, evaluations, strict=True)
     ]
     film = Film(stages, takes, look, fps)
-    progress = Progress(lambda done, total: f"episode {seed}: {done}/{total} pictures", lambda rate: f"{rate:.1f}/s")
+    progress = ProgressLine(
+        lambda done, total: f"episode {seed}: {done}/{total} pictures", lambda rate: f"{rate:.1f}/s"
+    )
     data = encode(film, options.format, progress)
     name = file_name(options, [stage.config for stage in stages], seed)
     entry: dict[str, Any] = {"file": name, **takes[0].row, "as_evaluated": as_evaluated[0]}
     for stage, take, same in [*zip(stages, takes, as_evaluated, strict=True)][1:]:
-        told = {"run": str(stage.config.name), **take.row, "as_evaluated": same}
-        entry["against"] = {key: value for key, value in told.items() if key != "episode_seed"}
+        opponent = {"run": str(stage.config.name), **take.row, "as_evaluated": same}
+        entry["against"] = {key: value for key, value in opponent.items() if key != "episode_seed"}
     make_folder(out)
     write_atomically(out / name, data)
     add_to_index(out, entry)

@@ -58,7 +58,7 @@ def claim_runs(
     """
     taken: dict[RunConfig, Claim] = {}
     waiting = dict(directories)
-    said: set[Path] = set()
+    announced: set[Path] = set()
     while True:
         for config, directory in list(waiting.items()):
             held = None if is_complete(directory) else claims.take(directory)
@@ -67,8 +67,8 @@ def claim_runs(
             elif isinstance(held, Claim):  # it came to its end before this process had it
                 held.release()
             elif held is not None and not claims.lives(directory):
-                if directory not in said:
-                    said.add(directory)
+                if directory not in announced:
+                    announced.add(directory)
                     print(f"{directory} is held by {held}: waiting to see whether it goes on", flush=True)
                 continue
             elif held is not None:
