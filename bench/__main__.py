@@ -16,12 +16,12 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matr
 
 from bench.grid.slurm import SlurmError
 from bench.grid.status import add_status_commands
-from bench.runs.contract import ConfigError, WorkerError
+from bench.runs.contract import ConfigError, WorkerError, nearest
 from bench.runs.provenance import ForeignPackage, check_checkout
 from bench.runs.writer import StorageError, read_json
 from bench.tools.mirror import add_mirror_command
 from bench.training.execution import EXIT_PREEMPTED
-from datasets.spec import DataError, nearest
+from datasets.spec import DataError
 
 AGENT_OPTION = "--agent-config."
 LIGHT = ("status", "logs", "cancel", "mirror")  # commands that look at files only, without torch and so at once

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.cache import replacing
+from bench.runs.contract import nearest, one_line, replacing
 from datasets.registry import generator_of, kinds, parse_name, require_extra
-from datasets.spec import DataError, Dataset, Recipe, generated_name, nearest, one_line
+from datasets.spec import DataError, Dataset, Recipe, generated_name
 from datasets.store import can_download, find, generated_dir, get
 
 _MOST_FILES = 4  # that are downloaded without being asked for: the sets of 100 files have tens of gigabytes
@@ -120,7 +120,7 @@ def _part(parts: Path, index: int) -> Path:
 
 
 def _make_parts(dataset: Dataset, parts: Path, workers: int, progress: Progress | None) -> None:
-    total = _episodes(dataset)
+    total = dataset.made_by.episodes
     missing = [index for index in range(total) if not _part(parts, index).exists()]
     report = progress or (lambda finished, total: None)
     report(total - len(missing), total)
@@ -180,7 +180,7 @@ def _make_part(dataset: Dataset, parts: Path, index: int) -> None:
 
 def _merge(dataset: Dataset, parts: Path, file: Path, recipe: dict[str, Any]) -> None:
     """Write the manifest, then all parts as one file; once that exists, the set is complete."""
-    episodes = [_part(parts, index) for index in range(_episodes(dataset))]
+    episodes = [_part(parts, index) for index in range(dataset.made_by.episodes)]
     with replacing(file) as partial:
         facts = generator_of(dataset).write_set(dataset, episodes, partial, recipe)
         description = {
@@ -194,8 +194,3 @@ def _merge(dataset: Dataset, parts: Path, file: Path, recipe: dict[str, Any]) ->
         }
         with replacing(file.with_suffix(".manifest.json")) as manifest:
             manifest.write_text(json.dumps(description, indent=1) + "\n")
-
-
-def _episodes(dataset: Dataset) -> int:
-    assert dataset.recipe is not None
-    return dataset.recipe.episodes

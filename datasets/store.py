@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.runs.contract import one_line
 from datasets.cache import ELSEWHERE, cache_root, exclusive, file_sha256, lock
 from datasets.registry import DOWNLOADERS, TASKS, parse_name, reader_of
-from datasets.spec import DataError, Dataset, TaskSpec, one_line
+from datasets.registry import task as find_task
+from datasets.spec import DataError, Dataset, TaskSpec
 from datasets.transitions import Transitions
 
 OFFLINE = "O2O_BENCH_OFFLINE"  # an environment variable: nothing is ever downloaded
@@ -101,7 +103,10 @@ def _is_offline() -> bool:
 
 
 def verify(name: str, data_dir: str | Path | None = None, record: bool = False) -> list[tuple[str, bool]]:
-    """For each file of a data set a line on how it compares with its recorded checksum, and whether it differs."""
+    """For each file of a data set a line on how it compares with its recorded checksum, and whether it differs.
+
+    Raises DataError for a set that is absent and a file that cannot be read.
+    """
     from datasets.download.checksums import verify
 
     dataset = parse_name(name)
@@ -149,21 +154,29 @@ def check_dataset(spec: TaskSpec, name: str) -> Dataset:
     return dataset
 
 
-def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> Transitions:
-    """Transitions of a data set with the rewards of a task; converts the set at its first use."""
-    dataset = check_dataset(spec, name)
+def load(task_name: str, dataset: str | None = None, data_dir: str | Path | None = None) -> Transitions:
+    """Transitions of a task from `dataset`, or from the task's own data set, which is converted at its first use.
+
+    Looks in `data_dir`, where given, before the usual places. Raises DataError, which says what to do, for data that
+    are missing, damaged or of another domain.
+    """
+    spec = find_task(task_name)
+    return _load(spec, check_dataset(spec, dataset or spec.dataset), data_dir)
+
+
+def _load(spec: TaskSpec, dataset: Dataset, data_dir: str | Path | None) -> Transitions:
     files = find(dataset, data_dir)
     if not files:
         raise DataError(_missing(dataset, data_dir))
-    flat = cache_root() / "flat" / f"{name}-{_source_key(files, _own_task(dataset, spec))}"
+    flat = cache_root() / "flat" / f"{dataset.name}-{_source_key(files, _own_task(dataset, spec))}"
     if not flat.exists():
         _convert(dataset, spec, files, flat)
     try:
         try:
-            return _mapped(flat, spec, name)
+            return _mapped(flat, spec, dataset.name)
         except FileNotFoundError:  # another process has taken it for outdated and removed it meanwhile
             _convert(dataset, spec, files, flat)
-            return _mapped(flat, spec, name)
+            return _mapped(flat, spec, dataset.name)
     except (OSError, ValueError) as error:
         raise DataError(f"{flat} is damaged ({error}); delete it and it is made again from {files[0]}") from error
 
@@ -201,8 +214,7 @@ def _folders(dataset: Dataset, data_dir: str | Path | None) -> list[Path]:
 
 def command(dataset: Dataset) -> str:
     """The command that makes a generated set."""
-    recipe = dataset.recipe
-    assert recipe is not None
+    recipe = dataset.made_by
     task = f"{dataset.domain}-task{recipe.task_id}" if recipe.task_id else dataset.domain
     numbers = f"--episodes {recipe.episodes} --seed {recipe.seed}"
     return f"python -m bench data generate --task {task} --kind {recipe.kind} {numbers}"

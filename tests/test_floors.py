@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {  # package -> what it may import of ours
-    "datasets": {"datasets"},
+    "datasets": {"datasets", "bench.runs.contract"},
     "agents": {"agents", "datasets.batch"},
     "bench": {"bench", "agents", "datasets"},
     "analysis": {"analysis"},

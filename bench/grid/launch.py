@@ -25,12 +25,11 @@ from bench.grid.progress import duration
 from bench.grid.snapshot import snapshot_path, take_snapshot
 from bench.protocol.config import RunConfig
 from bench.runs.claims import Claim, Claims
-from bench.runs.contract import ConfigError
+from bench.runs.contract import ConfigError, nearest
 from bench.runs.writer import StorageError
 from bench.tools.data import describe_data, ensure_data
 from bench.tools.trackers import check_mirrors
 from bench.training.pack import prepare_directory
-from datasets.spec import nearest
 
 PROFILE = Path("bench.toml")
 ARRAY_LIMIT = 1000  # tasks; Slurm's own limit where that is lower

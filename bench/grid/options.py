@@ -11,11 +11,10 @@ from agents import AGENTS
 from bench.protocol.config import RunConfig, check_agent, default_agent_config, parse_value
 from bench.protocol.suites import SUITES, run_config, tuned_config
 from bench.runs.claims import LEASE_SECONDS
-from bench.runs.contract import ConfigError
+from bench.runs.contract import ConfigError, nearest
 from bench.tools.trackers import MIRRORS, check_mirrors
 from bench.training.engine import MODES
 from bench.training.execution import Execution
-from datasets.spec import nearest
 
 RUN_FIELDS = tuple(
     f for f in dataclasses.fields(RunConfig) if f.name not in ("suite", "task", "agent", "seed", "agent_config")

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
-from bench.runs.contract import ConfigError
+from bench.runs.contract import ConfigError, nearest
 from bench.runs.writer import SCHEMA_VERSION
-from datasets.spec import DataError, nearest
+from datasets.spec import DataError
 
 # Fields that runs of older code do not have, and what they stand for then: such runs keep their hash.
 LATER_FIELDS = {

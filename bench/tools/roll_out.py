@@ -14,13 +14,14 @@ import safetensors.torch
 
 from agents.blocks.base import Agent
 from bench.protocol.config import ConfigError, RunConfig
+from bench.runs.contract import one_line, replacing
 from bench.runs.writer import StorageError, read_json
 from bench.training.evaluate import build_agent, policy_state, prepare_worker, run_episode
 from bench.training.streams import SeedStreams, stream_key
 from bench.training.workers import Requests, Template, with_answers
-from datasets.cache import cache_root, replacing
-from datasets.spec import one_line
-from datasets.user_files.flat_files import Step, episode_arrays, recipe_of, write
+from datasets.cache import cache_root
+from datasets.flat_files.reading import recipe_of
+from datasets.flat_files.writing import Step, episode_arrays, write
 
 RECIPE_VERSION = 1  # raise it when a change to this module changes the data
 POLICY_FILE = Path("checkpoint") / "policy.safetensors"

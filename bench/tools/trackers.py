@@ -15,8 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from bench.runs.contract import ConfigError
-from datasets.spec import nearest
+from bench.runs.contract import ConfigError, nearest
 
 AXES = {"offline": "updates", "online": "env_steps"}  # first part of a scalar's name -> what it is drawn over
 WANDB_PROJECT = "o2o-bench"

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from bench.grid.status import find_run
 from bench.protocol.config import RunConfig
-from bench.runs.contract import ConfigError
+from bench.runs.contract import ConfigError, nearest, one_line
 from bench.runs.writer import SCHEMA_VERSION, StorageError, read_json, write_atomically, write_json
 from bench.tools.data import Progress
 from bench.tools.film import Film, Stage, Take, encode
@@ -20,7 +20,6 @@ from bench.tools.roll_out import finished_run
 from bench.training.evaluate import Row
 from datasets.cache import exclusive
 from datasets.pictures.view import Look
-from datasets.spec import one_line
 
 INDEX = "index.json"
 SIZES = {"mp4": (480, 360), "gif": (320, 240)}  # pixels of a picture, without its caption
@@ -188,7 +187,7 @@ def look_of(options: argparse.Namespace, stage: Stage) -> tuple[Look, float]:
     """How pictures are drawn, and frames per second. Raises ConfigError for a camera or a rate that there is not."""
     if options.camera is not None and options.camera not in stage.cameras:
         cameras = f"its cameras are {', '.join(stage.cameras)}" if stage.cameras else "it is seen in one way only"
-        near = datasets.nearest(options.camera, stage.cameras)
+        near = nearest(options.camera, stage.cameras)
         raise ConfigError(f"{stage.config.task} has no camera {options.camera!r}{near}; {cameras}")
     if options.fps is not None and options.fps > stage.rate * (1 + 1e-9):
         raise ConfigError(

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from agents.blocks.base import Agent, Metrics, Phase
 from bench.protocol.config import ConfigError
+from bench.runs.contract import nearest
 from bench.training.meters import MetricMeans
 from bench.training.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from datasets.batch import Batch
 from datasets.replay.replay import Replay
 from datasets.replay.trajectories import TrajectoryStore
-from datasets.spec import nearest
 from datasets.store import cache_root
 
 Mode = Literal["eager", "compiled", "graph", "compiled-graph"]

@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 
 from datasets.bullet.tasks import DIMS
+from datasets.flat_files.writing import Step, episode_arrays
 from datasets.pictures.view import Look
 from datasets.spec import ACTION_LIMIT, Dataset
-from datasets.user_files.flat_files import Step, episode_arrays
 
 
 @contextmanager
@@ -139,10 +139,9 @@ class BulletView:
 
 def recipe(dataset: Dataset) -> dict[str, Any]:
     """The numbers one would vary of a data set of random actions, as JSON; `version` stands for the rest."""
-    assert dataset.recipe is not None
     return {
         "version": RECIPE_VERSION,
-        "seed": dataset.recipe.seed,
+        "seed": dataset.made_by.seed,
         "environment": _ENV_IDS[dataset.domain],
         "actions": {"distribution": "uniform", "limit": ACTION_LIMIT},
     }
@@ -150,8 +149,7 @@ def recipe(dataset: Dataset) -> dict[str, Any]:
 
 def make_episode(dataset: Dataset, index: int) -> dict[str, np.ndarray]:
     """Episode `index` of a generated data set, under D4RL's keys: a function of recipe, seed and index alone."""
-    assert dataset.recipe is not None
-    rng = np.random.default_rng((dataset.recipe.seed, index))
+    rng = np.random.default_rng((dataset.made_by.seed, index))
     env = BulletTask(dataset.domain)
     obs, _ = env.reset(seed=int(rng.integers(2**31)))
     steps: list[Step] = []

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
-from datasets.cache import exclusive, file_sha256, replacing
-from datasets.spec import DataError, one_line
+from bench.runs.contract import one_line, replacing
+from datasets.cache import exclusive, file_sha256
+from datasets.spec import DataError
 
 LOCK = "O2O_BENCH_LOCK"  # an environment variable: another lock file than the checkout's
 _threads = threading.Lock()  # `exclusive` is for processes, and not every file system has it

@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
+from bench.runs.contract import one_line
 from datasets.download.partial import Version
-from datasets.spec import one_line
 
 if TYPE_CHECKING:
     import requests

@@ -13,8 +13,10 @@ from typing import IO, Any, get_args
 
 import numpy as np
 
+from bench.runs.contract import one_line
 from datasets.ogbench.tasks import DOMAINS, TASK_IDS, relabel
-from datasets.spec import ACTION_LIMIT, Block, DataError, Dataset, Origin, Rows, TaskSpec, one_line
+from datasets.source import Block, Rows
+from datasets.spec import ACTION_LIMIT, DataError, Dataset, Origin, TaskSpec
 from datasets.transitions import episode_ends
 
 _BLOCK_ROWS = 250_000  # at a time: rewards are computed in float64
