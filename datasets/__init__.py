@@ -1,4 +1,8 @@
-"""Tasks: data, environment, and what success means. Imports no simulator until one is needed."""
+"""Tasks: data, environment, and what success means. Imports no simulator until one is needed.
+
+A room for each family of tasks, whose `source.py` says what it offers; `registry` knows all families, and the modules
+that find, make, convert and export data stand above it.
+"""
 
 import os
 

@@ -13,10 +13,9 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +25,9 @@ from datasets.registry import DOWNLOADERS, TASKS, parse_name, reader_of
 from datasets.registry import task as find_task
 from datasets.spec import DataError, Dataset, TaskSpec
 from datasets.transitions import Transitions
+
+if TYPE_CHECKING:
+    from datasets.download.fetch import ByteProgress
 
 OFFLINE = "O2O_BENCH_OFFLINE"  # an environment variable: nothing is ever downloaded
 FORMAT_VERSION = 1  # of the flat arrays: a change makes every set be converted anew
@@ -59,7 +61,7 @@ def get(
     name: str,
     data_dir: str | Path | None = None,
     workers: int = 4,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: "ByteProgress | None" = None,
 ) -> list[Path]:
     """Files of a published data set, downloaded where they are absent: into `data_dir`, or where other projects keep
     them. A download that was cut goes on. Raises DataError where no server has them, and for a set not published.
@@ -206,10 +208,10 @@ def _mapped(flat: Path, spec: TaskSpec, name: str) -> Transitions:
 
 def _folders(dataset: Dataset, data_dir: str | Path | None) -> list[Path]:
     """Where to look, in order."""
-    asked = [Path(data_dir).expanduser()] if data_dir is not None and dataset.domain else []
+    first_choice = [Path(data_dir).expanduser()] if data_dir is not None and dataset.domain else []
     if dataset.recipe is not None:
-        return [*asked, generated_dir(dataset.name)]
-    return [*asked, *(Path(folder).expanduser() for folder in dataset.folders)]
+        return [*first_choice, generated_dir(dataset.name)]
+    return [*first_choice, *(Path(folder).expanduser() for folder in dataset.folders)]
 
 
 def command(dataset: Dataset) -> str:

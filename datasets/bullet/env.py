@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.bullet.tasks import DIMS
 from datasets.flat_files.writing import Step, episode_arrays
-from datasets.pictures.view import Look
+from datasets.pictures.view import Look, View
 from datasets.spec import ACTION_LIMIT, Dataset
 
 
@@ -20,14 +20,14 @@ from datasets.spec import ACTION_LIMIT, Dataset
 def _silent_stderr() -> Iterator[None]:
     """PyBullet prints the time of its build when it is imported, from C."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    original = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(original, 2)
+        os.close(original)
 
 
 with _silent_stderr():
@@ -93,7 +93,7 @@ class BulletTask(gymnasium.Wrapper):
         obs, reward, terminated, truncated, _ = self.env.step(action.clip(-1.0, 1.0))
         return obs, float(reward), terminated, truncated, {}
 
-    def view(self) -> "BulletView":
+    def view(self) -> View:
         return BulletView(self, self._domain)
 
 

@@ -126,7 +126,7 @@ class Partial:
 
 
 @contextmanager
-def claim(target: Path, waiting_for: dict[Path, Path]) -> Iterator[Partial | None]:
+def open_partial(target: Path, waiting_for: dict[Path, Path]) -> Iterator[Partial | None]:
     """The partial file of `target`, of which no other process or thread has hold; None where `target` is there.
 
     While another has hold of it, it stands in `waiting_for` under `target`. Where the file system has no locks, each

@@ -73,7 +73,10 @@ def task(name: str) -> TaskSpec | None:
 
 
 def parse(name: str) -> Dataset | None:
-    """The data set of a name of either form. Of one that is absent, the files that it most likely has."""
+    """The data set of a name of either form. Of one that is absent, the files that it most likely has.
+
+    Raises DataError for what is no id of a data set and for metadata that cannot be read.
+    """
     set_id = dataset_id(name)
     if set_id is None:
         return None
@@ -89,8 +92,8 @@ def parse(name: str) -> Dataset | None:
 
 def local_ids() -> list[str]:
     """Ids of all data sets in Minari's folder."""
-    found = (file.parent.parent.relative_to(root()).as_posix() for file in root().glob(f"**/data/{FILE}"))
-    return sorted(set_id for set_id in found if not set_id.startswith(".") and "/." not in set_id)
+    set_ids = (file.parent.parent.relative_to(root()).as_posix() for file in root().glob(f"**/data/{FILE}"))
+    return sorted(set_id for set_id in set_ids if not set_id.startswith(".") and "/." not in set_id)
 
 
 def get(name: str) -> Path:

@@ -32,7 +32,10 @@ _SAME_OBS = 1e-5  # next_obs[t] and obs[t + 1] are the same observation
 
 
 def origin(dataset: Dataset, files: list[Path]) -> Origin:
-    """Generated if the name says so or a file does, whatever it has been renamed to; else published, or a user's."""
+    """Generated if the name says so or a file does, whatever it has been renamed to; else published, or a user's.
+
+    Raises DataError for a file that cannot be read.
+    """
     if dataset.recipe is not None:
         return "generated"
     for file in files:
@@ -46,7 +49,8 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
     """The rows of a file's demonstrations, in order of their numbers; filter keys (`mask/…`) are not looked at.
 
     As published, each transition with `dones` = 1 ends an episode and is terminated: the few that follow the first
-    success within a demonstration are episodes of their own.
+    success within a demonstration are episodes of their own. Raises DataError, also later on from the iterator, for a
+    damaged file and for one of another environment.
     """
     (file,) = files
     domain = tasks[0].domain
@@ -117,16 +121,16 @@ def _check_environment(file: Path, data: Any, domain: str) -> None:
 
 def _differences(kwargs: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Arguments of a file's environment that would make another task of it, and what the task has."""
-    ours, theirs = {"gripper_types": "default"} | ENV_KWARGS, dict(kwargs)
-    if isinstance(theirs.get("robots"), str):
-        theirs["robots"] = [theirs["robots"]]
-    pairs = {key: (theirs.get(key, ours[key]), ours[key]) for key in _DECISIVE_KWARGS}
-    our_arm = {"input_type": "delta"} | ENV_KWARGS["controller_configs"]["body_parts"]["right"]
+    task_kwargs, file_kwargs = {"gripper_types": "default"} | ENV_KWARGS, dict(kwargs)
+    if isinstance(file_kwargs.get("robots"), str):
+        file_kwargs["robots"] = [file_kwargs["robots"]]
+    pairs = {key: (file_kwargs.get(key, task_kwargs[key]), task_kwargs[key]) for key in _DECISIVE_KWARGS}
+    task_arm = {"input_type": "delta"} | ENV_KWARGS["controller_configs"]["body_parts"]["right"]
     try:
-        their_arm = theirs["controller_configs"]["body_parts"]["right"]
-        pairs |= {f"controller {key}": (their_arm.get(key, our_arm[key]), our_arm[key]) for key in _DECISIVE_GAINS}
+        file_arm = file_kwargs["controller_configs"]["body_parts"]["right"]
+        pairs |= {f"controller {key}": (file_arm.get(key, task_arm[key]), task_arm[key]) for key in _DECISIVE_GAINS}
     except (TypeError, KeyError, AttributeError):
-        pairs["controller"] = (theirs.get("controller_configs"), "OSC_POSE of the right arm")
+        pairs["controller"] = (file_kwargs.get("controller_configs"), "OSC_POSE of the right arm")
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 

@@ -114,7 +114,7 @@ def _observed(simulator: Any, states: np.ndarray, actions: np.ndarray) -> Episod
     for name in observed[0]:
         key = "object" if name == OBJECT else name
         if key == "object" or (key.startswith("robot0_") and not key.endswith("-state")):
-            values = np.stack([np.atleast_1d(np.asarray(each[name], np.float64)) for each in observed[1:]])
+            values = np.stack([np.atleast_1d(np.asarray(step[name], np.float64)) for step in observed[1:]])
             episode |= {f"obs/{key}": values[:-1], f"next_obs/{key}": values[1:]}
     return episode | {"success": np.array(bool(rewards.any()))}
 
