@@ -305,7 +305,7 @@ def _remove_outdated(dataset: Dataset, flat: Path, of: tuple[str, str]) -> None:
                 meta = json.load(meta_file)
                 is_outdated = (meta.get("folder"), meta.get("task", "")) == of
             except ValueError:
-                continue  # damaged: `load_task` says so where somebody needs it
+                continue  # damaged: `load` says so where somebody needs it
             if is_outdated and lock(meta_file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 shutil.rmtree(old)
 
