@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import io
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,17 +44,6 @@ def exclusive(path: Path) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         yield lock(file, fcntl.LOCK_EX)
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write to; it replaces `file` at the end, or vanishes where an exception passes."""
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
-    try:
-        yield partial
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

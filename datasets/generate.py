@@ -14,25 +14,28 @@ from collections.abc import Callable
 from importlib.metadata import version
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.cache import replacing
+from bench.runs.contract import nearest, one_line, replacing
 from datasets.registry import generator_of, kinds, parse_name, require_extra
-from datasets.spec import DataError, Dataset, Recipe, generated_name, nearest, one_line
+from datasets.spec import DataError, Dataset, Recipe, generated_name
 from datasets.store import can_download, find, generated_dir, get
 
+if TYPE_CHECKING:
+    from datasets.download.fetch import ByteProgress
+
 _MOST_FILES = 4  # that are downloaded without being asked for: the sets of 100 files have tens of gigabytes
-Progress = Callable[[int, int], None]  # episodes finished, episodes in all
+EpisodeProgress = Callable[[int, int], None]  # episodes finished, episodes in all
 
 
 def ensure(
     name: str,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: EpisodeProgress | None = None,
     data_dir: str | Path | None = None,
-    bytes_progress: Callable[[int, int | None], None] | None = None,
+    bytes_progress: "ByteProgress | None" = None,
 ) -> None:
     """Make or download the data set `name` where neither `data_dir` nor the usual places hold it.
 
@@ -50,7 +53,7 @@ def ensure(
 
 
 def will_fetch(name: str) -> bool:
-    """`ensure` downloads this set where it is absent."""
+    """`ensure` downloads this set where it is absent. Raises DataError for an unknown name."""
     dataset = parse_name(name)
     return can_download(dataset) and len(dataset.files) <= _MOST_FILES
 
@@ -63,7 +66,7 @@ def generate(
     workers: int = 1,
     task_id: int | None = None,
     out: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: EpisodeProgress | None = None,
 ) -> Path:
     """Make a data set with `workers` processes, and return its file in the folder `out`, or in the cache.
 
@@ -71,20 +74,22 @@ def generate(
     and returns at once where the set is complete. Raises DataError for arguments that name no data set, and where the
     simulator is not installed.
     """
-    known = kinds(domain)
-    if not known:
+    domain_kinds = kinds(domain)
+    if not domain_kinds:
         raise DataError(f"no expert is known for {domain}: use its published data, or a file of yours with --data FILE")
-    if kind not in known:
-        raise DataError(f"unknown kind '{kind}' of {domain}{nearest(kind, known)}; kinds are {', '.join(known)}")
-    if known[kind] and task_id is None:
+    if kind not in domain_kinds:
+        raise DataError(
+            f"unknown kind '{kind}' of {domain}{nearest(kind, domain_kinds)}; kinds are {', '.join(domain_kinds)}"
+        )
+    if domain_kinds[kind] and task_id is None:
         raise DataError(f"a set of kind '{kind}' is made for one task, like {domain}-task1")
-    if not known[kind] and task_id is not None:
+    if not domain_kinds[kind] and task_id is not None:
         raise DataError(f"a set of kind '{kind}' is made for all tasks of {domain}, not for one")
     dataset = parse_name(generated_name(domain, Recipe(kind, episodes, seed, task_id or 0)))
     return _generate(dataset, generated_dir(dataset.name) if out is None else Path(out), workers, progress)
 
 
-def _generate(dataset: Dataset, folder: Path, workers: int, progress: Progress | None) -> Path:
+def _generate(dataset: Dataset, folder: Path, workers: int, progress: EpisodeProgress | None) -> Path:
     if workers < 1:
         raise DataError(f"workers must be at least 1, got {workers}")
     source = generator_of(dataset)
@@ -119,8 +124,8 @@ def _part(parts: Path, index: int) -> Path:
     return parts / f"episode-{index:06}.npz"
 
 
-def _make_parts(dataset: Dataset, parts: Path, workers: int, progress: Progress | None) -> None:
-    total = _episodes(dataset)
+def _make_parts(dataset: Dataset, parts: Path, workers: int, progress: EpisodeProgress | None) -> None:
+    total = dataset.made_by.episodes
     missing = [index for index in range(total) if not _part(parts, index).exists()]
     report = progress or (lambda finished, total: None)
     report(total - len(missing), total)
@@ -180,7 +185,7 @@ def _make_part(dataset: Dataset, parts: Path, index: int) -> None:
 
 def _merge(dataset: Dataset, parts: Path, file: Path, recipe: dict[str, Any]) -> None:
     """Write the manifest, then all parts as one file; once that exists, the set is complete."""
-    episodes = [_part(parts, index) for index in range(_episodes(dataset))]
+    episodes = [_part(parts, index) for index in range(dataset.made_by.episodes)]
     with replacing(file) as partial:
         facts = generator_of(dataset).write_set(dataset, episodes, partial, recipe)
         description = {
@@ -194,8 +199,3 @@ def _merge(dataset: Dataset, parts: Path, file: Path, recipe: dict[str, Any]) ->
         }
         with replacing(file.with_suffix(".manifest.json")) as manifest:
             manifest.write_text(json.dumps(description, indent=1) + "\n")
-
-
-def _episodes(dataset: Dataset) -> int:
-    assert dataset.recipe is not None
-    return dataset.recipe.episodes

@@ -3,18 +3,20 @@
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from datasets.bullet import tasks as bullet
-from datasets.minari import source as minari_io
-from datasets.ogbench import tasks as ogbench_tasks
-from datasets.robomimic import tasks as robomimic_lowdim
-from datasets.spec import DataError, Dataset, Generator, Reader, Recipe, Source, TaskSpec, generated_name, nearest
-from datasets.user_files import source as user_files
+from bench.runs.contract import nearest
+from datasets.bullet import source as bullet
+from datasets.minari import source as minari
+from datasets.ogbench import source as ogbench
+from datasets.robomimic import source as robomimic
+from datasets.source import Generator, Reader, Source
+from datasets.spec import DataError, Dataset, Recipe, TaskSpec, generated_name
+from datasets.user_files.source import UserFiles
 
-GENERATORS: tuple[Generator, ...] = (ogbench_tasks, robomimic_lowdim, bullet)
-SOURCES: tuple[Source, ...] = (*GENERATORS, minari_io)
-READERS: tuple[Reader, ...] = (*SOURCES, user_files)
-DOWNLOADERS = {minari_io.SUITE: minari_io.get}  # of sources whose package fetches its data itself
+GENERATORS: tuple[Generator, ...] = (ogbench, robomimic, bullet)
+SOURCES: tuple[Source, ...] = (*GENERATORS, minari)
+DOWNLOADERS = {minari.SUITE: minari.get}  # of sources whose package fetches its data itself
 TASKS = {name: spec for source in SOURCES for name, spec in source.TASKS.items()}
 EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
     "robomimic": "robosuite",
@@ -27,11 +29,38 @@ def task(name: str) -> TaskSpec:
     """The task of a name; a bare domain is its default task. Raises DataError for an unknown one."""
     for source in SOURCES:
         if spec := source.task(name):
-            return spec
+            if spec.played_in is None:
+                return spec
+            played = played_task(spec)
+            returns = spec.reference_returns or played.reference_returns
+            return replace(spec, max_episode_steps=played.max_episode_steps, reference_returns=returns)
     raise DataError(
         f"unknown task '{name}'{nearest(name, [*TASKS, *domains()])}; domains are {', '.join(domains())}, "
         "and python -m bench data list shows every task"
     )
+
+
+def played_task(spec: TaskSpec) -> TaskSpec:
+    """The task whose environment `spec` is played in: most often itself. Raises DataError where that one is unknown."""
+    return played_task(task(spec.played_in)) if spec.played_in else spec
+
+
+def may_share_rewards(name: str, spec: TaskSpec) -> bool:
+    """False where the task of a name is known to have other rewards than `spec`.
+
+    Tasks of equal domain and id have the same rewards, whatever data they start from (`can-mh`, `can-ph`).
+    """
+    try:
+        rewarded = played_task(task(name))
+    except DataError:  # of a Minari set that is not here: nothing is known of its task
+        return True
+    played = played_task(spec)
+    # An environment that Minari recovers may be one of ours under another name; whether it is cannot be told.
+    is_comparable = (rewarded.suite == minari.SUITE) == (played.suite == minari.SUITE)
+    return not is_comparable or (rewarded.domain, rewarded.task_id) == (played.domain, played.task_id)
+
+
+READERS: tuple[Reader, ...] = (*SOURCES, UserFiles(SOURCES, may_share_rewards))
 
 
 def parse_name(name: str) -> Dataset:
@@ -58,8 +87,11 @@ def _generated_like(name: str) -> Iterator[str]:
 
 
 def default_dataset(task_name: str) -> str:
-    """Name of the data set that a task is trained on, also where its task is known by its data alone (Minari)."""
-    dataset = minari_io.parse(task_name)
+    """Name of the data set that a task is trained on, also where its task is known by its data alone (Minari).
+
+    Raises DataError for an unknown task.
+    """
+    dataset = minari.parse(task_name)
     return dataset.name if dataset else task(task_name).dataset
 
 
@@ -74,7 +106,10 @@ def published() -> tuple[str, ...]:
 
 
 def kinds(domain: str) -> Mapping[str, bool]:
-    """Kinds of data that can be generated for a domain, and whether a set of the kind is made for one task."""
+    """Kinds of data that can be generated for a domain, and whether a set of the kind is made for one task.
+
+    Raises DataError for an unknown domain.
+    """
     spec = next((spec for spec in TASKS.values() if spec.domain == domain), None)
     if spec is None:
         raise DataError(f"unknown domain '{domain}'{nearest(domain, domains())}; domains are {', '.join(domains())}")

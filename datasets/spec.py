@@ -1,16 +1,9 @@
-"""What a task, a data set and a source of both are, and the one error that a user of this floor can cause."""
+"""What a task and a data set are, how generated sets are named, and the error that a user of this floor can cause."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-import numpy as np
-
-if TYPE_CHECKING:
-    import gymnasium
+from typing import Literal
 
 Origin = Literal["published", "generated", "user"]  # as released; made by a script here; a file that a user named
 ACTION_LIMIT = 1 - 1e-5  # of actions in data: keeps the inverse of a tanh squashing finite
@@ -34,6 +27,7 @@ class TaskSpec:
     dataset: str  # "cube-double-play-v0"
     success_timings: tuple[str, ...] = ("post",)  # success may be told of the state after the action, or before it
     reference_returns: tuple[float, float] | None = None  # returns that score 0 and 1; None: none are published
+    played_in: str | None = None  # another task, whose environment this one is played in; None: its own
 
 
 @dataclass(frozen=True)
@@ -67,107 +61,11 @@ class Dataset:
     recipe: Recipe | None = None  # of a set made here; a file under a published name may be one as well
     substitute: str | None = None  # the generated set that resembles this published one most
 
-
-class Block(NamedTuple):
-    """Consecutive rows of a data set, in the form of `datasets.transitions`."""
-
-    obs: np.ndarray  # (r, O) float32
-    action: np.ndarray  # (r, A) float32 in [-1, 1]; meaningless in a final row
-    final: np.ndarray  # (r,) bool, last row of its episode: holds only the final observation
-    reward: Mapping[str, np.ndarray]  # task name -> (r,) float32
-    terminated: Mapping[str, np.ndarray]  # task name -> (r,) bool
-
-
-class Rows(NamedTuple):
-    """All rows of a data set, block by block."""
-
-    num_rows: int
-    blocks: Iterator[Block]
-
-
-class Reader(Protocol):
-    """What knows names of data sets and reads their files. A module each."""
-
     @property
-    def SUITE(self) -> str:
-        """`Dataset.suite` of its data sets."""
-        ...
-
-    def parse(self, name: str) -> Dataset | None:
-        """The data set of a name; None where the name is none of this reader's."""
-        ...
-
-    def origin(self, dataset: Dataset, files: list[Path]) -> Origin:
-        """Where the data of these files come from, whatever the files have been renamed to."""
-        ...
-
-    def read(self, dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
-        """The rows of a data set with the rewards of `tasks`. Raises DataError, also later on from the iterator."""
-        ...
-
-
-class Source(Reader, Protocol):
-    """One family of tasks and their data. A module each, which imports no simulator before one is needed."""
-
-    @property
-    def EXTRA(self) -> str | None:
-        """What its environments need beyond the core: a key of `datasets.registry.EXTRAS`."""
-        ...
-
-    @property
-    def NEEDS_OPENGL(self) -> bool:
-        """Whether its environments are drawn with OpenGL; else by their simulator itself."""
-        ...
-
-    @property
-    def TASKS(self) -> Mapping[str, TaskSpec]:
-        """Those that are known without looking at files."""
-        ...
-
-    @property
-    def PUBLISHED(self) -> tuple[str, ...]:
-        """Names of its published data sets."""
-        ...
-
-    def task(self, name: str) -> TaskSpec | None:
-        """The task of a name, a bare domain's default task included; None where the name is none of this source's."""
-        ...
-
-    def make_env(self, spec: TaskSpec, success_timing: str) -> "gymnasium.Env":
-        """The environment of a task (see `datasets.make_env`)."""
-        ...
-
-    def kinds(self, domain: str) -> Mapping[str, bool]:
-        """Kinds of data that can be generated for a domain, and whether a set of the kind is made for one task."""
-        ...
-
-
-class Generator(Source, Protocol):
-    """A source that can make data of its own."""
-
-    @property
-    def PACKAGES(self) -> tuple[str, ...]:
-        """Packages whose versions may change generated data."""
-        ...
-
-    def recipe(self, dataset: Dataset) -> dict[str, Any]:
-        """The numbers one would vary, fit for JSON; `version` stands for the rest."""
-        ...
-
-    def make_episode(self, dataset: Dataset, index: int) -> dict[str, np.ndarray]:
-        """One episode of a generated set; depends on recipe, seed and index alone."""
-        ...
-
-    def write_set(self, dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-        """Merges npz files of episodes into one file of the published format that tells its origin and recipe.
-
-        Returns facts for the manifest: `transitions`, `success_share`.
-        """
-        ...
-
-    def recipe_of(self, file: Path) -> object:
-        """The recipe that a generated file says it follows; None where it says none or cannot be read."""
-        ...
+    def made_by(self) -> Recipe:
+        """The recipe of a set that is made here."""
+        assert self.recipe is not None, f"{self.name} is not made here"
+        return self.recipe
 
 
 def parse_generated(name: str, domains: Iterable[str], kinds: Mapping[str, bool]) -> tuple[str, Recipe] | None:
@@ -193,14 +91,3 @@ def generated_name(domain: str, recipe: Recipe) -> str:
     """The inverse of `parse_generated`."""
     task = f"-task{recipe.task_id}" if recipe.task_id else ""
     return f"{domain}{task}-{recipe.kind}-generated-{recipe.episodes}ep-seed{recipe.seed}"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the name closest to `name`, or the empty string where none is close."""
-    matches = get_close_matches(name, list(names), n=1)
-    return f" (did you mean '{matches[0]}'?)" if matches else ""
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())

@@ -13,17 +13,21 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.runs.contract import one_line
 from datasets.cache import ELSEWHERE, cache_root, exclusive, file_sha256, lock
 from datasets.registry import DOWNLOADERS, TASKS, parse_name, reader_of
-from datasets.spec import DataError, Dataset, TaskSpec, one_line
+from datasets.registry import task as find_task
+from datasets.spec import DataError, Dataset, TaskSpec
 from datasets.transitions import Transitions
+
+if TYPE_CHECKING:
+    from datasets.download.fetch import ByteProgress
 
 OFFLINE = "O2O_BENCH_OFFLINE"  # an environment variable: nothing is ever downloaded
 FORMAT_VERSION = 1  # of the flat arrays: a change makes every set be converted anew
@@ -57,7 +61,7 @@ def get(
     name: str,
     data_dir: str | Path | None = None,
     workers: int = 4,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: "ByteProgress | None" = None,
 ) -> list[Path]:
     """Files of a published data set, downloaded where they are absent: into `data_dir`, or where other projects keep
     them. A download that was cut goes on. Raises DataError where no server has them, and for a set not published.
@@ -101,7 +105,10 @@ def _is_offline() -> bool:
 
 
 def verify(name: str, data_dir: str | Path | None = None, record: bool = False) -> list[tuple[str, bool]]:
-    """For each file of a data set a line on how it compares with its recorded checksum, and whether it differs."""
+    """For each file of a data set a line on how it compares with its recorded checksum, and whether it differs.
+
+    Raises DataError for a set that is absent and a file that cannot be read.
+    """
     from datasets.download.checksums import verify
 
     dataset = parse_name(name)
@@ -149,21 +156,29 @@ def check_dataset(spec: TaskSpec, name: str) -> Dataset:
     return dataset
 
 
-def load_task(spec: TaskSpec, name: str, data_dir: str | Path | None = None) -> Transitions:
-    """Transitions of a data set with the rewards of a task; converts the set at its first use."""
-    dataset = check_dataset(spec, name)
+def load(task_name: str, dataset: str | None = None, data_dir: str | Path | None = None) -> Transitions:
+    """Transitions of a task from `dataset`, or from the task's own data set, which is converted at its first use.
+
+    Looks in `data_dir`, where given, before the usual places. Raises DataError, which says what to do, for data that
+    are missing, damaged or of another domain.
+    """
+    spec = find_task(task_name)
+    return _load(spec, check_dataset(spec, dataset or spec.dataset), data_dir)
+
+
+def _load(spec: TaskSpec, dataset: Dataset, data_dir: str | Path | None) -> Transitions:
     files = find(dataset, data_dir)
     if not files:
         raise DataError(_missing(dataset, data_dir))
-    flat = cache_root() / "flat" / f"{name}-{_source_key(files, _own_task(dataset, spec))}"
+    flat = cache_root() / "flat" / f"{dataset.name}-{_source_key(files, _own_task(dataset, spec))}"
     if not flat.exists():
         _convert(dataset, spec, files, flat)
     try:
         try:
-            return _mapped(flat, spec, name)
+            return _mapped(flat, spec, dataset.name)
         except FileNotFoundError:  # another process has taken it for outdated and removed it meanwhile
             _convert(dataset, spec, files, flat)
-            return _mapped(flat, spec, name)
+            return _mapped(flat, spec, dataset.name)
     except (OSError, ValueError) as error:
         raise DataError(f"{flat} is damaged ({error}); delete it and it is made again from {files[0]}") from error
 
@@ -193,16 +208,15 @@ def _mapped(flat: Path, spec: TaskSpec, name: str) -> Transitions:
 
 def _folders(dataset: Dataset, data_dir: str | Path | None) -> list[Path]:
     """Where to look, in order."""
-    asked = [Path(data_dir).expanduser()] if data_dir is not None and dataset.domain else []
+    first_choice = [Path(data_dir).expanduser()] if data_dir is not None and dataset.domain else []
     if dataset.recipe is not None:
-        return [*asked, generated_dir(dataset.name)]
-    return [*asked, *(Path(folder).expanduser() for folder in dataset.folders)]
+        return [*first_choice, generated_dir(dataset.name)]
+    return [*first_choice, *(Path(folder).expanduser() for folder in dataset.folders)]
 
 
 def command(dataset: Dataset) -> str:
     """The command that makes a generated set."""
-    recipe = dataset.recipe
-    assert recipe is not None
+    recipe = dataset.made_by
     task = f"{dataset.domain}-task{recipe.task_id}" if recipe.task_id else dataset.domain
     numbers = f"--episodes {recipe.episodes} --seed {recipe.seed}"
     return f"python -m bench data generate --task {task} --kind {recipe.kind} {numbers}"
@@ -291,7 +305,7 @@ def _remove_outdated(dataset: Dataset, flat: Path, of: tuple[str, str]) -> None:
                 meta = json.load(meta_file)
                 is_outdated = (meta.get("folder"), meta.get("task", "")) == of
             except ValueError:
-                continue  # damaged: `load_task` says so where somebody needs it
+                continue  # damaged: `load` says so where somebody needs it
             if is_outdated and lock(meta_file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 shutil.rmtree(old)
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 import datasets
-from datasets.bullet import tasks as bullet
+from datasets.bullet import source as bullet
+from datasets.bullet.tasks import DIMS, MAX_EPISODE_STEPS
 from datasets.spec import DataError
 from tests.tiny_runs import provenance_of, python, tiny_config
 
 needs_simulator = pytest.mark.skipif(
     datasets.unavailable("hopper-bullet") is not None, reason="needs pybullet_envs_gymnasium (make setup EXTRAS=bullet)"
 )
-DOMAINS = sorted(bullet.DIMS)
+DOMAINS = sorted(DIMS)
 
 DIGESTS = """
 import hashlib, json, sys
@@ -129,7 +130,7 @@ def test_environments_are_as_their_tasks_say(domain):
 def test_an_episode_ends_after_a_thousand_steps():
     env = datasets.make_env("halfcheetah-bullet")
     env.reset(seed=0)
-    ends = [env.step(np.zeros(6))[2:4] for _ in range(bullet.MAX_EPISODE_STEPS)]
+    ends = [env.step(np.zeros(6))[2:4] for _ in range(MAX_EPISODE_STEPS)]
     assert ends == [(False, False)] * 999 + [(False, True)]
 
 

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.flat_files import columns, reading, writing
 from datasets.spec import ACTION_LIMIT, DataError, Dataset, RemoteFile, TaskSpec
 from datasets.transitions import Transitions
-from datasets.user_files import flat_files
+from datasets.user_files.source import layout_of
 
 TASK = TaskSpec("walk", "any", "walk", 1, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")
 OTHER = TaskSpec("run", "any", "walk", 2, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")
@@ -36,7 +37,7 @@ def write(file: Path, arrays: dict[str, Any], **options: Any) -> Path:
 def read(file: Path, *tasks: TaskSpec) -> Transitions:
     """The file as the store would convert it."""
     dataset = Dataset("walk-v0", "any", "walk", (RemoteFile(file.name),))
-    rows = flat_files.read(dataset, [file], list(tasks) or [TASK])
+    rows = reading.read(dataset, [file], list(tasks) or [TASK])
     blocks = list(rows.blocks)
     name = (tasks or (TASK,))[-1].name
     data = Transitions(
@@ -179,7 +180,7 @@ def test_every_transition_whose_successor_is_known_is_kept_and_no_other(
     write(file, in_layout(episodes, tells_limits, knows_next, as_column))
     expected = [transition for walk in episodes for transition in walk.expected(knows_next)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flat_files, "_BLOCK_ROWS", data.draw(st.integers(1, 7)))
+        patch.setattr(columns, "_BLOCK_ROWS", data.draw(st.integers(1, 7)))
         if expected:
             assert transitions(read(file)) == expected
         else:
@@ -194,8 +195,8 @@ def test_rewards_told_on_arrival_go_to_the_action_that_earned_them(tmp_path_fact
     file = write(tmp_path_factory.mktemp("flat") / f"walks{suffix}", on_arrival(episodes))
     if any(walk.end != "cut" for walk in episodes):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(flat_files, "_BLOCK_ROWS", data.draw(st.integers(1, 7)))
-            assert flat_files.is_told_on_arrival(file)
+            patch.setattr(columns, "_BLOCK_ROWS", data.draw(st.integers(1, 7)))
+            assert reading.is_told_on_arrival(file)
             expected = [transition for walk in episodes for transition in walk.expected(False, on_arrival=True)]
             assert transitions(read(file)) == expected
 
@@ -213,12 +214,12 @@ def test_episodes_padded_with_zeros_are_not_told_on_arrival(tmp_path):
         "timeouts": is_padding,
     }
     file = write(tmp_path / "padded.hdf5", arrays)
-    assert not flat_files.is_told_on_arrival(file)
+    assert not reading.is_told_on_arrival(file)
     data = read(file)
     assert data.reward[~data.final].tolist() == [0, 0, 1] * 2
     np.testing.assert_array_equal(data.obs, arrays["observations"])
     arrived = write(tmp_path / "arrived.hdf5", arrays | {"rewards": is_padding.astype(np.float32)})
-    assert flat_files.is_told_on_arrival(arrived)
+    assert reading.is_told_on_arrival(arrived)
     assert transitions(read(arrived)) == transitions(data)
 
 
@@ -249,20 +250,20 @@ def test_both_kinds_of_files_are_read_alike(tmp_path, suffix, compressed):
 
 
 def test_arrays_in_fortran_order_are_read_row_by_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(flat_files, "_BLOCK_ROWS", 5)
+    monkeypatch.setattr(columns, "_BLOCK_ROWS", 5)
     arrays = {**good(), "observations": np.asfortranarray(good()["observations"])}
     data = read(write(tmp_path / "x.npz", arrays))
     np.testing.assert_array_equal(data.obs[~data.final], arrays["observations"])
 
 
-@pytest.mark.parametrize("meaning", flat_files.KEYS)
+@pytest.mark.parametrize("meaning", columns.KEYS)
 def test_every_spelling_is_understood(tmp_path, meaning):
     arrays = {**good(), "timeouts": np.zeros(12, bool), "next_observations": good()["observations"] + 7}
     expected = transitions(read(write(tmp_path / "expected.npz", arrays)))
-    for number, key in enumerate(flat_files.KEYS[meaning]):
-        renamed = {(key if name == flat_files.KEYS[meaning][0] else name): array for name, array in arrays.items()}
+    for number, key in enumerate(columns.KEYS[meaning]):
+        renamed = {(key if name == columns.KEYS[meaning][0] else name): array for name, array in arrays.items()}
         file = write(tmp_path / f"{number}.npz", renamed)
-        assert flat_files.layout(file) == "flat"
+        assert layout_of(file) == "flat"
         assert transitions(read(file)) == expected
 
 
@@ -306,7 +307,7 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
     dataset = Dataset("wide-v0", "any", "wide", ())
     tracemalloc.start()
     try:
-        rows = flat_files.read(dataset, [tmp_path / "large.hdf5"], [task])
+        rows = reading.read(dataset, [tmp_path / "large.hdf5"], [task])
         assert sum(len(block.obs) for block in rows.blocks) == rows.num_rows == num_rows + 300
         assert tracemalloc.get_traced_memory()[1] < num_rows * 2 * 100 * 4 / 4
     finally:
@@ -326,21 +327,21 @@ def hdf5(file: Path, *keys: str) -> Path:
 def test_layouts_are_told_from_their_keys(tmp_path):
     zeros = np.zeros((3, 2))
     ogbench: dict[str, Any] = dict.fromkeys(("observations", "actions", "terminals", "qpos", "qvel"), zeros)
-    assert flat_files.layout(write(tmp_path / "a.npz", ogbench)) == "ogbench"
-    assert flat_files.layout(write(tmp_path / "b.npz", ogbench | {"rewards": zeros})) == "flat"
-    assert flat_files.layout(hdf5(tmp_path / "c.hdf5", "data/demo_0/actions", "mask/train")) == "robomimic"
-    assert flat_files.layout(hdf5(tmp_path / "d.hdf5", "episode_0/actions", "episode_1/actions")) == "minari"
-    assert flat_files.layout(write(tmp_path / "e.hdf5", good())) == "flat"
+    assert layout_of(write(tmp_path / "a.npz", ogbench)) == "ogbench"
+    assert layout_of(write(tmp_path / "b.npz", ogbench | {"rewards": zeros})) == "flat"
+    assert layout_of(hdf5(tmp_path / "c.hdf5", "data/demo_0/actions", "mask/train")) == "robomimic"
+    assert layout_of(hdf5(tmp_path / "d.hdf5", "episode_0/actions", "episode_1/actions")) == "minari"
+    assert layout_of(write(tmp_path / "e.hdf5", good())) == "flat"
 
 
 def test_other_keys_are_named(tmp_path):
     with pytest.raises(DataError, match=r"no known layout has its keys frames, meta; known are observations, actions"):
-        flat_files.layout(hdf5(tmp_path / "a.hdf5", "frames", "meta/date"))
+        layout_of(hdf5(tmp_path / "a.hdf5", "frames", "meta/date"))
     partly = {key: array for key, array in good().items() if key not in ("rewards", "terminals")}
     with pytest.raises(DataError, match="no key for rewards and terminals among its keys actions, observations"):
-        flat_files.layout(write(tmp_path / "b.npz", partly))
+        layout_of(write(tmp_path / "b.npz", partly))
     with pytest.raises(DataError, match="its keys none;"):
-        flat_files.layout(write(tmp_path / "c.npz", {}))
+        layout_of(write(tmp_path / "c.npz", {}))
 
 
 # What is refused, in one line that names file and key.
@@ -399,7 +400,7 @@ BAD = {
 @pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
 @pytest.mark.parametrize("arrays, message", BAD.values(), ids=BAD)
 def test_bad_arrays_are_refused(tmp_path, monkeypatch, arrays, message, suffix):
-    monkeypatch.setattr(flat_files, "_BLOCK_ROWS", 5)
+    monkeypatch.setattr(columns, "_BLOCK_ROWS", 5)
     file = write(tmp_path / f"bad{suffix}", arrays)
     with pytest.raises(DataError, match=rf"^{file}: key {message}") as error:
         read(file)
@@ -426,7 +427,7 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path, suffix):
         cut = tmp_path / f"cut{suffix}"
         cut.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(DataError, match=rf"^{cut}") as error:
-            flat_files.layout(cut)
+            layout_of(cut)
         assert "\n" not in str(error.value)
 
 
@@ -460,8 +461,8 @@ def test_damaged_hdf5_files_are_refused_or_read_but_never_crash(tmp_path):
         file.unlink(missing_ok=True)
         file.write_bytes(damaged)
         try:
-            flat_files.layout(file)
-            flat_files.recipe_of(file)
+            layout_of(file)
+            reading.recipe_of(file)
             read(file)
         except DataError as error:
             assert str(file) in str(error) and "\n" not in str(error)
@@ -474,7 +475,7 @@ def test_links_that_lead_nowhere_are_refused(tmp_path):
     with h5py.File(file, "a") as content:
         content["extra"] = h5py.SoftLink("/absent")
     with pytest.raises(DataError, match=rf"^{file} cannot be read \('extra' cannot be opened\)"):
-        flat_files.layout(file)
+        layout_of(file)
 
 
 def test_an_array_shorter_than_its_header_says_is_noticed(tmp_path):
@@ -492,11 +493,11 @@ def test_other_files_are_refused(tmp_path):
     text = tmp_path / "data.csv"
     text.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match=r"data\.csv is neither an npz nor an HDF5 file"):
-        flat_files.layout(text)
+        layout_of(text)
     with pytest.raises(DataError, match=r"no data file .*absent"):
-        flat_files.layout(tmp_path / "absent.npz")
+        layout_of(tmp_path / "absent.npz")
     with pytest.raises(DataError, match="cannot be read"):
-        flat_files.layout(tmp_path)
+        layout_of(tmp_path)
 
 
 # Files written here.
@@ -508,20 +509,18 @@ def test_merged_parts_come_back_and_tell_their_recipe(tmp_path):
     for number, length in enumerate(lengths):
         obs = rng.normal(size=(length + 1, 3))
         steps = [
-            flat_files.Step(
-                obs[t], np.full(2, 0.25 * number), float(t), t == length - 1 and number < 2, False, obs[t + 1]
-            )
+            writing.Step(obs[t], np.full(2, 0.25 * number), float(t), t == length - 1 and number < 2, False, obs[t + 1])
             for t in range(length)
         ]
         parts.append(tmp_path / f"{number}.npz")
-        arrays: dict[str, Any] = flat_files.episode_arrays(steps)
+        arrays: dict[str, Any] = writing.episode_arrays(steps)
         np.savez(parts[-1], **arrays)
     file, again = tmp_path / "merged.hdf5", tmp_path / "again.hdf5"
-    assert flat_files.write(parts, file, {"seed": 3}) == sum(lengths)
-    flat_files.write(parts, again, {"seed": 3})
+    assert writing.write(parts, file, {"seed": 3}) == sum(lengths)
+    writing.write(parts, again, {"seed": 3})
     assert file.read_bytes() == again.read_bytes()
-    assert flat_files.layout(file) == "flat"
-    assert flat_files.recipe_of(file) == {"seed": 3}
+    assert layout_of(file) == "flat"
+    assert reading.recipe_of(file) == {"seed": 3}
     data = read(file)
     assert (data.num_transitions, data.episode_ends.tolist()) == (9, [3, 4, 9])
     assert data.terminated.tolist() == [False, False, True, False, True, *[False] * 7]
@@ -536,7 +535,7 @@ def test_a_disk_that_fills_up_is_an_oserror(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            flat_files.write([part], tmp_path / "merged.hdf5", {})
+            writing.write([part], tmp_path / "merged.hdf5", {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -545,9 +544,9 @@ def test_a_disk_that_fills_up_is_an_oserror(tmp_path):
 def test_origin_is_what_the_file_says_or_whose_it_is(tmp_path, suffix):
     plain = write(tmp_path / f"plain{suffix}", good())
     published, user = Dataset("walk-v0", "any", "walk", ()), Dataset("user-plain-0", "user", "", ())
-    assert flat_files.origin(published, [plain]) == "published"
-    assert flat_files.origin(user, [plain]) == "user"
-    assert flat_files.recipe_of(plain) is None
+    assert reading.origin(published, [plain]) == "published"
+    assert reading.origin(user, [plain]) == "user"
+    assert reading.recipe_of(plain) is None
     notes = {"origin": np.array("generated"), "recipe": np.array(json.dumps([1]))}
     if suffix == ".npz":
         noted = write(tmp_path / "noted.npz", good() | notes)
@@ -555,6 +554,6 @@ def test_origin_is_what_the_file_says_or_whose_it_is(tmp_path, suffix):
         noted = write(tmp_path / "noted.hdf5", good())
         with h5py.File(noted, "a") as file:
             file.attrs["origin"], file.attrs["recipe"] = "generated", json.dumps([1])
-    assert flat_files.origin(published, [noted]) == flat_files.origin(user, [noted]) == "generated"
-    assert flat_files.recipe_of(noted) == [1]
+    assert reading.origin(published, [noted]) == reading.origin(user, [noted]) == "generated"
+    assert reading.recipe_of(noted) == [1]
     assert read(noted).num_transitions == 12

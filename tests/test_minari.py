@@ -16,9 +16,10 @@ from bench.protocol.config import ConfigError, RunConfig
 from bench.tools.export import collected, export, export_run, write_flat
 from bench.training.execution import Execution
 from bench.training.train import run
-from datasets.minari import source as minari_io
-from datasets.minari.metadata import canonical_name, dataset_id, flatten
-from datasets.spec import ACTION_LIMIT, Block, DataError, TaskSpec
+from datasets.minari import source as minari_source
+from datasets.minari.metadata import canonical_name, dataset_id, flatten, root
+from datasets.source import Block
+from datasets.spec import ACTION_LIMIT, DataError, TaskSpec
 from datasets.transitions import Transitions
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import python, status_of, tiny_config
@@ -70,7 +71,7 @@ def create(own: str, episodes: list, obs_space=None, action_space=None, **about:
         action_space=action_space or gymnasium.spaces.Box(-2.0, 2.0, (2,), np.float32),
         **about,
     )
-    return minari_io.root() / own / "data"
+    return root() / own / "data"
 
 
 def train(config: RunConfig, results: Path) -> None:
@@ -83,7 +84,7 @@ def spec_of(obs_dim: int, action_dim: int) -> TaskSpec:
 
 def rows_of(folder: Path, obs_dim: int = 2, action_dim: int = 2) -> Block:
     """All rows of a set as one block, with the rewards of a task 'other'."""
-    rows = minari_io.read_file(folder / "metadata.json", [spec_of(obs_dim, action_dim)])
+    rows = minari_source.read_file(folder / "metadata.json", [spec_of(obs_dim, action_dim)])
     blocks = list(rows.blocks)
     assert sum(len(block.final) for block in blocks) == rows.num_rows
     reward, terminated = (
@@ -126,14 +127,14 @@ def assert_same_content(one: Transitions, other: Transitions) -> None:
 
 
 def test_exported_cube_data_load_in_minari_and_come_back_the_same(data_cache: Path) -> None:
-    from datasets.minari.export import export_data
+    from datasets.export import export_data
 
     original = datasets.load(CUBE_TASK, TINY_DATASET)
     exported = export_data(CUBE_TASK, original, "o2o/cube-v0")
     assert_minari_loads("o2o/cube-v0", original)
     assert exported.environment == "cube-single-singletask-task1-v0"
     assert "o2o/cube-v0" in minari.list_local_datasets()
-    assert minari_io.local_ids() == ["o2o/cube-v0"]
+    assert minari_source.local_ids() == ["o2o/cube-v0"]
 
     back = datasets.load("minari:o2o/cube-v0")
     assert_same_content(original, back)
@@ -145,7 +146,7 @@ def test_exported_cube_data_load_in_minari_and_come_back_the_same(data_cache: Pa
 
 
 def test_environment_of_exported_cube_data_is_the_task_s(data_cache: Path) -> None:
-    from datasets.minari.export import export_data
+    from datasets.export import export_data
 
     export_data(CUBE_TASK, datasets.load(CUBE_TASK, TINY_DATASET), "o2o/cube-v0")
     loaded = minari.load_dataset("o2o/cube-v0")
@@ -192,7 +193,7 @@ def test_replay_of_a_run_exports_and_comes_back(data_cache: Path, tmp_path: Path
 
 
 def test_existing_set_is_replaced_only_when_told(data_cache: Path) -> None:
-    from datasets.minari.export import export_data
+    from datasets.export import export_data
 
     original = datasets.load(CUBE_TASK, TINY_DATASET)
     folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
@@ -210,7 +211,7 @@ def test_existing_set_is_replaced_only_when_told(data_cache: Path) -> None:
 
 
 def test_the_old_set_stays_where_the_new_one_cannot_be_put(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets.minari.export import export_data
+    from datasets.export import export_data
 
     original = datasets.load(CUBE_TASK, TINY_DATASET)
     folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
@@ -231,14 +232,14 @@ def test_the_old_set_stays_where_the_new_one_cannot_be_put(data_cache: Path, mon
 
 def test_sets_exported_again_name_the_task_that_is_played(own_cache: None) -> None:
     """Gymnasium cannot make the environment: actions of the data are scaled, and none is named in the first export."""
-    from datasets.minari.export import export_data
+    from datasets.export import export_data
 
     recorded("Pendulum-v1", "mine/pendulum-v0", 5, (0,))
     data = datasets.load("minari:mine/pendulum-v0")
     for own, source in (("o2o/first-v0", "mine/pendulum-v0"), ("o2o/second-v0", "o2o/first-v0")):
         exported = export_data(f"minari:{source}", data, own)
         assert exported.environment is None
-        note = minari_io._local(own).note
+        note = minari_source._local(own).note
         assert note["task"] == "minari.mine.pendulum-v0"
     export_data("minari:o2o/second-v0", data, "o2o/second-v0", replace=True)
     assert datasets.make_env("minari:o2o/second-v0").reset(seed=0)[0].shape == (3,)
@@ -248,7 +249,7 @@ def test_sets_exported_again_name_the_task_that_is_played(own_cache: None) -> No
 
 
 def test_a_flat_export_fits_every_set_of_the_environment_and_no_other(own_cache: None, tmp_path: Path) -> None:
-    from datasets.minari.export import export_data
+    from datasets.export import export_data
 
     recorded("Pendulum-v1", "mine/pendulum-v0", 5, (0,))
     recorded("Pendulum-v1", "mine/more-v0", 5, (1,))
@@ -262,26 +263,26 @@ def test_a_flat_export_fits_every_set_of_the_environment_and_no_other(own_cache:
             assert datasets.load(f"minari:{task}", name).num_transitions == 5
         with pytest.raises(DataError, match=r"exported from task minari\..*; its rewards .* minari\.mine\.heavy-v0"):
             datasets.load("minari:mine/heavy-v0", name)
-    shutil.rmtree(minari_io.root() / "o2o")  # nothing is known of that task any more
+    shutil.rmtree(root() / "o2o")  # nothing is known of that task any more
     assert datasets.load("minari:mine/heavy-v0", name).num_transitions == 5
 
 
 def test_exported_file_alone_keeps_its_origin_and_task(data_cache: Path, tmp_path: Path) -> None:
-    from datasets.minari.export import export_data
+    from datasets.export import export_data
 
     original = datasets.load(CUBE_TASK, TINY_DATASET)
     folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
     alone = tmp_path / "cube.hdf5"
     shutil.copyfile(folder / "data" / "main_data.hdf5", alone)
     task = datasets.task(CUBE_TASK)
-    (block,) = minari_io.read_file(alone, [task]).blocks
+    (block,) = minari_source.read_file(alone, [task]).blocks
     np.testing.assert_array_equal(block.obs, original.obs)
     np.testing.assert_array_equal(block.reward[task.name][~block.final], original.reward[~original.final])
-    dataset = minari_io.parse("minari:o2o/cube-v0")
+    dataset = minari_source.parse("minari:o2o/cube-v0")
     assert dataset is not None
-    assert minari_io.origin(dataset, [alone]) == "generated"
+    assert minari_source.origin(dataset, [alone]) == "generated"
     with pytest.raises(DataError, match="exported from task cube-single-task1"):
-        minari_io.read_file(alone, [datasets.task("cube-single-task2")])
+        minari_source.read_file(alone, [datasets.task("cube-single-task2")])
 
 
 def test_flat_export_is_what_the_flat_reader_reads(data_cache: Path, tmp_path: Path) -> None:
@@ -310,18 +311,18 @@ def test_flat_export_is_what_the_flat_reader_reads(data_cache: Path, tmp_path: P
 def test_names_of_both_forms_are_one_task() -> None:
     assert dataset_id("minari:D4RL/door/human-v2") == dataset_id("minari.D4RL.door.human-v2") == "D4RL/door/human-v2"
     assert canonical_name("D4RL/door/human-v2") == "minari.D4RL.door.human-v2"
-    assert minari_io.task("cube-single-task1") is None and minari_io.parse("cube-single-play-v0") is None
-    for name in minari_io.PUBLISHED:
-        dataset = minari_io.parse(name)
+    assert minari_source.task("cube-single-task1") is None and minari_source.parse("cube-single-play-v0") is None
+    for name in minari_source.PUBLISHED:
+        dataset = minari_source.parse(name)
         assert dataset is not None and dataset.name == name
     for wrong in ("minari:door/human", "minari:../door-v0", "minari:", "minari:a//b-v1"):
         with pytest.raises(DataError, match="no Minari data set"):
-            minari_io.task(wrong)
+            minari_source.task(wrong)
 
 
 def test_absent_set_is_told_with_the_commands_that_fetch_it() -> None:
     with pytest.raises(DataError) as caught:
-        minari_io.task("minari:D4RL/door/human-v2")
+        minari_source.task("minari:D4RL/door/human-v2")
     assert "python -m bench data get --task minari:D4RL/door/human-v2" in str(caught.value)
     assert "minari download D4RL/door/human-v2" in str(caught.value)
 
@@ -338,7 +339,7 @@ def test_offline_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         DataError, match=r"cannot get Minari data set 'D4RL/door/human-v2': ConnectionError: .* not known"
     ) as caught:
-        minari_io.get("minari:D4RL/door/human-v2")
+        minari_source.get("minari:D4RL/door/human-v2")
     assert "\n" not in str(caught.value)
 
 
@@ -375,17 +376,17 @@ def test_download_is_minari_s_and_completes_one_that_was_cut(
         monkeypatch.setattr(
             huggingface_hub.HfApi, name, lambda _, *args, _name=name, **kw: getattr(hub, _name)(*args, **kw)
         )
-    folder = minari_io.get("minari:hub/toy-v2")
+    folder = minari_source.get("minari:hub/toy-v2")
     assert folder == minari_root / "hub" / "toy-v2" / "data"
     np.testing.assert_array_equal(minari.load_dataset("hub/toy-v2")[0].observations, episode(3).observations)
     (folder / "main_data.hdf5").unlink()
-    assert minari_io.get("minari.hub.toy-v2") == folder
+    assert minari_source.get("minari.hub.toy-v2") == folder
     assert (folder / "main_data.hdf5").is_file()
     assert capsys.readouterr().out == ""
     with pytest.raises(
         DataError, match=r"cannot get Minari data set 'hub/other-v1': ValueError: Couldn't find any version"
     ):
-        minari_io.get("minari:hub/other-v1")
+        minari_source.get("minari:hub/other-v1")
 
 
 def test_rows_are_scaled_cast_and_cut_at_truncations() -> None:
@@ -412,7 +413,7 @@ def test_actions_of_any_finite_bounds_are_scaled_there_and_back() -> None:
     scaled = rows_of(folder).action[:-1]
     limit = ACTION_LIMIT
     np.testing.assert_allclose(scaled, [[-limit] * 2, [limit] * 2, [0, 0], [-0.5, 0.5], [limit, 0]], atol=1e-7)
-    metadata = minari_io._local("mine/toy-v0")
+    metadata = minari_source._local("mine/toy-v0")
     for unit, action in zip(scaled, own.clip(box.low, box.high), strict=True):
         np.testing.assert_allclose(metadata.action_box.unscaled(unit), action, atol=1e-4)
 
@@ -437,27 +438,27 @@ def test_nested_observations_are_flattened_as_gymnasium_does() -> None:
     expected = np.stack([spaces.flatten(space, obs) for obs in sampled]).astype(np.float32)
     rows = rows_of(folder, obs_dim=10)
     np.testing.assert_array_equal(rows.obs, expected)
-    metadata = minari_io._local("mine/nested-v0")
+    metadata = minari_source._local("mine/nested-v0")
     for obs, flat in zip(sampled, expected, strict=True):
         np.testing.assert_array_equal(flatten(metadata.obs_space, obs, 1)[0], flat)
 
 
 def test_a_lone_file_has_the_bounds_of_the_minari_task_that_it_is_for(tmp_path: Path) -> None:
     folder = create("mine/toy-v0", [episode(4)], env="Pendulum-v1")
-    task = minari_io.task("minari:mine/toy-v0")
+    task = minari_source.task("minari:mine/toy-v0")
     assert task is not None
     shutil.copyfile(folder / "main_data.hdf5", tmp_path / "alone.hdf5")
-    (block,) = minari_io.read_file(tmp_path / "alone.hdf5", [task]).blocks
+    (block,) = minari_source.read_file(tmp_path / "alone.hdf5", [task]).blocks
     np.testing.assert_array_equal(block.action, rows_of(folder).action)
 
 
 def test_spaces_that_metadata_leave_out_are_the_environment_s(own_cache: None) -> None:
     recorded("Pendulum-v1", "mine/pendulum-v0", 3, (0,))
-    file = minari_io.root() / "mine/pendulum-v0/data/metadata.json"
-    expected = minari_io.task("minari:mine/pendulum-v0")
+    file = root() / "mine/pendulum-v0/data/metadata.json"
+    expected = minari_source.task("minari:mine/pendulum-v0")
     metadata = json.loads(file.read_text())
     file.write_text(json.dumps({key: value for key, value in metadata.items() if not key.endswith("_space")}))
-    assert minari_io.task("minari:mine/pendulum-v0") == expected
+    assert minari_source.task("minari:mine/pendulum-v0") == expected
 
 
 def test_metadata_decides_scores_limit_and_origin(minari_root: Path) -> None:
@@ -466,28 +467,28 @@ def test_metadata_decides_scores_limit_and_origin(minari_root: Path) -> None:
     metadata = json.loads((folder / "metadata.json").read_text())
     metadata |= {"ref_min_score": -1200.0, "ref_max_score": -150.0}
     (folder / "metadata.json").write_text(json.dumps(metadata))
-    spec = minari_io.task("minari:D4RL/toy-v0")
+    spec = minari_source.task("minari:D4RL/toy-v0")
     assert spec is not None
     assert spec.reference_returns == (-1200.0, -150.0)
     assert spec.max_episode_steps == 200
-    dataset = minari_io.parse("minari:D4RL/toy-v0")
+    dataset = minari_source.parse("minari:D4RL/toy-v0")
     assert dataset is not None and dataset.domain == spec.domain
     files = [minari_root / file.name for file in dataset.files]
     assert all(file.is_file() for file in files)
-    assert minari_io.origin(dataset, files) == "published"
+    assert minari_source.origin(dataset, files) == "published"
 
     own = create("mine/toy-v0", [episode(4), episode(7)], env="Pendulum-v1")
     metadata = json.loads((own / "metadata.json").read_text())
     metadata["env_spec"] = json.dumps({**json.loads(metadata["env_spec"]), "max_episode_steps": None})
     (own / "metadata.json").write_text(json.dumps(metadata))
-    spec = minari_io.task("minari:mine/toy-v0")
+    spec = minari_source.task("minari:mine/toy-v0")
     assert spec is not None and spec.max_episode_steps == 7 and spec.reference_returns is None
-    assert minari_io.origin(dataset, [own / "metadata.json"]) == "user"
+    assert minari_source.origin(dataset, [own / "metadata.json"]) == "user"
     # What Hugging Face's downloader leaves beside a file that it has fetched.
     trace = minari_root / "mine" / ".cache" / "huggingface" / "download" / "toy-v0" / "data" / "metadata.json.metadata"
     trace.parent.mkdir(parents=True)
     trace.touch()
-    assert minari_io.origin(dataset, [own / "metadata.json"]) == "published"
+    assert minari_source.origin(dataset, [own / "metadata.json"]) == "published"
 
 
 # In: what is refused.
@@ -498,18 +499,18 @@ def test_spaces_that_no_agent_here_can_use_are_refused() -> None:
     discrete = episode(3, actions=np.zeros(3, np.int64))
     create("mine/discrete-v0", [discrete], action_space=spaces.Discrete(4), env="CartPole-v1")
     with pytest.raises(DataError, match="action space is of kind Discrete; agents here act in a Box"):
-        minari_io.task("minari:mine/discrete-v0")
+        minari_source.task("minari:mine/discrete-v0")
     create("mine/unbounded-v0", [episode(3)], action_space=spaces.Box(-np.inf, np.inf, (2,)), env="Pendulum-v1")
     with pytest.raises(DataError, match="must be finite"):
-        minari_io.task("minari:mine/unbounded-v0")
+        minari_source.task("minari:mine/unbounded-v0")
     images = spaces.Box(0, 255, (48, 48, 3), np.uint8)
     frames = np.zeros((4, 48, 48, 3), np.uint8)
     create("mine/images-v0", [episode(3, observations=frames)], obs_space=images, env="Pendulum-v1")
     with pytest.raises(DataError, match="images"):
-        minari_io.task("minari:mine/images-v0")
+        minari_source.task("minari:mine/images-v0")
     create("mine/nowhere-v0", [episode(3)])
     with pytest.raises(DataError, match="no environment is given"):
-        minari_io.task("minari:mine/nowhere-v0")
+        minari_source.task("minari:mine/nowhere-v0")
 
 
 @pytest.mark.parametrize(
@@ -540,7 +541,7 @@ def test_damaged_and_ill_fitting_sets_are_refused(tmp_path: Path) -> None:
     alone = tmp_path / "alone.hdf5"
     shutil.copyfile(folder / "main_data.hdf5", alone)
     with pytest.raises(DataError, match=r"no metadata.json lies beside"):
-        list(minari_io.read_file(alone, [spec_of(2, 2)]).blocks)
+        list(minari_source.read_file(alone, [spec_of(2, 2)]).blocks)
     with h5py.File(folder / "main_data.hdf5", "a") as file:
         del file["episode_0/rewards"]
     with pytest.raises(DataError, match="'episode_0/rewards' is missing"):
@@ -551,7 +552,7 @@ def test_damaged_and_ill_fitting_sets_are_refused(tmp_path: Path) -> None:
         rows_of(folder)
     (folder / "metadata.json").write_text("{")
     with pytest.raises(DataError, match=r"metadata.json cannot be read"):
-        minari_io.task("minari:mine/toy-v0")
+        minari_source.task("minari:mine/toy-v0")
 
 
 def test_missing_package_of_an_environment_is_named() -> None:
@@ -560,16 +561,16 @@ def test_missing_package_of_an_environment_is_named() -> None:
     env_spec = {**json.loads(metadata["env_spec"]), "entry_point": "absent_package.envs:Env"}
     metadata["env_spec"] = json.dumps(env_spec)
     (folder / "metadata.json").write_text(json.dumps(metadata))
-    spec = minari_io.task("minari:mine/toy-v0")
+    spec = minari_source.task("minari:mine/toy-v0")
     assert spec is not None
     with pytest.raises(DataError, match=r"needs a package that is missing .*pip install 'absent-package'"):
-        minari_io.make_env(spec, "post")
+        minari_source.make_env(spec, "post")
     metadata["env_spec"] = json.dumps(
         {**env_spec, "entry_point": "gymnasium.envs.classic_control.pendulum:PendulumEnv"}
     )
     (folder / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(DataError, match=r"the environment observes 3 numbers .* its data hold 2"):
-        minari_io.make_env(spec, "post")
+        minari_source.make_env(spec, "post")
 
 
 def test_arrow_files_hold_the_same_rows() -> None:
@@ -581,7 +582,7 @@ def test_arrow_files_hold_the_same_rows() -> None:
     for key in ("obs", "action", "final"):
         np.testing.assert_array_equal(getattr(rows, key), getattr(expected, key))
     np.testing.assert_array_equal(rows.reward["other"], expected.reward["other"])
-    dataset = minari_io.parse("minari:mine/arrow-v0")
+    dataset = minari_source.parse("minari:mine/arrow-v0")
     assert dataset is not None
     assert [Path(file.name).name for file in dataset.files] == ["metadata.json", "part-0.arrow", "part-0.arrow"]
 
@@ -665,7 +666,7 @@ def test_offline_rewards_are_the_recovered_environment_s(
         assert data.final[row]
         row += 1
 
-    from datasets.minari.export import export_data
+    from datasets.export import export_data
 
     exported = export_data("minari:hub/toy-v2", data, "o2o/again-v0")
     is_alike = env_id == "AdroitHandDoor-v1"  # flat, and from -1 to 1: so are the data

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from datasets import DataError, generate, load, make_env, task
-from datasets.ogbench.tasks import DOMAINS, NUM_SHARDS, PUBLISHED, TASK_IDS, TASKS, Goal, parse, relabel
+from datasets.ogbench.source import NUM_SHARDS, parse
+from datasets.ogbench.tasks import DOMAINS, PUBLISHED, TASK_IDS, TASKS, Goal, relabel
 from datasets.spec import TaskSpec
 
 ARM = [name for name in DOMAINS if "maze" not in name]

@@ -17,8 +17,8 @@ from bench.training.execution import Execution
 from bench.training.policies import build_agent
 from bench.training.streams import SeedStreams, stream_key
 from bench.training.train import run
+from datasets.flat_files.reading import recipe_of
 from datasets.spec import DataError
-from datasets.user_files.flat_files import recipe_of
 from tests.tiny_runs import python, tiny_config
 
 EPISODES = 3

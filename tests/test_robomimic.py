@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 import pytest
 
-from datasets.robomimic import tasks as source
+from datasets.robomimic import source
 from datasets.robomimic.tasks import ENV_KWARGS, ENV_NAMES, OBS_KEYS, TASKS
-from datasets.spec import ACTION_LIMIT, Block, DataError, Dataset, RemoteFile
+from datasets.source import Block
+from datasets.spec import ACTION_LIMIT, DataError, Dataset, RemoteFile
 from datasets.transitions import Transitions
 
 ROOT = Path(__file__).parents[1]
@@ -389,7 +390,7 @@ def episode(env: Any, seed: int, length: int = 12) -> bytes:
 
 def test_this_module_needs_no_simulator_before_an_environment_is_made() -> None:
     code = (
-        "import sys, datasets.robomimic.tasks; print({'robosuite', 'mujoco', 'h5py', 'gymnasium'} & set(sys.modules))"
+        "import sys, datasets.robomimic.source; print({'robosuite', 'mujoco', 'h5py', 'gymnasium'} & set(sys.modules))"
     )
     assert run_python(code) == "set()\n"
 

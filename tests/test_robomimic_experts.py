@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 import pytest
 
-from datasets.robomimic.tasks import ENV_NAMES, OBS_KEYS, TASKS, parse, read
+from datasets.robomimic.source import parse, read
+from datasets.robomimic.tasks import ENV_NAMES, OBS_KEYS, TASKS
 from datasets.spec import Dataset
 
 pytestmark = [
@@ -36,7 +37,7 @@ def dataset_of(domain: str, kind: str = "expert", seed: int = 0) -> Dataset:
 
 @cache
 def episode_of(domain: str, kind: str, index: int, seed: int = 0) -> dict[str, np.ndarray]:
-    from datasets.robomimic.experts import make_episode
+    from datasets.robomimic.episodes import make_episode
 
     return make_episode(dataset_of(domain, kind, seed), index)
 
@@ -55,7 +56,7 @@ def digest(episode: dict[str, np.ndarray]) -> str:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, np.ndarray]], dict[str, Any]]:
     """A file, the episodes in it, a failure among them, and what was said of them."""
-    from datasets.robomimic.experts import recipe
+    from datasets.robomimic.episodes import recipe
     from datasets.robomimic.files import write_set
 
     folder = tmp_path_factory.mktemp("parts")
@@ -76,7 +77,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize("index", range(EPISODES))
 def test_expert_succeeds_with_every_strategy(domain: str, index: int) -> None:
-    from datasets.robomimic.experts import LINGER, STRATEGIES, max_steps
+    from datasets.robomimic.episodes import LINGER, max_steps
+    from datasets.robomimic.experts import STRATEGIES
 
     episode = episode_of(domain, "expert", index)
     assert episode["success"], episode["strategy"]
@@ -89,9 +91,9 @@ def test_expert_succeeds_with_every_strategy(domain: str, index: int) -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_episode_depends_on_seed_and_index_alone(domain: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datasets.robomimic.experts import make_episode
+    from datasets.robomimic.episodes import make_episode
 
-    monkeypatch.setattr("datasets.robomimic.experts.max_steps", lambda domain: 60)
+    monkeypatch.setattr("datasets.robomimic.episodes.max_steps", lambda domain: 60)
     first = digest(make_episode(dataset_of(domain, "mixed"), 1))
     make_episode(dataset_of(domain, "expert", seed=8), 3)
     np.random.uniform()
@@ -114,7 +116,7 @@ def test_episode_is_the_same_in_a_fresh_process() -> None:
     ("domain", "quality"), [*(("lift", quality) for quality in FAILING), ("can", "drops"), ("square", "drops")]
 )
 def test_failed_attempts_are_kept_and_labelled(domain: str, quality: str) -> None:
-    from datasets.robomimic.experts import max_steps
+    from datasets.robomimic.episodes import max_steps
 
     episode = episode_of(domain, "mixed", index_of(domain, quality))
     assert episode["quality"].item().decode() == quality
@@ -228,7 +230,7 @@ def test_file_names_no_folder_of_this_machine(written: tuple) -> None:
 
 
 def test_file_tells_origin_and_recipe(written: tuple, tmp_path: Path) -> None:
-    from datasets.robomimic.experts import recipe
+    from datasets.robomimic.episodes import recipe
     from datasets.robomimic.files import recipe_of
 
     file, _, _ = written

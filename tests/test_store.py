@@ -14,12 +14,13 @@ import h5py
 import numpy as np
 import pytest
 
+from bench.runs.contract import replacing
 from datasets import DataError, Transitions, describe, get, load, register, store
-from datasets.cache import cache_root, replacing
+from datasets.cache import cache_root
 from datasets.download.checksums import LOCK
 from datasets.download.fetch import MIRROR
 from datasets.generate import will_fetch
-from datasets.ogbench.tasks import NUM_SHARDS
+from datasets.ogbench.source import NUM_SHARDS
 from datasets.registry import parse_name
 from datasets.spec import Recipe
 
@@ -423,11 +424,11 @@ def test_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 WRITERS = {
     "flat": """
-from datasets.user_files import flat_files
-np.savez(folder / "part.npz", **flat_files.episode_arrays([flat_files.Step(obs, obs, 0.0, False, True, obs)] * 100))
+from datasets.flat_files import writing
+np.savez(folder / "part.npz", **writing.episode_arrays([writing.Step(obs, obs, 0.0, False, True, obs)] * 100))
 def write(file):
     with replacing(file) as partial:
-        flat_files.write([folder / "part.npz"], partial, {"seed": 1})
+        writing.write([folder / "part.npz"], partial, {"seed": 1})
 """,
     "robomimic": """
 from datasets.robomimic import files as robomimic_file
@@ -453,7 +454,7 @@ def test_disk_that_runs_full_under_an_hdf5_file_is_an_error_like_any_other(kind:
 import resource, sys
 from pathlib import Path
 import numpy as np
-from datasets.cache import replacing
+from bench.runs.contract import replacing
 from datasets.spec import DataError
 folder, obs = Path({str(tmp_path)!r}), np.zeros(500, np.float32)
 {WRITERS[kind]}

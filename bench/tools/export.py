@@ -11,14 +11,14 @@ import numpy as np
 import datasets
 from bench.protocol.config import ConfigError, RunConfig
 from bench.runs.checkpoint import Checkpoints
-from bench.runs.contract import CONFIG, one_line, read_json
-from datasets.cache import hdf5_file, replacing
+from bench.runs.contract import CONFIG, one_line, read_json, replacing
+from datasets.cache import hdf5_file
 from datasets.replay.ring import ONLINE_FIELDS
 from datasets.spec import DataError
 from datasets.transitions import Transitions, row_form
 
 if TYPE_CHECKING:
-    from datasets.minari.export import Exported
+    from datasets.export import Exported
 
 _ROWS = 65_536  # at a time, of memory-mapped data
 
@@ -30,7 +30,7 @@ def export(options: argparse.Namespace) -> str:
         if options.run is not None:
             exported = export_run(options.run, options.minari, replace=options.replace)
         else:
-            from datasets.minari.export import export_data
+            from datasets.export import export_data
 
             transitions = datasets.load(options.task, options.dataset, options.data_dir)
             exported = export_data(options.task, transitions, options.minari, replace=options.replace)
@@ -108,7 +108,7 @@ def export_run(directory: Path, dataset_id: str, *, replace: bool = False) -> "E
 
     Raises ConfigError where `directory` holds no run with online transitions.
     """
-    from datasets.minari.export import export_data
+    from datasets.export import export_data
 
     config, transitions = collected(directory)
     return export_data(

@@ -17,7 +17,7 @@ from agents.blocks.base import Agent
 from bench.protocol.config import RunConfig
 from bench.training.evaluate import EpisodeRow, prepare_worker, run_episode
 from bench.training.workers import Requests, Template
-from datasets.pictures.view import Look
+from datasets.pictures.view import Look, View
 from datasets.spec import DataError
 
 PictureProgress = Callable[[int, int], None]  # pictures drawn, pictures in all
@@ -37,7 +37,7 @@ class Take(NamedTuple):
 class Recorder(gymnasium.Wrapper):
     """Keeps the states of the newest episode, and what was told of each."""
 
-    def __init__(self, env: gymnasium.Env, view: Any):
+    def __init__(self, env: gymnasium.Env, view: View):
         super().__init__(env)
         self._view = view
 
@@ -67,7 +67,7 @@ def serve_stage(prepared: tuple[gymnasium.Env, Agent], requests: Requests, send,
     number of a state of the newest episode and look in, picture out."""
     env, agent = prepared
     try:
-        view = env.view()  # type: ignore[attr-defined]
+        view: View = env.view()  # type: ignore[attr-defined]
     except DataError as error:
         send(str(error))
         return

@@ -1,1 +1,1 @@
-"""d4rl-pybullet: its tasks, data and environments."""
+"""d4rl-pybullet: its tasks, its data (flat files), its environments and random episodes in them."""

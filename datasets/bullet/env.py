@@ -11,23 +11,23 @@ import gymnasium
 import numpy as np
 
 from datasets.bullet.tasks import DIMS
-from datasets.pictures.view import Look
+from datasets.flat_files.writing import Step, episode_arrays
+from datasets.pictures.view import Look, View
 from datasets.spec import ACTION_LIMIT, Dataset
-from datasets.user_files.flat_files import Step, episode_arrays
 
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """PyBullet prints the time of its build when it is imported, from C."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    original = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(original, 2)
+        os.close(original)
 
 
 with _silent_stderr():
@@ -93,7 +93,7 @@ class BulletTask(gymnasium.Wrapper):
         obs, reward, terminated, truncated, _ = self.env.step(action.clip(-1.0, 1.0))
         return obs, float(reward), terminated, truncated, {}
 
-    def view(self) -> "BulletView":
+    def view(self) -> View:
         return BulletView(self, self._domain)
 
 
@@ -139,10 +139,9 @@ class BulletView:
 
 def recipe(dataset: Dataset) -> dict[str, Any]:
     """The numbers one would vary of a data set of random actions, as JSON; `version` stands for the rest."""
-    assert dataset.recipe is not None
     return {
         "version": RECIPE_VERSION,
-        "seed": dataset.recipe.seed,
+        "seed": dataset.made_by.seed,
         "environment": _ENV_IDS[dataset.domain],
         "actions": {"distribution": "uniform", "limit": ACTION_LIMIT},
     }
@@ -150,8 +149,7 @@ def recipe(dataset: Dataset) -> dict[str, Any]:
 
 def make_episode(dataset: Dataset, index: int) -> dict[str, np.ndarray]:
     """Episode `index` of a generated data set, under D4RL's keys: a function of recipe, seed and index alone."""
-    assert dataset.recipe is not None
-    rng = np.random.default_rng((dataset.recipe.seed, index))
+    rng = np.random.default_rng((dataset.made_by.seed, index))
     env = BulletTask(dataset.domain)
     obs, _ = env.reset(seed=int(rng.integers(2**31)))
     steps: list[Step] = []

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
-from datasets.cache import exclusive, file_sha256, replacing
-from datasets.spec import DataError, one_line
+from bench.runs.contract import one_line, replacing
+from datasets.cache import exclusive, file_sha256
+from datasets.spec import DataError
 
 LOCK = "O2O_BENCH_LOCK"  # an environment variable: another lock file than the checkout's
 _threads = threading.Lock()  # `exclusive` is for processes, and not every file system has it
@@ -35,19 +36,19 @@ def lock_file() -> Path:
 def entries(lock: Path) -> dict[str, Entry]:
     """All that is recorded. Raises DataError where the file cannot be read or is no lock file."""
     try:
-        found = json.loads(lock.read_text())
+        content = json.loads(lock.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise DataError(
             f"{lock} cannot be read as JSON ({one_line(error)}); mend it, or take the committed one"
         ) from error
-    if not isinstance(found, dict) or not all(
+    if not isinstance(content, dict) or not all(
         isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
-        for entry in found.values()
+        for entry in content.values()
     ):
         raise DataError(f"{lock} has an entry without 'bytes' or 'sha256'; mend it, or take the committed one")
-    return found
+    return content
 
 
 def require_writable(lock: Path) -> None:
@@ -73,22 +74,23 @@ def record(lock: Path, dataset_name: str, file_name: str, num_bytes: int, sha256
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with _threads, exclusive(lock.with_name(f".{lock.name}.lock")):
-            known = entries(lock)
+            recorded = entries(lock)
             name = key(dataset_name, file_name)
-            if name not in known:
+            if name not in recorded:
                 date = datetime.now(UTC).date().isoformat()
-                known[name] = {"bytes": num_bytes, "sha256": sha256, "url": url, "date": date}
+                recorded[name] = {"bytes": num_bytes, "sha256": sha256, "url": url, "date": date}
                 with replacing(lock) as partial:
-                    partial.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+                    partial.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise DataError(_cannot_record(lock, error.strerror)) from error
-    return known[name]
+    return recorded[name]
 
 
 def to_replace(dataset_name: str, file_name: str, path: Path) -> str:
     """What to do about a file that is not what its name says: the words of an error, without its end.
 
     Where the first download has recorded this very file, the right one would be refused as long as the entry is there.
+    Raises DataError where the lock file cannot be read.
     """
     lock, name = lock_file(), key(dataset_name, file_name)
     entry = entries(lock).get(name)
@@ -110,10 +112,10 @@ def verify(
     get one. Raises DataError for a file that cannot be read.
     """
     lock = lock or lock_file()
-    known = entries(lock)
+    recorded = entries(lock)
     lines = []
     for name, path in zip(file_names, paths, strict=True):
-        entry = known.get(key(dataset_name, name))
+        entry = recorded.get(key(dataset_name, name))
         try:
             num_bytes = path.stat().st_size
             sha256 = None if entry and entry["bytes"] != num_bytes else file_sha256(path)

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from datasets.download.checksums import Entry, entries, key, lock_file, record, require_writable
-from datasets.download.partial import DISK_FULL, Partial, claim, damage, partial_path
-from datasets.download.servers import Answer, Changed, Cut, Patience, Refused, ask, shown
+from datasets.download.partial import DISK_FULL, Partial, damage, open_partial, partial_path
+from datasets.download.servers import AddressError, Answer, Patience, TransferError, VersionError, ask, without_password
 from datasets.spec import DataError, RemoteFile
 
 if TYPE_CHECKING:
     import requests
 
 MIRROR = "O2O_BENCH_MIRROR"  # an environment variable: an address or a folder that is tried before all others
-Progress = Callable[[int, int | None], None]  # bytes that are here, bytes in all (None: not known yet)
+ByteProgress = Callable[[int, int | None], None]  # bytes that are here, bytes in all (None: not known yet)
 
 _MOST_NAMED = 3  # files, in an error's line
 
@@ -36,7 +36,7 @@ def fetch(
     folder: str | Path,
     *,
     workers: int = 4,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     lock: Path | None = None,
     patience: Patience | None = None,
 ) -> list[Path]:
@@ -78,12 +78,12 @@ class _Tally:
         for target, partial in list(self.waiting_for.items()):
             with suppress(FileNotFoundError):
                 self.done[target] = partial.stat().st_size
-        known = [size for size in self.sizes.values() if size is not None]
-        if len(known) < min(2, len(self.sizes)):
+        sizes = [size for size in self.sizes.values() if size is not None]
+        if len(sizes) < min(2, len(self.sizes)):
             return sum(self.done.values()), None
-        return sum(self.done.values()), sum(known) * len(self.sizes) // len(known)
+        return sum(self.done.values()), sum(sizes) * len(self.sizes) // len(sizes)
 
-    def known_left(self) -> int:
+    def least_left(self) -> int:
         """Bytes that are still to come, at least."""
         _, total = self.totals()
         return (total or sum(size or 0 for size in self.sizes.values())) - sum(self.done.values())
@@ -96,7 +96,7 @@ class _Failure:
     has_part: bool
 
 
-class _Stopped(Exception):
+class _Interruption(Exception):
     """Another file's failure, or the user, has ended the whole download."""
 
 
@@ -127,7 +127,7 @@ class _Download:
         self.delivered: set[str] = set()  # servers that have sent a file's data
         self.dead: dict[str, str] = {}  # servers that are not asked again, and why
 
-    def run(self, workers: int, progress: Progress | None) -> None:
+    def run(self, workers: int, progress: ByteProgress | None) -> None:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(self.files)))]
         try:
             for thread in threads:
@@ -153,7 +153,7 @@ class _Download:
             with requests.Session() as session:
                 while not self.stop.is_set():
                     self._fetch_file(session, self.queue.get_nowait())
-        except (queue.Empty, _Stopped):
+        except (queue.Empty, _Interruption):
             pass
         except BaseException as error:  # goes on in `run`
             self.fatal = self.fatal or error
@@ -166,20 +166,20 @@ class _Download:
         reasons = []
         try:
             while left and not target.is_file():
-                with claim(target, self.tally.waiting_for) as partial:
+                with open_partial(target, self.tally.waiting_for) as partial:
                     if partial is None:  # another process was faster
                         break
                     if self.stop.is_set():  # it may have taken long to come so far
-                        raise _Stopped
-                    begun = partial.version.url if partial.version else ""
-                    address = next((one for one in left if shown(one) == begun), left[0])
+                        raise _Interruption
+                    origin = partial.version.url if partial.version else ""
+                    address = next((url for url in left if without_password(url) == origin), left[0])
                     left.remove(address)
                     try:
                         if not partial.is_complete:
                             self._get_rest(session, file, address, partial)
                         self._place(file, partial)
-                    except Refused as refused:
-                        reasons.append((shown(address), str(refused)))
+                    except AddressError as error:
+                        reasons.append((without_password(address), str(error)))
             if target.is_file():
                 self.tally.sizes[target] = self.tally.done[target] = _size(target)
             else:
@@ -198,45 +198,45 @@ class _Download:
         server = urlsplit(address).netloc
         most, attempt = partial.offset, 0
         while server not in self.dead:
-            asked = time.monotonic()
+            started = time.monotonic()
             try:
                 with ask(session, address, partial.version, partial.offset, self.patience) as answer:
                     self.answered.add(server)
                     self._receive(file, answer, partial)
                 self.delivered.add(server)
                 return
-            except Cut as cut:
-                if cut.has_answered:
+            except TransferError as error:
+                if error.has_answered:
                     self.answered.add(server)
-                if isinstance(cut, Changed):
+                if isinstance(error, VersionError):
                     partial.clear()
                 if partial.offset > most:
                     most, attempt = partial.offset, 0
                     self.delivered.add(server)
                 if server in self.answered:
-                    pauses, gives_up = self.patience.pauses, cut.pause > self.patience.longest_pause
+                    pauses, gives_up = self.patience.pauses, error.pause > self.patience.longest_pause
                 else:
                     pauses = self.patience.pauses_unanswered
-                    gives_up = time.monotonic() - asked > self.patience.slow_failure
+                    gives_up = time.monotonic() - started > self.patience.slow_failure
                 if gives_up or attempt == len(pauses):
                     if server in self.delivered:
-                        raise Refused(str(cut)) from cut
-                    self.dead[server] = str(cut)  # other files need not find out again
-                elif self.stop.wait(max(pauses[attempt], cut.pause)):
-                    raise _Stopped from cut
+                        raise AddressError(str(error)) from error
+                    self.dead[server] = str(error)  # other files need not find out again
+                elif self.stop.wait(max(pauses[attempt], error.pause)):
+                    raise _Interruption from error
                 attempt += 1
-        raise Refused(self.dead[server])
+        raise AddressError(self.dead[server])
 
     def _receive(self, file: RemoteFile, answer: Answer, partial: Partial) -> None:
         target = self.folder / file.name
         entry = self._entry(file)
         size = answer.version.num_bytes
         if size is not None and entry and size != entry["bytes"]:
-            raise Refused(f"has {size:,} bytes, {self.lock} has {entry['bytes']:,}{self._if_right(file)}")
+            raise AddressError(f"has {size:,} bytes, {self.lock} has {entry['bytes']:,}{self._if_right(file)}")
         if size is not None and file.num_bytes is not None and size != file.num_bytes:
-            raise Refused(f"has {size:,} bytes, expected {file.num_bytes:,}")
+            raise AddressError(f"has {size:,} bytes, expected {file.num_bytes:,}")
         if not answer.shows_end and entry is None and file.num_bytes is None:
-            raise Refused("does not tell the size, without which a cut file would look whole")
+            raise AddressError("does not tell the size, without which a cut file would look whole")
         if answer.begin == 0:
             partial.start(answer.version)
         self.tally.sizes[target] = size or self.tally.sizes[target]
@@ -244,15 +244,15 @@ class _Download:
         self._check_room()
         for chunk in answer.chunks:
             if self.stop.is_set():
-                raise _Stopped
+                raise _Interruption
             partial.append(chunk)
             self.tally.done[target] = partial.offset
         if size is not None and partial.offset != size:
-            raise Cut(f"connection cut after {partial.offset:,} of {size:,} bytes")
+            raise TransferError(f"connection cut after {partial.offset:,} of {size:,} bytes")
         partial.finish()
 
     def _check_room(self) -> None:
-        left, free = self.tally.known_left(), shutil.disk_usage(self.folder).free
+        left, free = self.tally.least_left(), shutil.disk_usage(self.folder).free
         if left > free:
             raise DataError(
                 f"{self.dataset_name}: {left / 1e9:,.3f} GB are still to come and {free / 1e9:,.3f} GB are free in "
@@ -275,12 +275,12 @@ class _Download:
             bad = damage(partial.path, target.suffix)
         if bad:
             partial.clear()
-            raise Refused(bad)
+            raise AddressError(bad)
         if entry is None:
             entry = record(self.lock, self.dataset_name, file.name, partial.offset, sha256, version.url)
         if entry["sha256"] != sha256:
             partial.move(aside)
-            raise Refused(
+            raise AddressError(
                 f"has sha256 {sha256}, {self.lock} has {entry['sha256']} of {entry.get('date')}; kept as {aside}"
                 f"{self._if_right(file)}"
             )
@@ -308,8 +308,8 @@ class _Download:
             reasons = "; ".join(f"{url}: {reason}" for url, reason in failure.reasons)
             files.append(f"{failure.file.name} ({reasons or 'no address is known'})")
         more = f" and {len(failures) - len(named)} more files" if len(failures) > len(named) else ""
-        kept = "; what has arrived is kept" if any(failure.has_part for failure in failures) else ""
-        return f"{self.dataset_name}: cannot download {', '.join(files)}{more}{kept}; try again later"
+        kept_part = "; what has arrived is kept" if any(failure.has_part for failure in failures) else ""
+        return f"{self.dataset_name}: cannot download {', '.join(files)}{more}{kept_part}; try again later"
 
 
 def _size(file: Path) -> int:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from bench.runs.contract import one_line
 from datasets.cache import lock
-from datasets.spec import one_line
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK = 1 << 20  # bytes
@@ -126,7 +126,7 @@ class Partial:
 
 
 @contextmanager
-def claim(target: Path, waiting_for: dict[Path, Path]) -> Iterator[Partial | None]:
+def open_partial(target: Path, waiting_for: dict[Path, Path]) -> Iterator[Partial | None]:
     """The partial file of `target`, of which no other process or thread has hold; None where `target` is there.
 
     While another has hold of it, it stands in `waiting_for` under `target`. Where the file system has no locks, each

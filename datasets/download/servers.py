@@ -14,8 +14,8 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
+from bench.runs.contract import one_line
 from datasets.download.partial import Version
-from datasets.spec import one_line
 
 if TYPE_CHECKING:
     import requests
@@ -36,11 +36,11 @@ class Patience:
     longest_pause: float = 120.0  # that a server may ask for
 
 
-class Refused(Exception):
+class AddressError(Exception):
     """The file cannot be had from this address."""
 
 
-class Cut(Exception):
+class TransferError(Exception):
     """May work when it is tried again, not before `pause` seconds have passed."""
 
     def __init__(self, reason: str, pause: float = 0.0, has_answered: bool = True) -> None:
@@ -49,7 +49,7 @@ class Cut(Exception):
         self.has_answered = has_answered
 
 
-class Changed(Cut):
+class VersionError(TransferError):
     """The file is no longer the version of which a part is here."""
 
 
@@ -62,7 +62,7 @@ class Answer(NamedTuple):
     chunks: Iterator[bytes]
 
 
-def shown(address: str) -> str:
+def without_password(address: str) -> str:
     """Without the password that it may hold."""
     if "@" not in urlsplit(address).netloc:
         return address
@@ -76,20 +76,20 @@ def ask(
 ) -> Iterator[Answer]:
     """The file at `address` from byte `offset` on if it is still the version `have`, else from its start.
 
-    Raises Refused and Cut, also from the chunks.
+    Raises AddressError and TransferError, also from the chunks.
     """
     scheme = urlsplit(address).scheme if "://" in address else ""
-    if not (have and have.validator and have.url == shown(address)):
+    if not (have and have.validator and have.url == without_password(address)):
         have = None
     if scheme in ("http", "https"):
         with _ask_http(session, address, have, offset if have else 0, patience) as answer:
             yield answer if answer.begin else answer._replace(chunks=_checked(answer.chunks))
     elif scheme in ("", "file"):
         path = Path(url2pathname(urlsplit(address).path) if scheme else address)
-        with _open_local(path, shown(address), have, offset) as answer:
+        with _open_local(path, without_password(address), have, offset) as answer:
             yield answer if answer.begin else answer._replace(chunks=_checked(answer.chunks))
     else:
-        raise Refused(f"{scheme}:// is no kind of address that can be read, http, https and file are")
+        raise AddressError(f"{scheme}:// is no kind of address that can be read, http, https and file are")
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def _open_local(path: Path, url: str, have: Version | None, offset: int) -> Iter
     try:
         file = path.open("rb")
     except OSError as error:
-        raise Refused((error.strerror or "cannot be opened").lower()) from error
+        raise AddressError((error.strerror or "cannot be opened").lower()) from error
     with file:
         stat = os.fstat(file.fileno())
         version = Version(url, f"{stat.st_size}-{stat.st_mtime_ns}", stat.st_size, sha256=None)
@@ -109,7 +109,7 @@ def _read(file: IO[bytes]) -> bytes:
     try:
         return file.read(_CHUNK)
     except OSError as error:
-        raise Refused(f"cannot be read ({error.strerror})") from error
+        raise AddressError(f"cannot be read ({error.strerror})") from error
 
 
 @contextmanager
@@ -131,30 +131,32 @@ def _ask_http(
         status = f"{response.status_code} {response.reason or ''}".strip()
         if response.status_code in (408, 425, 429) or response.status_code >= 500:
             pause = _retry_after(response.headers.get("Retry-After", ""))
-            raise Cut(status + (f", asks to come back in {pause:.0f} s" if pause else ""), pause)
+            raise TransferError(status + (f", asks to come back in {pause:.0f} s" if pause else ""), pause)
         if response.status_code == 206 and offset and have:
             begin, version = offset, _continued(response, have, offset)
         elif response.status_code == 416 and offset:
-            raise Changed(status)
+            raise VersionError(status)
         elif response.status_code == 200:
             begin, version = 0, _version(url, response)
         else:
-            raise Refused(status)
+            raise AddressError(status)
         if encoding := response.headers.get("Content-Encoding", "").replace("identity", ""):
-            raise Refused(f"sends the file compressed ({encoding}), which could not be continued after a cut")
+            raise AddressError(f"sends the file compressed ({encoding}), which could not be continued after a cut")
         shows_end = version.num_bytes is not None or bool(getattr(response.raw, "chunked", False))
         yield Answer(version, begin, shows_end, _chunks(response, patience))
 
 
 def _continued(response: "requests.Response", have: Version, offset: int) -> Version:
     """Checks that this is the rest of `have`: not every server looks at If-Range, or at all of Range."""
-    told = response.headers.get("Content-Range", "")
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told)
+    content_range = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
     num_bytes = int(match[2]) if match and match[2] != "*" else have.num_bytes
     if not match or int(match[1]) != offset or have.num_bytes not in (None, num_bytes):
-        raise Changed(f"sends another part of the file ({told or 'which it does not tell'}) than asked for")
+        raise VersionError(
+            f"sends another part of the file ({content_range or 'which it does not tell'}) than asked for"
+        )
     if _validator(response) not in (None, have.validator):
-        raise Changed("has changed while it was being downloaded")
+        raise VersionError("has changed while it was being downloaded")
     return replace(have, num_bytes=num_bytes)
 
 
@@ -168,9 +170,9 @@ def _validator(response: "requests.Response") -> str | None:
 def _version(url: str, response: "requests.Response") -> Version:
     length = response.headers.get("Content-Length", "")
     # Hugging Face redirects to a storage server and tells the file's hash on the way.
-    told = [answer.headers.get("X-Linked-ETag", "").strip('"') for answer in (*response.history, response)]
-    sha256 = next((hash for hash in told if re.fullmatch("[0-9a-f]{64}", hash)), None)
-    return Version(shown(url), _validator(response), int(length) if length.isdecimal() else None, sha256)
+    etags = [answer.headers.get("X-Linked-ETag", "").strip('"') for answer in (*response.history, response)]
+    sha256 = next((hash for hash in etags if re.fullmatch("[0-9a-f]{64}", hash)), None)
+    return Version(without_password(url), _validator(response), int(length) if length.isdecimal() else None, sha256)
 
 
 def _chunks(response: "requests.Response", patience: Patience) -> Iterator[bytes]:
@@ -193,11 +195,11 @@ def _checked(chunks: Iterator[bytes]) -> Iterator[bytes]:
         head += chunk
     start = head.lstrip()[:_HEAD].lower()
     if not head:
-        raise Refused("is empty")
+        raise AddressError("is empty")
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise Refused("is a Git LFS pointer, not the file itself")
+        raise AddressError("is a Git LFS pointer, not the file itself")
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        raise Refused("is a web page, not the file (a page for logging in, or of an error)")
+        raise AddressError("is a web page, not the file (a page for logging in, or of an error)")
     return itertools.chain([head], chunks)
 
 
@@ -209,7 +211,7 @@ def _retry_after(value: str) -> float:
     return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
 
 
-def _failure(error: Exception, patience: Patience, has_answered: bool) -> Cut | Refused:
+def _failure(error: Exception, patience: Patience, has_answered: bool) -> TransferError | AddressError:
     """An error of requests in a few words."""
     import requests
     from urllib3 import exceptions
@@ -222,13 +224,13 @@ def _failure(error: Exception, patience: Patience, has_answered: bool) -> Cut | 
 
     proxy = "proxy: " if any_is(exceptions.ProxyError) else ""
     if any_is(exceptions.SSLError, requests.exceptions.SSLError):
-        return Refused(f"{proxy}no trusted encrypted connection ({one_line(error)[-120:]})")
+        return AddressError(f"{proxy}no trusted encrypted connection ({one_line(error)[-120:]})")
     if proxy and (tunnel := re.search(r"Tunnel connection failed: [^'\")]+", str(error))):
-        return Refused(f"proxy: {tunnel[0].strip()}")
+        return AddressError(f"proxy: {tunnel[0].strip()}")
     if isinstance(error, requests.TooManyRedirects):
-        return Refused("redirects without end")
+        return AddressError("redirects without end")
     if isinstance(error, requests.RequestException) and isinstance(error, ValueError):
-        return Refused(one_line(error))  # no address at all
+        return AddressError(one_line(error))  # no address at all
     if any_is(exceptions.NameResolutionError, socket.gaierror):
         reason = "name not resolved"
     elif any_is(ConnectionRefusedError):
@@ -240,7 +242,7 @@ def _failure(error: Exception, patience: Patience, has_answered: bool) -> Cut | 
     else:
         what = "connection cut" if has_answered else "no answer"
         reason = f"{what} ({system[-1].lower()})" if system else what
-    return Cut(f"{proxy}{reason}", has_answered=has_answered)
+    return TransferError(f"{proxy}{reason}", has_answered=has_answered)
 
 
 def _causes(error: object, seen: tuple[object, ...] = ()) -> Iterator[BaseException]:

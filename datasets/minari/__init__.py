@@ -1,1 +1,1 @@
-"""Minari: its sets as tasks and data, and export of any data into one."""
+"""Minari: its data sets, each of them a task whose environment is recovered from it; reads and writes them."""

@@ -2,16 +2,14 @@
 
 import json
 import math
-from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
 
+from bench.runs.contract import one_line
 from datasets.minari.metadata import Metadata, flat_dim, flatten
-from datasets.spec import DataError, TaskSpec, one_line
-
-if TYPE_CHECKING:
-    from datasets.pictures.mujoco import MujocoView
+from datasets.pictures.view import View
+from datasets.spec import DataError, TaskSpec
 
 
 class MinariTask(gymnasium.Wrapper):
@@ -38,10 +36,10 @@ class MinariTask(gymnasium.Wrapper):
         played = self._box.unscaled(action.clip(-1.0, 1.0)).astype(self._action_dtype)
         obs, reward, terminated, truncated, info = self.env.step(played)
         success = info.get("success", info.get("is_success"))
-        told = {} if success is None else {"success": bool(success)}
-        return flatten(self._space, obs, 1)[0], float(reward), bool(terminated), bool(truncated), told
+        facts = {} if success is None else {"success": bool(success)}
+        return flatten(self._space, obs, 1)[0], float(reward), bool(terminated), bool(truncated), facts
 
-    def view(self) -> "MujocoView":
+    def view(self) -> View:
         """As gymnasium itself draws it. Raises DataError for an environment of another simulator than MuJoCo."""
         from datasets.pictures.mujoco import gymnasium_view
 
@@ -51,21 +49,17 @@ class MinariTask(gymnasium.Wrapper):
 def recovered_env(spec: TaskSpec, metadata: Metadata) -> gymnasium.Env:
     """The environment for evaluation that the set names, else that of its data. Raises DataError, saying what to
     install, where it cannot be made."""
-    played = metadata.played_env
-    if played is None:  # of a set exported from a task that gymnasium cannot make
-        from datasets import make_env
-
-        return make_env(metadata.note["task"])
-
     from minari import MinariDataset
 
+    played = metadata.played_env
+    assert played is not None, spec.played_in
     _require_readable(metadata)
     try:
         # Minari compares installed versions with those the set asks for, and warns where they differ.
         env = MinariDataset(metadata.folder).recover_environment(eval_env=True, disable_env_checker=True)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        asked = metadata.fields.get("requirements") or [_package(str(played["entry_point"]))]
-        packages = " ".join(f"'{requirement}'" for requirement in asked)
+        requirements = metadata.fields.get("requirements") or [_package(str(played["entry_point"]))]
+        packages = " ".join(f"'{requirement}'" for requirement in requirements)
         raise DataError(
             f"{metadata.where}: its environment {played['id']} needs a package that is missing ({one_line(error)}); "
             f"pip install {packages}"
@@ -87,8 +81,8 @@ def _require_readable(metadata: Metadata) -> None:
 
     made_by = metadata.fields.get("minari_version")
     if made_by not in supported_dataset_versions:
-        known = ", ".join(sorted(supported_dataset_versions))
-        raise DataError(f"{metadata.where}: made by Minari {made_by}, the installed {__version__} reads {known}")
+        readable = ", ".join(sorted(supported_dataset_versions))
+        raise DataError(f"{metadata.where}: made by Minari {made_by}, the installed {__version__} reads {readable}")
 
 
 def _require_fit(env: gymnasium.Env, spec: TaskSpec, metadata: Metadata) -> None:

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from bench.runs.contract import one_line
 from datasets.minari.metadata import FILE, MAIN_FILE, NOTE, ActionBox, Metadata, Space, checked_note, flat_dim, flatten
-from datasets.spec import ACTION_LIMIT, Block, DataError, Rows, TaskSpec, one_line
+from datasets.minari.tasks import SUITE
+from datasets.source import Block, Rows
+from datasets.spec import ACTION_LIMIT, DataError, TaskSpec
 from datasets.transitions import row_form
 
 _BLOCK_ROWS = 65_536
@@ -46,16 +49,17 @@ class _Episodes(Protocol):
 
 
 def read(file: Path, metadata: Metadata | None, box: ActionBox | None, tasks: list[TaskSpec]) -> Rows:
-    """The rows of a data set, with the one reward that it has for each of `tasks` (see `minari_io.read_file`).
+    """The rows of a data set, with the one reward that it has for each of `tasks` (see `source.read_file`).
 
-    `box`: of the data's actions; None: they are in [-1, 1] already.
+    `box`: of the data's actions; None: they are in [-1, 1] already. Raises DataError for data that do not fit the
+    tasks, also later on from the iterator.
     """
     if metadata and file == metadata.folder / FILE:
         file = data_path(metadata)
     note = metadata.note if metadata else note_of(file)
     for task in tasks:
         rewarded = note.get("domain", task.domain), note.get("task_id", task.task_id)
-        if task.suite != "minari" and rewarded != (task.domain, task.task_id):
+        if task.suite != SUITE and rewarded != (task.domain, task.task_id):
             raise DataError(f"{file} was exported from task {note['task']}; its rewards are not those of {task.name}")
     with _open(file, metadata) as episodes:
         if not episodes.names:
@@ -77,7 +81,7 @@ def data_path(metadata: Metadata) -> Path:
 
 
 def longest_episode(metadata: Metadata) -> int:
-    """Transitions of a data set's longest episode."""
+    """Transitions of a data set's longest episode. Raises DataError for a set that is empty or cannot be read."""
     with _open(data_path(metadata), metadata) as episodes:
         lengths = [episodes.length(name) for name in episodes.names]
     if not lengths:
@@ -86,7 +90,7 @@ def longest_episode(metadata: Metadata) -> int:
 
 
 def note_of(file: Path) -> Mapping[str, Any]:
-    """What an export from here wrote into a main_data.hdf5; empty for others."""
+    """What an export from here wrote into a main_data.hdf5; empty for others. Raises DataError for a damaged file."""
     with _Hdf5Episodes(file) as episodes:
         text = episodes.handle.attrs.get(NOTE)
     if text is None:

@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from datasets.spec import ACTION_LIMIT, DataError, Origin, one_line
+from bench.runs.contract import one_line
+from datasets.spec import ACTION_LIMIT, DataError, Origin
 
 FILE = "metadata.json"
 MAIN_FILE = "main_data.hdf5"
@@ -33,24 +34,24 @@ def dataset_id(name: str) -> str | None:
     Raises DataError for what is no id of a data set; Minari's have no dots, so that they can stand for slashes.
     """
     if name.startswith("minari:"):
-        own = name.removeprefix("minari:")
+        set_id = name.removeprefix("minari:")
     elif name.startswith("minari."):
-        own = name.removeprefix("minari.").replace(".", "/")
+        set_id = name.removeprefix("minari.").replace(".", "/")
     else:
         return None
-    check_id(own)
-    return own
+    check_id(set_id)
+    return set_id
 
 
-def check_id(own: str) -> None:
-    """Raises DataError unless `own` is an id as Minari forms them."""
-    if not _ID.fullmatch(own):
-        raise DataError(f"'{own}' is no Minari data set; ids are like D4RL/door/human-v2 and end in a version")
+def check_id(set_id: str) -> None:
+    """Raises DataError unless `set_id` is an id as Minari forms them."""
+    if not _ID.fullmatch(set_id):
+        raise DataError(f"'{set_id}' is no Minari data set; ids are like D4RL/door/human-v2 and end in a version")
 
 
-def canonical_name(own: str) -> str:
+def canonical_name(set_id: str) -> str:
     """The inverse of `dataset_id` without slash or colon, since it becomes a folder."""
-    return f"minari.{own.replace('/', '.')}"
+    return f"minari.{set_id.replace('/', '.')}"
 
 
 # Spaces, as Minari's JSON tells them: {"type": "Box", "dtype", "shape", "low", "high"}, {"type": "Dict", "subspaces"}.
@@ -258,7 +259,8 @@ def checked_note(note: Any, where: str) -> Mapping[str, Any]:
 
 
 def read_metadata(folder: Path) -> Metadata | None:
-    """The metadata of the data set whose files are in `folder`; None where no such set is there."""
+    """The metadata of the data set whose files are in `folder`; None where no such set is there. Raises DataError for a
+    file that cannot be read."""
     try:
         fields = json.loads((folder / FILE).read_text())
     except FileNotFoundError:

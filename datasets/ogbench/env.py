@@ -18,6 +18,7 @@ from datasets.numpy_seed import seeded_numpy
 from datasets.ogbench.fast import FastCubeEnv, is_known
 from datasets.ogbench.tasks import DOMAINS, TASK_IDS, Goal
 from datasets.pictures.mujoco import MujocoView, named_cameras
+from datasets.pictures.view import View
 from datasets.spec import TaskSpec
 
 # OGBench makes a new action space at every reset, and gymnasium remarks each time that its bounds become float32.
@@ -64,7 +65,7 @@ class SingleTask(gymnasium.Wrapper):
             reward = 0.0 if reward == 0.0 else -1.0
         return obs.astype(np.float32), reward, bool(terminated), truncated, {"success": bool(info["success"])}
 
-    def view(self) -> MujocoView:
+    def view(self) -> View:
         """Of arms through OGBench's cameras; mazes are seen from above unless another one is asked for."""
         env: Any = self.env.unwrapped
         if isinstance(env, ManipSpaceEnv):

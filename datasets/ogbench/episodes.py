@@ -20,7 +20,7 @@ from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 from datasets.numpy_seed import seeded_numpy
 from datasets.ogbench.env import play_env, task_env, task_goals
 from datasets.ogbench.tasks import ARM_ACTION_DIM, TASKS, cube_positions
-from datasets.spec import Dataset, Recipe
+from datasets.spec import Dataset
 
 Info = dict[str, Any]  # what the simulator says about itself, under its own names
 Policy = Callable[[Info], np.ndarray]
@@ -71,7 +71,7 @@ _CLEARANCE = 0.06  # between the centres of cubes on the table that the gripper 
 
 def recipe(dataset: Dataset) -> dict[str, Any]:
     """Every number that shapes a data set, as JSON."""
-    common: dict[str, Any] = {"version": RECIPE_VERSION, "seed": _asked(dataset).seed}
+    common: dict[str, Any] = {"version": RECIPE_VERSION, "seed": dataset.made_by.seed}
     if dataset.domain in P_STACK:
         common["p_stack"] = list(P_STACK[dataset.domain])
     plan = {"noise_smoothing": NOISE_SMOOTHING}
@@ -86,12 +86,12 @@ def recipe(dataset: Dataset) -> dict[str, Any]:
         "noisy": noisy | {"transitions": PLAY_TRANSITIONS},
         "mixed": plan | {"behaviours": [asdict(behaviour) for behaviour in MIXED]},
     }
-    return common | of_kind[_asked(dataset).kind]
+    return common | of_kind[dataset.made_by.kind]
 
 
 def make_episode(dataset: Dataset, index: int) -> Episode:
     """Episode `index` of a generated data set: a function of the recipe, the seed and the index alone."""
-    key = (_asked(dataset).seed, index)
+    key = (dataset.made_by.seed, index)
     attempt = 0
     while True:
         rng = np.random.default_rng((*key, attempt) if attempt else key)
@@ -200,11 +200,6 @@ class Directed:
         return np.array([*places[clear[0] if len(clear) else clearance.argmax()], _ON_TABLE])
 
 
-def _asked(dataset: Dataset) -> Recipe:
-    assert dataset.recipe is not None, f"{dataset.name} is not made here"
-    return dataset.recipe
-
-
 def _p_random_action(domain: str) -> float:
     return P_RANDOM_PUZZLE_ACTION if domain.startswith("puzzle-") else P_RANDOM_ACTION
 
@@ -249,18 +244,18 @@ def _rests_on(upper: np.ndarray, lower: np.ndarray) -> bool:
 def _setting(dataset: Dataset, index: int, rng: np.random.Generator) -> tuple[gymnasium.Env, Policy, int]:
     """Environment, policy and greatest number of transitions of an episode."""
     p_stack = rng.uniform(*P_STACK[dataset.domain]) if dataset.domain in P_STACK else 0.0
-    asked = _asked(dataset)
-    if asked.kind == "play":
+    recipe = dataset.made_by
+    if recipe.kind == "play":
         env = _play_env(dataset.domain)
         return env, Play(env, _plan_oracles(env, dataset.domain, PLAN_NOISE), p_stack), PLAY_TRANSITIONS
-    if asked.kind == "noisy":
+    if recipe.kind == "noisy":
         env = _play_env(dataset.domain)
         return env, Noisy(env, dataset.domain, p_stack, rng), PLAY_TRANSITIONS
-    task_name = f"{dataset.domain}-task{asked.task_id}"
+    task_name = f"{dataset.domain}-task{recipe.task_id}"
     behaviour = behaviour_of(index)
     if behaviour.directed:
         env = _task_env(task_name)
-        policy = Directed(env, _goals(dataset.domain)[asked.task_id].cubes, behaviour, rng)
+        policy = Directed(env, _goals(dataset.domain)[recipe.task_id].cubes, behaviour, rng)
     else:
         env = _play_env(dataset.domain)
         policy = Play(env, _plan_oracles(env, dataset.domain, behaviour.plan_noise), p_stack)

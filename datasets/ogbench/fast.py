@@ -42,15 +42,15 @@ Quaternion = tuple[float, float, float, float]  # w, x, y, z
 @cache
 def is_known() -> bool:
     """Whether the installed package is one that `FastCubeEnv` agrees with. Says so on stderr, once, where it is not."""
-    known = source_digest() in KNOWN_DIGESTS
-    if not known:
+    agrees = source_digest() in KNOWN_DIGESTS
+    if not agrees:
         print(
             f"warning: the cube environments of the installed ogbench {version('ogbench')} are not those that "
             "datasets/ogbench/fast.py agrees with; using the package's own step, which takes about 1.6 times as long",
             file=sys.stderr,
             flush=True,
         )
-    return known
+    return agrees
 
 
 def source_digest() -> str:
@@ -135,10 +135,10 @@ class FastCubeEnv(CubeEnv):
 
     def post_step(self) -> None:
         successes = self._compute_successes()
-        shown = (successes, self._target_block)
-        if shown != self._painted:
+        colours = (successes, self._target_block)
+        if colours != self._painted:
             super().post_step()
-            self._painted = shown
+            self._painted = colours
         elif self._mode == "data_collection":
             self._success = successes[self._target_block]
         else:

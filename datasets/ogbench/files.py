@@ -13,30 +13,32 @@ from typing import IO, Any, get_args
 
 import numpy as np
 
+from bench.runs.contract import one_line
 from datasets.ogbench.tasks import DOMAINS, TASK_IDS, relabel
-from datasets.spec import ACTION_LIMIT, Block, DataError, Dataset, Origin, Rows, TaskSpec, one_line
+from datasets.source import Block, Rows
+from datasets.spec import ACTION_LIMIT, DataError, Dataset, Origin, TaskSpec
 from datasets.transitions import episode_ends
 
 _BLOCK_ROWS = 250_000  # at a time: rewards are computed in float64
 
 
 def origin(dataset: Dataset, files: list[Path]) -> Origin:
-    """Generated if the name says so or a file does, whatever it has been renamed to."""
+    """Generated if the name says so or a file does, whatever its name is now. Raises DataError for a bad file."""
     if dataset.recipe is not None:
         return "generated"
     for file in files:
         with NpzFile(file) as source:
             if "origin" in source.keys:
-                says = str(source.read("origin"))
-                if says not in get_args(Origin):
-                    raise DataError(f"{file}: key 'origin' is '{says}', expected one of {get_args(Origin)}")
-                if says == "generated":
+                file_origin = str(source.read("origin"))
+                if file_origin not in get_args(Origin):
+                    raise DataError(f"{file}: key 'origin' is '{file_origin}', expected one of {get_args(Origin)}")
+                if file_origin == "generated":
                     return "generated"
     return "published"
 
 
 def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
-    """The rows of all files, one file in memory at a time."""
+    """The rows of all files, one file in memory at a time. Raises DataError for bad ones, also from the iterator."""
     finals = []
     for file in files:
         with NpzFile(file) as source:
@@ -69,6 +71,7 @@ def _blocks(files: list[Path], finals: list[np.ndarray], tasks: list[TaskSpec]) 
 
 
 def recipe_of(file: Path) -> object:
+    """The recipe that a generated file says it follows; None where it says none or cannot be read."""
     try:
         with np.load(file) as arrays:
             return json.loads(str(arrays["recipe"]))

@@ -8,23 +8,13 @@ The 50 tasks of QAM (arXiv 2601.14234) are those of all domains but cube-single.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from datasets.spec import Dataset, Origin, Recipe, RemoteFile, Rows, TaskSpec, generated_name, parse_generated
-
-if TYPE_CHECKING:
-    import gymnasium
+from datasets.spec import TaskSpec
 
 SUITE = "ogbench"
-EXTRA = None
-NEEDS_OPENGL = True
-PACKAGES = ("ogbench", "mujoco", "numpy")
-FOLDER = "~/.ogbench/data"  # where the ogbench package keeps its downloads
-NUM_SHARDS = 100
-URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 TASK_IDS = (1, 2, 3, 4, 5)
 ARM_ACTION_DIM = 5  # effector x, y, z, yaw and gripper opening, all relative
 _ARM_QPOS = 14  # arm and gripper joints come first in qpos, then cubes, buttons, drawer and window
@@ -185,74 +175,3 @@ def relabel(
     solved = np.logical_and.reduce(at_goal, axis=-1)
     reward: np.ndarray = solved - 1.0 if domain.sparse else at_goal.sum(axis=-1) - at_goal.shape[-1]
     return reward.astype(np.float32), solved
-
-
-def task(name: str) -> TaskSpec | None:
-    return TASKS.get(f"{name}-task{DOMAINS[name].default_task_id}" if name in DOMAINS else name)
-
-
-def parse(name: str) -> Dataset | None:
-    """`cube-double-play-v0`, `cube-quadruple-play-100m-v0` (100 files), or the name of a generated set."""
-    if name in PUBLISHED:
-        domain, kind = name.removesuffix("-v0").removesuffix("-100m").rsplit("-", 1)
-        names = [f"{name}.npz"]
-        if "-100m-" in name:  # without the validation twins (`…-val.npz`)
-            names = [f"{name}/{name.replace('-100m', '')}-{shard:03}.npz" for shard in range(NUM_SHARDS)]
-        substitute = None
-        if kind in DOMAINS[domain].kinds:
-            substitute = generated_name(domain, Recipe(kind, DOMAINS[domain].episodes, seed=0))
-        files = tuple(RemoteFile(file, (f"{URL}/{file}",)) for file in names)
-        return Dataset(name, SUITE, domain, files, (FOLDER,), substitute=substitute)
-    for domain in DOMAINS:
-        if generated := parse_generated(name, [domain], kinds(domain)):
-            _, recipe = generated
-            if recipe.task_id in (0, *TASK_IDS):
-                return Dataset(name, SUITE, domain, (RemoteFile(f"{name}.npz"),), recipe=recipe)
-    return None
-
-
-def origin(dataset: Dataset, files: list[Path]) -> Origin:
-    from datasets.ogbench.files import origin
-
-    return origin(dataset, files)
-
-
-def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
-    from datasets.ogbench.files import read
-
-    return read(dataset, files, tasks)
-
-
-def make_env(spec: TaskSpec, success_timing: str) -> "gymnasium.Env":
-    from datasets.ogbench.env import SingleTask, task_env
-
-    return SingleTask(task_env(spec, success_timing), spec)
-
-
-def kinds(domain: str) -> dict[str, bool]:
-    """Mixed sets hold episodes that pursue the goal of one task."""
-    return {kind: kind == "mixed" for kind in DOMAINS[domain].kinds}
-
-
-def recipe(dataset: Dataset) -> dict[str, Any]:
-    from datasets.ogbench.episodes import recipe
-
-    return recipe(dataset)
-
-
-def make_episode(dataset: Dataset, index: int) -> dict[str, np.ndarray]:
-    from datasets.ogbench.episodes import make_episode
-
-    return make_episode(dataset, index)
-
-
-def write_set(dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    from datasets.ogbench.files import write_set
-
-    return write_set(dataset, parts, file, recipe)
-
-
-def recipe_of(file: Path) -> object:
-    from datasets.ogbench.files import recipe_of
-
-    return recipe_of(file)

@@ -1,1 +1,1 @@
-"""Pictures of environments."""
+"""How environments are seen: states that are kept while an episode is played, and drawn afterwards."""

@@ -63,9 +63,9 @@ class MujocoView:
         """A copy of all that shows now."""
         model, data = self._simulation()
         for name in LOOKS:  # states share what has not changed, which is most of it
-            now = getattr(model, name)
-            if name not in self._looks or not np.array_equal(now, self._looks[name]):
-                self._looks[name] = now.copy()
+            values = getattr(model, name)
+            if name not in self._looks or not np.array_equal(values, self._looks[name]):
+                self._looks[name] = values.copy()
         return MujocoState(model, data.qpos.copy(), data.mocap_pos.copy(), data.mocap_quat.copy(), dict(self._looks))
 
     def picture(self, state: MujocoState, look: Look) -> np.ndarray:
@@ -115,7 +115,9 @@ def gymnasium_view(env: Any) -> MujocoView:
     """Of an unwrapped environment of gymnasium, through its own camera. Raises DataError for another simulator's."""
     # gymnasium-robotics keeps those of mazes and of the kitchen within another environment.
     simulators = [env, *(getattr(env, name, None) for name in ("robot_env", "ant_env", "point_env"))]
-    simulator = next((one for one in simulators if isinstance(getattr(one, "model", None), mujoco.MjModel)), None)
+    simulator = next(
+        (candidate for candidate in simulators if isinstance(getattr(candidate, "model", None), mujoco.MjModel)), None
+    )
     if simulator is None:
         name = env.spec.id if env.spec else type(env).__name__
         raise DataError(f"{name} is not simulated by MuJoCo: it can be trained on, but not drawn")

@@ -55,10 +55,10 @@ def usable_renderer() -> str:
     Tried in processes of their own, since a process is bound to the first one it loads. Raises DataError, which says
     what to install.
     """
-    asked = os.environ.get("MUJOCO_GL", "disable").strip().lower()
-    tried = RENDERERS if asked in ("", "0", "off", "false", "disable", "disabled") else (asked,)
+    setting = os.environ.get("MUJOCO_GL", "disable").strip().lower()
+    candidates = RENDERERS if setting in ("", "0", "off", "false", "disable", "disabled") else (setting,)
     causes = []
-    for renderer in tried:
+    for renderer in candidates:
         done = subprocess.run(
             [sys.executable, "-c", _TRIAL], env={**os.environ, "MUJOCO_GL": renderer}, capture_output=True, text=True
         )

@@ -65,7 +65,7 @@ class Replay:
         self.chunk_length = chunk_length
         self.device = torch.device(device)
         self._transitions = transitions
-        self._asked: Placement = placement
+        self._placement_option: Placement = placement
         self._end = transitions.num_transitions  # the position from which on transitions are online
         self._first = 0  # the first dataset transition in use
         self.capacity = self.dataset_size
@@ -263,7 +263,7 @@ class Replay:
         """Puts the dataset where it belongs, with rings of `ring_bytes` beside it; what is on the device stays."""
         data = self._transitions
         first_row = data.row(self._first)
-        placement = self._asked
+        placement = self._placement_option
         if placement == "auto":
             placement = fitting_placement(data, data.num_bytes(first_row), ring_bytes, self.device)
         if placement != self.placement and self.placement != "device":

@@ -39,23 +39,23 @@ class StreamedWindows:
         self._action = _RowFile(transitions.name, "action", transitions.action)
 
     def window(self, transitions: Tensor) -> Window:
-        """The windows of the transitions with these numbers, int64 (P, H)."""
+        """The windows of the transitions with these numbers, int64 (P, H). Raises DataError for a file that was cut."""
         episode = torch.searchsorted(self._episode_ends, transitions, right=True)
         row = transitions + episode
         first = row[:, 0]
         span = int((row[:, -1] + 1 - first).max()) + 1  # rows up to the next observation; more where an episode ends
         first = first.clamp(max=len(self._reward) - span)
         place = (row - first[:, None]).numpy()
-        each = np.arange(len(place))
+        windows = np.arange(len(place))
         obs = self._obs.read(first.tolist(), span)
         action = self._action.read(first.tolist(), span)
         return Window(
-            obs=torch.from_numpy(obs[each, place[:, 0]]),
-            action=torch.from_numpy(action[each[:, None], place]),
+            obs=torch.from_numpy(obs[windows, place[:, 0]]),
+            action=torch.from_numpy(action[windows[:, None], place]),
             reward=self._reward[row],
             terminated=self._terminated[row].float(),
             episode_end=(self._episode_ends[episode] == transitions + 1).float(),
-            next_obs=torch.from_numpy(obs[each, place[:, -1] + 1]),
+            next_obs=torch.from_numpy(obs[windows, place[:, -1] + 1]),
         )
 
 

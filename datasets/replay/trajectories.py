@@ -66,9 +66,9 @@ class TrajectoryStore:
         grid = self._steps.unflatten(1, (-1, self.num_envs))
         fields: dict[str, Tensor] = dict(zip(FIELDS, grid.split(self._widths, -1), strict=True))
         begins = self._begins.unflatten(1, (-1, self.num_envs))
-        own = _decisions(begins, fields, self._discount)
+        decisions = _decisions(begins, fields, self._discount)
         record = self._records.unflatten(1, (-1, self.num_envs))
-        values = {"obs": fields["obs"], "record": record, **own}
+        values = {"obs": fields["obs"], "record": record, **decisions}
         return Trajectories(**{name: value.to(self._device) for name, value in values.items()})
 
     def offer(self, trajectories: Trajectories, advantage: Tensor, value_target: Tensor) -> None:
@@ -107,17 +107,17 @@ class TrajectoryStore:
 
     def restore(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
         """Puts back what `rows_of_seed` gave for each seed. ValueError where they differ in length."""
-        if len({len(own["steps"]) for own in rows}) != 1:
+        if len({len(seed_rows["steps"]) for seed_rows in rows}) != 1:
             raise ValueError("seeds of one pack must have collected the same number of steps")
         self.count = len(rows[0]["steps"])
         if not self.count:
             return
         width = rows[0]["records"].shape[-1]
         self._records = torch.zeros(*self._begins.shape, width)
-        for seed_index, own in enumerate(rows):
-            self._steps[seed_index, : self.count] = own["steps"]
-            self._begins[seed_index, : len(own["begins"])] = own["begins"]
-            self._records[seed_index, : len(own["records"])] = own["records"]
+        for seed_index, seed_rows in enumerate(rows):
+            self._steps[seed_index, : self.count] = seed_rows["steps"]
+            self._begins[seed_index, : len(seed_rows["begins"])] = seed_rows["begins"]
+            self._records[seed_index, : len(seed_rows["records"])] = seed_rows["records"]
 
 
 def _decisions(begins: Tensor, fields: Mapping[str, Tensor], discount: float) -> dict[str, Tensor]:

@@ -1,1 +1,1 @@
-"""Robomimic: its tasks, data and environments, and scripted experts that make data."""
+"""Robomimic: its tasks, data and environments, and scripted experts that make demonstrations."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from datasets.numpy_seed import seeded_numpy
 from datasets.pictures.mujoco import MujocoView, free_camera, named_cameras
+from datasets.pictures.view import View
 from datasets.robomimic.tasks import ACTION_DIM, ENV_KWARGS, ENV_NAMES, OBS_KEYS, ROBOSUITE_GENERATION
 from datasets.spec import DataError, TaskSpec
 
@@ -84,7 +85,7 @@ class RobomimicTask(gymnasium.Env):
         truncated = not success and self._steps >= self._max_episode_steps
         return observation(observed), float(reward) - 1.0, success, truncated, {"success": success}
 
-    def view(self) -> MujocoView:
+    def view(self) -> View:
         """Of the arm and its table; robosuite's cameras are there as well."""
         model = self.robosuite.sim.model._model
         whole = free_camera(model, **WHOLE_SCENE)

@@ -62,15 +62,15 @@ ROBOT_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 @cache
 def is_known() -> bool:
     """Whether the installed package is one that this module agrees with. Says so on stderr, once, where it is not."""
-    known = source_digest() in KNOWN_DIGESTS
-    if not known:
+    agrees = source_digest() in KNOWN_DIGESTS
+    if not agrees:
         print(
             f"warning: the environments of the installed robosuite {version('robosuite')} are not those that "
             "datasets/robomimic/fast.py agrees with; using the package's own, which take about 3 times as long",
             file=sys.stderr,
             flush=True,
         )
-    return known
+    return agrees
 
 
 def source_digest() -> str:

@@ -25,7 +25,7 @@ _ROBOSUITE = 1  # robomimic's number for environments of robosuite
 
 
 def write_set(dataset: Dataset, parts: list[Path], file: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Writes npz files of episodes (see `datasets.robomimic.experts.make_episode`) as one file; returns its summary.
+    """Writes npz files of episodes (see `datasets.robomimic.episodes.make_episode`) as one file; returns its summary.
 
     Not atomic: hand in a path that nobody reads yet. Equal episodes give equal bytes.
     """

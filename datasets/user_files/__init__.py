@@ -1,1 +1,1 @@
-"""Files that a user names, in a layout known from elsewhere or as flat arrays."""
+"""Files that a user names, by their content; which layout a file has, and who reads it."""

@@ -7,22 +7,27 @@ on. The cache remembers where each one lies.
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
-from datasets.cache import ELSEWHERE, cache_root, file_sha256, replacing
-from datasets.spec import DataError, Dataset, Origin, RemoteFile, Rows, TaskSpec, one_line
+from bench.runs.contract import one_line, replacing
+from datasets.cache import ELSEWHERE, cache_root, file_sha256
+from datasets.flat_files import reading
+from datasets.flat_files.columns import KEYS, REQUIRED, open_file
+from datasets.source import Rows, Source
+from datasets.spec import DataError, Dataset, Origin, RemoteFile, TaskSpec
 
 SUITE = "user"
+Layout = Literal["ogbench", "robomimic", "minari", "flat"]
 
 
 def register(file: Path, copy: bool = False) -> str:
     """Name of a user's file, which is remembered, or copied into the cache. Raises DataError where it is unreadable."""
-    from datasets.user_files.flat_files import layout
-
     file = file.expanduser()
     if not file.is_file():
         raise DataError(f"no data file {file}; name an npz or HDF5 file")
-    if layout(file) == "minari" and copy:  # raises for a file of no known layout
+    if layout_of(file) == "minari" and copy:  # raises for a file of no known layout
         raise DataError(
             f"{file} belongs to a Minari data set, whose metadata.json beside it tells the bounds of actions; "
             "name it in place, without --copy"
@@ -34,10 +39,10 @@ def register(file: Path, copy: bool = False) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if copy:
-            kept = folder / f"{name}{file.suffix}"
-            with replacing(kept) as partial:
+            duplicate = folder / f"{name}{file.suffix}"
+            with replacing(duplicate) as partial:
                 shutil.copyfile(file, partial)
-            file = kept
+            file = duplicate
         with replacing(_record(name)) as partial:
             partial.write_text(json.dumps({"path": str(file.resolve()), "sha256": digest}, indent=1) + "\n")
     except OSError as error:
@@ -45,45 +50,79 @@ def register(file: Path, copy: bool = False) -> str:
     return name
 
 
-def parse(name: str) -> Dataset | None:
-    """A user's file that this machine has seen. Raises DataError for one that it has not."""
-    if not name.startswith(f"{SUITE}-"):
-        return None
-    try:
-        path = Path(json.loads(_record(name).read_text())["path"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or torn by a kill
+def layout_of(file: Path) -> Layout:
+    """The layout that a file's keys tell. Raises DataError for a damaged file and for one of no known layout."""
+    with open_file(file) as content:
+        keys = set(content.columns)
+        if content.is_hdf5 and any(name.startswith("data/demo_") for name in content.groups):
+            return "robomimic"
+        if content.is_hdf5 and any(name.startswith("episode_") for name in content.groups):
+            return "minari"
+        if not content.is_hdf5 and {"observations", "qpos"} <= keys and not keys.intersection(KEYS["reward"]):
+            return "ogbench"
+        missing = [KEYS[meaning][0] for meaning in REQUIRED if not keys.intersection(KEYS[meaning])]
+        if not missing:
+            return "flat"
+        present = ", ".join(sorted({*keys, *(name.split("/")[0] for name in content.groups)})) or "none"
+        if len(missing) < len(REQUIRED):
+            raise DataError(f"{file}: no key for {' and '.join(missing)} among its keys {present}")
         raise DataError(
-            f"data set '{name}' is a user's file that is not known here; name it again: "
-            f"--data FILE, or python -m bench data import FILE"
-        ) from None
-    return Dataset(name, SUITE, domain="", files=(RemoteFile(path.name),), folders=(str(path.parent),))
+            f"{file}: no known layout has its keys {present}; known are {', '.join(KEYS[m][0] for m in REQUIRED)} "
+            "(flat npz or HDF5), observations and qpos (OGBench npz), data/demo_0 (robomimic HDF5) and episode_0 "
+            "(Minari HDF5)"
+        )
 
 
-def origin(dataset: Dataset, files: list[Path]) -> Origin:
-    """ "generated" where a file says so, else "user": nothing is known of it."""
-    (file,) = files
-    return "generated" if _reader(file).origin(dataset, files) == "generated" else "user"
+class UserFiles:
+    """The reader of files that users name: leaves each to the source of its layout.
 
+    Args:
+        sources: those of layouts that are not flat.
+        may_share_rewards: False where the task of a name is known to have other rewards than a task.
+    """
 
-def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
-    """Rows of a file in the layout of any source, as far as it fits the tasks."""
-    from datasets.user_files import flat_files
+    SUITE = SUITE
 
-    (file,) = files
-    if not dataset.name.endswith(file_sha256(file)[:10]):
-        raise DataError(f"{file} has changed since it was named '{dataset.name}'; name it again: --data {file}")
-    kind = flat_files.layout(file)
-    if kind in ("ogbench", "robomimic") and tasks[0].suite != kind:
-        raise DataError(f"{file} holds data of {kind}, task {tasks[0].name} is of {tasks[0].suite}")
-    return _reader(file).read(dataset, files, tasks)
+    def __init__(self, sources: Iterable[Source], may_share_rewards: Callable[[str, TaskSpec], bool]) -> None:
+        self._sources = {source.SUITE: source for source in sources}
+        self._may_share_rewards = may_share_rewards
 
+    def parse(self, name: str) -> Dataset | None:
+        """A user's file that this machine has seen. Raises DataError for one that it has not."""
+        if not name.startswith(f"{SUITE}-"):
+            return None
+        try:
+            path = Path(json.loads(_record(name).read_text())["path"])
+        except (OSError, ValueError, KeyError, TypeError):  # none, or torn by a kill
+            raise DataError(
+                f"data set '{name}' is a user's file that is not known here; name it again: "
+                f"--data FILE, or python -m bench data import FILE"
+            ) from None
+        return Dataset(name, SUITE, domain="", files=(RemoteFile(path.name),), folders=(str(path.parent),))
 
-def _reader(file: Path):
-    from datasets import registry as sources
-    from datasets.user_files import flat_files
+    def origin(self, dataset: Dataset, files: list[Path]) -> Origin:
+        """ "generated" where a file says so, else "user": nothing is known of it. Raises DataError for a bad file."""
+        (file,) = files
+        layout = layout_of(file)
+        origin = reading.origin if layout == "flat" else self._sources[layout].origin
+        return "generated" if origin(dataset, files) == "generated" else "user"
 
-    kind = flat_files.layout(file)
-    return flat_files if kind == "flat" else next(source for source in sources.SOURCES if kind == source.SUITE)
+    def read(self, dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
+        """Rows of a file in the layout of any source, as far as it fits the tasks. Raises DataError where it does not,
+        also later on from the iterator."""
+        (file,) = files
+        if not dataset.name.endswith(file_sha256(file)[:10]):
+            raise DataError(f"{file} has changed since it was named '{dataset.name}'; name it again: --data {file}")
+        layout = layout_of(file)
+        if layout in ("ogbench", "robomimic") and tasks[0].suite != layout:
+            raise DataError(f"{file} holds data of {layout}, task {tasks[0].name} is of {tasks[0].suite}")
+        if layout != "flat":
+            return self._sources[layout].read(dataset, files, tasks)
+        name = reading.rewarded_task(file)
+        for task in tasks:
+            if name is not None and not self._may_share_rewards(name, task):
+                raise DataError(f"{file} was exported from task {name}; its rewards are not those of {task.name}")
+        return reading.read(dataset, files, tasks)
 
 
 def _record(name: str) -> Path:

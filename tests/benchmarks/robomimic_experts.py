@@ -22,7 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from datasets.robomimic.tasks import ENV_NAMES, KINDS, parse
+from datasets.robomimic.source import KINDS, parse
+from datasets.robomimic.tasks import ENV_NAMES
 from tests.benchmarks.measure import machine_line, table
 
 FIGURE = Path("results/benchmarks/robomimic_experts.png")
@@ -45,7 +46,7 @@ class Played:
 
 def play(domain: str, kind: str, episodes: int, seed: int) -> tuple[list[Played], float]:
     """The first episodes of a set, and the environment's steps per second of this process, all work included."""
-    from datasets.robomimic.experts import make_episode
+    from datasets.robomimic.episodes import make_episode
 
     dataset = parse(f"{domain}-{kind}-generated-{episodes}ep-seed{seed}")
     assert dataset is not None
