@@ -17,13 +17,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from agents import AGENTS
 from analysis.__main__ import main
 from analysis.figures import curves as figures
 from analysis.labels.style import AGENT_STYLES, FALLBACK_STYLES, styles_of
 from analysis.labels.wording import count_label, seeds_label
 from analysis.loading.load import Suite, load_results
 from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError
+from analysis.statistics.scores import Estimate
 from analysis.tables import success as tables
 
 HEADER = "phase,updates,env_steps,episode_seed,success,return,length"
@@ -513,13 +513,13 @@ def test_minus_signs_of_a_latex_table_are_minus_signs(tmp_path: Path):
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [
-        (tables.Estimate(0.623, 0.481, 0.766), "0.62 [0.48, 0.77]"),
-        (tables.Estimate(-0.001, -0.5, 0.498), "0.00 [-0.50, 0.50]"),
-        (tables.Estimate(0.5, float("nan"), float("nan")), "0.50"),
-        (tables.Estimate(float("nan"), float("nan"), float("nan")), "-"),
+        (Estimate(0.623, 0.481, 0.766), "0.62 [0.48, 0.77]"),
+        (Estimate(-0.001, -0.5, 0.498), "0.00 [-0.50, 0.50]"),
+        (Estimate(0.5, float("nan"), float("nan")), "0.50"),
+        (Estimate(float("nan"), float("nan"), float("nan")), "-"),
     ],
 )
-def test_estimates_are_shown_with_two_digits(estimate: tables.Estimate, text: str):
+def test_estimates_are_shown_with_two_digits(estimate: Estimate, text: str):
     assert tables.show(estimate) == text
 
 
@@ -556,18 +556,25 @@ def test_known_agents_differ_in_colour_in_line_and_in_marker():
     assert len({style.color for style in AGENT_STYLES.values()}) == len(AGENT_STYLES)
 
 
-def test_every_agent_of_the_registry_has_a_style_of_its_own():
-    assert AGENTS.keys() <= AGENT_STYLES.keys()
+def test_styles_of_the_table_are_apart_with_and_without_colour():
     marks = [(style.line, style.marker, style.color) for style in AGENT_STYLES.values()]
     assert len({(line, marker) for line, marker, _ in marks}) == len(marks), "apart without colour, too"
-    known = {color for *_, color in marks}
-    assert not known - {"#000000"} & {style.color for style in FALLBACK_STYLES}
+    colors = {color for *_, color in marks}
+    assert not colors - {"#000000"} & {style.color for style in FALLBACK_STYLES}
 
 
 def test_unknown_agent_looks_the_same_whatever_stands_beside_it():
     alone, among = styles_of(["my_agent"]), styles_of(["zeta", "fql", "my_agent", "alpha"])
     assert alone["my_agent"] == among["my_agent"]
     assert list(among) == ["fql", "alpha", "my_agent", "zeta"]
+
+
+def test_variant_of_any_agent_looks_like_no_other():
+    names = ["fql", "fql@deep", "my_agent", "my_agent@deep"]
+    styles = styles_of(names)
+    assert list(styles) == names
+    assert len(set(styles.values())) == 4
+    assert styles_of(["my_agent@deep"])["my_agent@deep"] == styles["my_agent@deep"]
 
 
 def test_no_two_agents_of_a_figure_look_the_same():

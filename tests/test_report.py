@@ -1,5 +1,7 @@
 """The report's page read without a browser: its structure and numbers, what it says of failures, protocol cards."""
 
+import base64
+import hashlib
 import io
 import itertools
 import json
@@ -118,6 +120,10 @@ def test_page_stands_alone(page: Page):
         assert attributes.get("href", "#").startswith("#"), (tag, attributes)
     (policy,) = [a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    (script,) = [text for tag, attributes, text in page.texts if tag == "script" and not attributes]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy, "a browser runs the page's script and no other"
+    assert script.index("class Chart") < script.index("function runPage"), "one draws with the other"
 
 
 def test_headings_are_in_order_and_names_are_unique(page: Page):
@@ -143,7 +149,8 @@ def test_every_table_can_be_sorted_from_the_keyboard(page: Page):
 
 def test_tables_have_the_numbers_of_the_csv(results: Path, page: Page):
     (suite,) = load_results(results, ["bullet"])
-    table = pd.read_csv(io.StringIO(tables.to_csv(suite, tables.suite_rows(suite)))).set_index(["task", "agent"])
+    text = tables.numbers_table(suite, tables.suite_rows(suite)).csv()
+    table = pd.read_csv(io.StringIO(text)).set_index(["task", "agent"])
     for caption, task_column in (("bullet, all tasks", False), ("bullet, by task", True)):
         heading, *rows = page.tables[caption]
         columns = [text for text, _ in heading]

@@ -18,8 +18,9 @@ import numpy as np
 from scipy.special import stdtr
 
 from analysis.published import verdicts
-from analysis.published.sources import COMPARED_STEPS, Point, read_file
-from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT, Sample, published_sample
+from analysis.published.equality import Sample, published_sample
+from analysis.published.points import COMPARED_STEPS, PublishedPoint, read_file
+from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT
 
 EPISODES = 50
 RESAMPLES = 2_000  # of a published bootstrap interval
@@ -72,7 +73,7 @@ def published(rates: Array, form: str, rng: np.random.Generator) -> Sample:
         low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
     elif form == "mean, deviation":
         std = float(rates.std())
-    point = Point("benchmark", "", "", "", 0, mean, low, high, std, len(rates), values)
+    point = PublishedPoint("benchmark", "", "", "", 0, mean, low, high, std, len(rates), values)
     return published_sample(point)
 
 
