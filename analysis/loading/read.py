@@ -161,6 +161,12 @@ def read_provenance(path: Path) -> dict[str, Any]:
     origin = provenance["dataset"].get("origin")
     if origin not in ORIGINS:
         raise ResultsError(f"{path}: dataset origin {origin!r}, expected {' or '.join(ORIGINS)}")
+    departures = provenance.get("departures", {})  # runs of older code have no such key
+    whole = isinstance(departures, dict) and all(
+        isinstance(values, dict) and {"value", "released"} <= values.keys() for values in departures.values()
+    )
+    if not whole:
+        raise ResultsError(f"{path}: departures is {departures!r}, expected for each setting its value and released")
     return provenance
 
 
