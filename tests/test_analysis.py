@@ -484,14 +484,14 @@ def test_latex_table_is_a_well_formed_tabular(tmp_path: Path):
         assert comment.startswith("% needs \\usepackage{booktabs}")
         assert (begin, end) == (r"\begin{tabular}{lcccccc}", r"\end{tabular}")
         assert (body[0], body[2], body[-1]) == (r"\toprule", r"\midrule", r"\bottomrule")
-        known = {"toprule", "midrule", "bottomrule", "multicolumn", "textit", "footnotesize"}
-        known |= {"textbackslash", "textasciitilde", "textasciicircum"}
+        commands = {"toprule", "midrule", "bottomrule", "multicolumn", "textit", "footnotesize"}
+        commands |= {"textbackslash", "textasciitilde", "textasciicircum"}
         for line in body:
             if line in (r"\toprule", r"\midrule", r"\bottomrule"):
                 continue
             assert line.endswith(r" \\")
             row = line.removesuffix(r" \\")
-            assert set(re.findall(r"\\([a-zA-Z]+)", row)) <= known
+            assert set(re.findall(r"\\([a-zA-Z]+)", row)) <= commands
             plain = re.sub(r"\\[&%$#_{}]", "", row)
             assert plain.count("{") == plain.count("}")
             # What is left of the special characters: column separators and the minus signs.
@@ -549,8 +549,8 @@ def test_counts_on_an_axis_are_short(count: float, text: str):
 
 
 def test_known_agents_differ_in_colour_in_line_and_in_marker():
-    own = [style for agent, style in AGENT_STYLES.items() if agent in OWN_AGENTS]
-    for mark in zip(*own, strict=True):
+    ours = [style for agent, style in AGENT_STYLES.items() if agent in OWN_AGENTS]
+    for mark in zip(*ours, strict=True):
         assert len(set(mark)) == len(OWN_AGENTS)
     # There are not so many lines and markers for the published methods: each has its colour.
     assert len({style.color for style in AGENT_STYLES.values()}) == len(AGENT_STYLES)
@@ -700,8 +700,8 @@ def test_many_agents_have_a_panel_each_with_the_others_behind_it(tmp_path: Path)
     lines = {line.get_color(): np.asarray(line.get_xydata()) for line in whole.lines}
     for axes in filter(lambda axes: axes.axison, panels):
         color = figures.styles_of(suite.agents)[axes.get_title()].color
-        (own,) = (line for line in axes.lines if line.get_color() == color)
-        assert np.asarray(own.get_xydata()) == pytest.approx(lines.pop(color))
+        (mean,) = (line for line in axes.lines if line.get_color() == color)
+        assert np.asarray(mean.get_xydata()) == pytest.approx(lines.pop(color))
         others, runs = (axes.collections[index] for index in (0, 1))
         assert len(others.get_paths()) == len(suite.agents) - 1 and len(runs.get_paths()) == len(suite.runs) / 9
 

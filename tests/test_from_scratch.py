@@ -89,8 +89,8 @@ def test_agents_without_an_offline_phase_stand_beside_others(suite: Suite):
 )
 def test_other_budgets_are_refused_by_name(tmp_path: Path, first: dict[str, Any], second: dict[str, Any], message: str):
     for arguments in (first, second):
-        own: dict[str, Any] = {"task": "a"} | arguments
-        write_run(tmp_path, **own)
+        whole: dict[str, Any] = {"task": "a"} | arguments
+        write_run(tmp_path, **whole)
     write_run(tmp_path, "a", "sac", offline=(0.0,), online=first.get("online", (0.2, 0.6, 0.8, 1.0)))
     with pytest.raises(ResultsError, match=message):
         load_results(tmp_path)

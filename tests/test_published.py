@@ -491,7 +491,7 @@ def test_equal_method_is_called_different_in_one_suite_of_twenty_at_most(form: s
     rng = np.random.default_rng(4)
     trials, alarms = 200, 0
 
-    def told(runs: np.ndarray) -> Sample:
+    def as_published(runs: np.ndarray) -> Sample:
         if form == "per seed":
             return sample(runs)
         if form == "deviation":
@@ -500,7 +500,7 @@ def test_equal_method_is_called_different_in_one_suite_of_twenty_at_most(form: s
         return published_sample(point(float(runs.mean()), len(runs), float(low), float(high)))
 
     for _ in range(trials):
-        alarms += alarm_in_suite(draw_suite(rng, 6, 0.8), [told(runs) for runs in draw_suite(rng, 6, 0.8)])
+        alarms += alarm_in_suite(draw_suite(rng, 6, 0.8), [as_published(runs) for runs in draw_suite(rng, 6, 0.8)])
     # 5 % of them with two standard errors of the count itself.
     assert alarms <= 0.05 * trials + 2 * math.sqrt(0.05 * 0.95 * trials)
 
@@ -531,8 +531,8 @@ def write_suite(
     for (task, rate), seed in itertools.product(rates.items(), range(seeds)):
         points = [SeedRate(0, "", task, 500_000, 0, seed, 0.0)]
         for step in COMPARED_STEPS:
-            shown = rng.binomial(50, rate * step / 1_000_000) / 50
-            points.append(SeedRate(0, "", task, 1_000_000, step, seed, shown))
+            solved = rng.binomial(50, rate * step / 1_000_000) / 50
+            points.append(SeedRate(0, "", task, 1_000_000, step, seed, solved))
         content = {
             "suite": suite,
             "task": task,

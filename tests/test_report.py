@@ -174,18 +174,18 @@ def test_overview_counts_the_runs_by_state(page: Page):
 def test_curves_are_those_of_the_figures(results: Path, page: Page):
     data = page.json("chart-data")
     (suite,) = load_results(results, ["cube-double"], allow_incomplete=True)
-    shown = next(entry for entry in data["suites"] if entry["name"] == "cube-double")
+    double = next(entry for entry in data["suites"] if entry["name"] == "cube-double")
     names = [agent["name"] for agent in data["agents"]]
     assert [agent["color"] for agent in data["agents"]][:2] == [AGENT_STYLES[name].color for name in names[:2]]
-    assert len(shown["curves"]) == 5 * (1 + 4)
-    for curve in shown["curves"]:
+    assert len(double["curves"]) == 5 * (1 + 4)
+    for curve in double["curves"]:
         agent = names[curve["agent"]]
         cells = suite.cells_of(agent) if curve["task"] < 0 else [suite.cells[suite.tasks[curve["task"]], agent]]
         interval = curve_of(suite, cells).interval
         for part in ("mean", "low", "high"):
             numbers = np.array([np.nan if value is None else value for value in curve[part]])
             np.testing.assert_allclose(numbers, getattr(interval, part), rtol=1e-4, atol=1e-6)
-    cell = next(c for c in shown["cells"] if names[c["agent"]] == "fql" and c["task"] == 1)
+    cell = next(c for c in double["cells"] if names[c["agent"]] == "fql" and c["task"] == 1)
     assert cell["seeds"] == [0, 1, 2, 3, 4]
     assert cell["scores"][3][9:] == [None] * 7  # where the failed run ended
     raw = next(entry for entry in data["suites"] if entry["name"] == "raw")
@@ -422,6 +422,14 @@ def test_card_says_by_whom_a_value_is_used(tmp_path: Path):
     assert facts["Evaluation"]["success timing"].startswith("post: ")
     assert "not comparable with published results" in facts["Tasks and data"]["data origin"]
     assert facts["Code and machines"]["commits"].startswith("0123abcd")
+
+
+def test_variants_are_told_apart_on_the_page_and_in_the_card(tmp_path: Path):
+    write_run(tmp_path, agent="my_agent", utd_ratio=1)
+    write_run(tmp_path, agent="my_agent", variant="often", utd_ratio=4)
+    assert card(tmp_path)["Budgets"]["utd_ratio"].startswith("1 (my_agent), 4 (my_agent@often) ")
+    runs = Page(tmp_path / "out/report.html").tables["Runs of quick"][1:]
+    assert [row[1][0] for row in runs] == ["my_agent", "my_agent@often"]
 
 
 def test_card_tells_evaluation_seeds_that_differ(tmp_path: Path):

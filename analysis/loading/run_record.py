@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.loading.read import Run, read_episodes, read_json
-from bench.runs.contract import EPISODES, LOG, STATUS, TIMING, TRAIN, RunName, one_line
+from bench.runs.contract import EPISODES, LOG, STATUS, TIMING, TRAIN, VIDEO_INDEX, VIDEOS, RunName, one_line
 
 SCALAR_POINTS = 200  # per scalar and phase
 LOG_LINES = 15
@@ -81,7 +81,7 @@ def read_record(root: Path, run: Run, video_bytes: int) -> RunRecord:
     train = read_scalars(folder / TRAIN, damage)
     timing = read_scalars(folder / TIMING, damage)
     log, log_of = ([], "") if run.complete else read_log(root, run)
-    videos = read_videos(folder / "videos", video_bytes, damage)
+    videos = read_videos(folder / VIDEOS, video_bytes, damage)
     return RunRecord(
         run, status, returns, lengths, seeds, train, timing, tuple(log), log_of, tuple(videos), tuple(damage)
     )
@@ -163,22 +163,22 @@ def read_log(root: Path, run: Run) -> tuple[list[str], str]:
 
 
 def read_videos(folder: Path, budget: int, damage: list[str]) -> list[Video]:
-    """The videos that `index.json` lists, embedded in its order as long as they fit."""
-    index = folder / "index.json"
+    """The videos that the index in `folder` lists, embedded in its order as long as they fit."""
+    index = folder / VIDEO_INDEX
     if not index.is_file():
         return []
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["videos"]
         files = [str(entry["file"]) for entry in entries]
     except (ValueError, KeyError, TypeError) as error:
-        damage.append(f"videos/index.json cannot be read: {type(error).__name__}: {error}")
+        damage.append(f"{VIDEOS}/{VIDEO_INDEX} cannot be read: {type(error).__name__}: {error}")
         return []
     videos = []
     for entry, file in zip(entries, files, strict=True):
         path = folder / file
         kind = VIDEO_TYPES.get(path.suffix.lower())
         if "/" in file or kind is None or not path.is_file():
-            damage.append(f"videos/{file} is listed in index.json, but is not there or not a video")
+            damage.append(f"{VIDEOS}/{file} is listed in {VIDEO_INDEX}, but is not there or not a video")
             continue
         outcome = {None: "", 0: ", not solved", 1: ", solved"}.get(entry.get("success"), "")
         caption = f"episode seed {entry.get('episode_seed')}{outcome}"

@@ -167,11 +167,11 @@ class Chart {
     if (line.low) {
       // One piece of band for each stretch without gaps.
       let start = 0, text = "";
-      const known = (k) => k < line.x.length && line.low[k] != null && line.high[k] != null;
+      const bounded = (k) => k < line.x.length && line.low[k] != null && line.high[k] != null;
       while (start < line.x.length) {
-        if (!known(start)) { start++; continue; }
+        if (!bounded(start)) { start++; continue; }
         let end = start;
-        while (known(end)) end++;
+        while (bounded(end)) end++;
         const xs = line.x.slice(start, end);
         text += this.path(xs, line.high.slice(start, end)) + this.path(xs.slice().reverse(), line.low.slice(start, end).reverse()).replace("M", "L") + "Z";
         start = end;
@@ -265,9 +265,9 @@ class Chart {
     const [across, along] = moves[event.key];
     const old = this.chosen && lines.includes(this.chosen.line) ? this.chosen : null;
     const line = lines[old ? (lines.indexOf(old.line) + across + lines.length) % lines.length : 0];
-    const known = [...line.x.keys()].filter((k) => line.mean[k] != null);
-    const from = old ? known.reduce((a, b) => (Math.abs(line.x[b] - old.line.x[old.k]) < Math.abs(line.x[a] - old.line.x[old.k]) ? b : a)) : known[0];
-    const k = old ? known[Math.min(known.length - 1, Math.max(0, known.indexOf(from) + along))] : from;
+    const defined = [...line.x.keys()].filter((k) => line.mean[k] != null);
+    const from = old ? defined.reduce((a, b) => (Math.abs(line.x[b] - old.line.x[old.k]) < Math.abs(line.x[a] - old.line.x[old.k]) ? b : a)) : defined[0];
+    const k = old ? defined[Math.min(defined.length - 1, Math.max(0, defined.indexOf(from) + along))] : from;
     this.choose({ line, k, run: null, value: line.mean[k] });
   }
 }
@@ -311,11 +311,11 @@ function suiteSpec(suite, task) {
     const name = data.agents[curve.agent].name, [updates, steps] = suite.grids[curve.agent];
     // Without an offline phase the only offline point is online step 0.
     const points = updates.at(-1) ? [...updates.map((step) => [0, step]), ...steps.slice(1).map((step) => [1, step])] : steps.map((step) => [1, step]);
-    const own = cells.get(curve.agent).flatMap((cell) => cell.seeds.map((seed, k) => {
+    const single = cells.get(curve.agent).flatMap((cell) => cell.seeds.map((seed, k) => {
       const path = `${suite.name}/${suite.tasks[cell.task]}/${name}/seed_${String(seed).padStart(3, "0")}`;
       return { name: `${name} on ${suite.tasks[cell.task]}, seed ${seed}`, href: `#/run/${encodeURIComponent(path)}`, y: cell.scores[k] };
     }));
-    return { agent: curve.agent, name, x: points.map(([online, step]) => scale.at(online, step)), at: points.map(([online, step]) => place(online, step)), mean: curve.mean, low: curve.low, high: curve.high, runs: own };
+    return { agent: curve.agent, name, x: points.map(([online, step]) => scale.at(online, step)), at: points.map(([online, step]) => place(online, step)), mean: curve.mean, low: curve.low, high: curve.high, runs: single };
   });
   const first = Math.max(0, task);
   return { lines, phases: scale, unit: suite.unit_scale[first], references: suite.references[first], measure: task < 0 ? suite.measure : suite.measures[task] };

@@ -78,20 +78,21 @@ function scalarFigures(series, scale) {
     byName.set(name, [...(byName.get(name) || []), part]);
   }
   return [...byName].map(([name, parts]) => {
-    const shown = parts.reduce((sum, part) => sum + part.values.length, 0), all = parts.reduce((sum, part) => sum + part.rows, 0);
+    const drawn = parts.reduce((sum, part) => sum + part.values.length, 0), all = parts.reduce((sum, part) => sum + part.rows, 0);
     const bad = parts.reduce((sum, part) => sum + part.bad, 0);
-    const notes = [shown < all ? `${whole(shown)} of ${whole(all)} rows` : "", bad ? `${whole(bad)} rows are not finite` : ""].filter(Boolean);
+    const notes = [drawn < all ? `${whole(drawn)} of ${whole(all)} rows` : "", bad ? `${whole(bad)} rows are not finite` : ""].filter(Boolean);
     return scalarFigure(notes.length ? `${name} (${notes.join(", ")})` : name, parts, scale);
   });
 }
 
 function runPage(run) {
-  const grid = runs.pool[run.grid], starts = run.starts.map(({ shared, ...own }) => ({ ...runs.pool[shared], ...own }));
+  const grid = runs.pool[run.grid], starts = run.starts.map(({ shared, ...single }) => ({ ...runs.pool[shared], ...single }));
   const config = runs.pool[run.config], suite = data.suites[run.suite], dataset = runs.pool[run.dataset];
   const scale = phases(config.offline_updates, suite.online, suite.share);
+  const label = config.variant ? `${config.agent}@${config.variant}` : config.agent;
   const page = [
     element("a", { class: "back", href: "#/" }, "← Back to the report"),
-    element("h1", {}, `${config.agent} on ${config.task}, seed ${run.seed}`),
+    element("h1", {}, `${label} on ${config.task}, seed ${run.seed}`),
     element("p", { class: "facts" }, element("span", { class: `state ${run.state}` }, run.state), ` ${run.name}`),
   ];
   if (run.status.error) page.push(element("p", { class: "banner refused" }, run.status.error));
@@ -139,7 +140,7 @@ function runPage(run) {
   page.push(definitions(versions.filter(Boolean).map((text, k) => [versions.length > 1 ? `versions (${k + 1})` : "versions", text])));
 
   const { agent_config: settings = {}, ...rest } = config;
-  page.push(element("h2", {}, "Config"), definitions(Object.entries(rest)), element("h3", {}, `Settings of ${config.agent}`), definitions(Object.entries(settings)));
+  page.push(element("h2", {}, "Config"), definitions(Object.entries(rest)), element("h3", {}, `Settings of ${label}`), definitions(Object.entries(settings)));
   return page.filter(Boolean);
 }
 

@@ -31,7 +31,7 @@ from analysis.report.protocol_card import CardSection, protocol, write_protocol
 from analysis.statistics.curves import all_scores, curve_of
 from analysis.statistics.scores import ALL_TASKS, ScoreRow
 from analysis.tables.success import HEADINGS, caption, show, show_runs, show_seeds, suite_rows
-from bench.runs.contract import LOG, STATES, replacing
+from bench.runs.contract import LOG, STATES, VIDEOS, replacing
 
 TEMPLATES = Path(__file__).resolve().parent
 SCRIPTS = ("charts.js", "page.js")  # the page's script is these in a row: the second draws with the first
@@ -376,5 +376,5 @@ def scalar_data(scalar: Scalar, pool: Pool, points: int | None) -> list[Any]:
 
 
 def video_data(video: Video, run: str, results: str) -> dict[str, Any]:
-    link = Path(results, run, "videos", video.file).as_posix()
+    link = Path(results, run, VIDEOS, video.file).as_posix()
     return {"caption": video.caption, "file": link, "data": video.data, "still": video.still}

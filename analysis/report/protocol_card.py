@@ -211,7 +211,8 @@ def by_run(runs: Sequence[Run], value: Callable[[Run], Any]) -> str:
     for keys in (("agent",), ("task",), ("agent", "task")):
         groups: dict[str, set[str]] = defaultdict(set)
         for run in runs:
-            groups[" on ".join(run.config[key] for key in keys)].add(texts[run.name])
+            names = {"agent": run.agent, "task": run.config["task"]}
+            groups[" on ".join(names[key] for key in keys)].add(texts[run.name])
         if all(len(group) == 1 for group in groups.values()):
             break
     by_text: dict[str, list[str]] = defaultdict(list)

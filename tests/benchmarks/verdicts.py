@@ -151,8 +151,8 @@ def false_alarms(suites: dict[str, Suite], splits: int, jobs: int) -> None:
         again = partial(alarms_of, splits=10 * splits, settings=[setting], turn=1)
         anew = np.mean([found[0][:, 4].mean() for found in mapped(again, worst, jobs)])
         numbers = (means[0], means[1] / means[3], means[4], anew, means[5], means[2] / means[3], means[6])
-        shown = " | ".join(f"{100 * number:.1f}" for number in numbers)
-        print(f"| {setting.ours} v {setting.theirs} | {setting.form} | {shown} |", flush=True)
+        cells_of_row = " | ".join(f"{100 * number:.1f}" for number in numbers)
+        print(f"| {setting.ours} v {setting.theirs} | {setting.form} | {cells_of_row} |", flush=True)
 
 
 # --------------------------------------------------------------------------------------------------------- power
