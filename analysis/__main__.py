@@ -1,5 +1,5 @@
-"""`python -m analysis [figures|report|explain]`: figures and tables, one HTML page of everything, or what stands behind
-one point of a figure. Reads `results/`, writes what it is asked for and nothing else.
+"""`python -m analysis [figures|report|explain|published]`: figures and tables, one HTML page of everything, the runs
+behind one point of a figure, the table of published numbers. Reads `results/` and writes what it is asked for alone.
 
 A command is a pair of functions in COMMANDS: its options, and what it does with them. Both import late: drawing takes a
 second to import, which `--help` and a refusal need not wait for.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from analysis.labels.wording import did_you_mean
+from analysis.labels.wording import alternatives
 from analysis.loading.load import load_results
 from analysis.loading.read import ResultsError
 
@@ -59,7 +59,7 @@ def figures_options(parser: argparse.ArgumentParser) -> None:
 def figures(options: argparse.Namespace) -> None:
     """Tables to the terminal, figures and tables to files."""
     from analysis.loading.gradients import load_norms
-    from analysis.published.sources import read_published
+    from analysis.published.points import read_published
 
     out: Path = options.out or options.results / "figures"
     # Whatever may be refused is read before the first file is written.
@@ -70,10 +70,10 @@ def figures(options: argparse.Namespace) -> None:
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        written, said = write_all(suites, norms, published, out)
+        written, texts = write_all(suites, norms, published, out)
     except OSError as error:
         raise OutputError(f"cannot write to {out}: {error}") from error
-    print("\n".join([*said, *(f"wrote {path}" for path in written)]))
+    print("\n".join([*texts, *(f"wrote {path}" for path in written)]))
 
 
 # --------------------------------------------------------------------------------------------------------- report
@@ -135,10 +135,35 @@ def explain(options: argparse.Namespace) -> None:
         print_point(point)
 
 
+# ------------------------------------------------------------------------------------------------------ published
+
+
+def published_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", type=published_action, metavar="compact", help="make the table of end points anew")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a file of published numbers, or a folder of them")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: the table that the project comes with")
+
+
+def published_action(text: str) -> str:
+    if text != "compact":
+        raise argparse.ArgumentTypeError(f"no such action {text!r}{alternatives(text, ['compact'])}")
+    return text
+
+
+def published(options: argparse.Namespace) -> None:
+    """The end points of published curves as one small file."""
+    from analysis.published.compact import write_compact
+    from analysis.published.points import COMPACT
+
+    out: Path = options.out or COMPACT
+    write_compact(options.path, out)
+    print(f"wrote {out}")
+
+
 # ----------------------------------------------------------------------------------------------------------- main
 
 
-class Command(NamedTuple):
+class Verb(NamedTuple):
     """What stands after `python -m analysis`."""
 
     does: str  # for --help
@@ -147,9 +172,10 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "figures": Command("figures and tables from the runs under a results folder", figures_options, figures),
-    "report": Command("one HTML page of all suites and runs, complete or not", report_options, report),
-    "explain": Command("the runs and episodes behind one point of a figure", explain_options, explain),
+    "figures": Verb("figures and tables from the runs under a results folder", figures_options, figures),
+    "report": Verb("one HTML page of all suites and runs, complete or not", report_options, report),
+    "explain": Verb("the runs and episodes behind one point of a figure", explain_options, explain),
+    "published": Verb("the table of published end points, from files of a release", published_options, published),
 }
 DEFAULT = "figures"
 
@@ -158,10 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 after one line on what is wrong with the results or the command line."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        print(f"error: no command {words[0]!r}{did_you_mean(words[0], COMMANDS)}", file=sys.stderr)
+        print(f"error: no command {words[0]!r}{alternatives(words[0], COMMANDS)}", file=sys.stderr)
         return 2
     name = words.pop(0) if words and words[0] in COMMANDS else DEFAULT
-    others = "\n".join(f"  python -m analysis {other:8} {command.does}" for other, command in COMMANDS.items())
+    others = "\n".join(f"  python -m analysis {other:9} {command.does}" for other, command in COMMANDS.items())
     parser = OneLineParser(
         prog=f"python -m analysis {name}",
         description=f"{COMMANDS[name].does[0].upper()}{COMMANDS[name].does[1:]}.",

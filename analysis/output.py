@@ -14,8 +14,9 @@ from analysis.figures.gradients import draw_gradients
 from analysis.loading.gradients import RolloutNorms
 from analysis.loading.load import Suite
 from analysis.published.overlay import draw_published
-from analysis.published.sources import Point
-from analysis.published.verdicts import judge, summarised, write_verdicts
+from analysis.published.points import PublishedPoint
+from analysis.published.verdict_tables import summarised, write_verdicts
+from analysis.published.verdicts import judge
 from analysis.tables.comparisons import write_comparisons
 from analysis.tables.paper import write_paper_table
 from analysis.tables.success import suite_rows, to_markdown, write_tables
@@ -26,24 +27,26 @@ Norms = Mapping[tuple[str, str], RolloutNorms]  # of one suite, by agent and pha
 
 
 def write_all(
-    suites: Sequence[Suite], norms: Mapping[str, Norms], published: Sequence[Point], out: Path
+    suites: Sequence[Suite], norms: Mapping[str, Norms], published: Sequence[PublishedPoint], out: Path
 ) -> tuple[list[Path], list[str]]:
     """Writes everything into `out`, suites side by side where there are many runs: paths, words for the terminal."""
     write = partial(write_suite, published=published, out=out)
-    own_norms = [norms[suite.name] for suite in suites]
+    norms_of = [norms[suite.name] for suite in suites]
     processes = min(len(suites), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     if processes > 1 and sum(len(suite.runs) for suite in suites) >= PARALLEL_RUNS:
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            pending = pool.map(write, suites, own_norms)
+            pending = pool.map(write, suites, norms_of)
             written = draw_overview(suites, out)
             parts = list(pending)
     else:
         written = draw_overview(suites, out)
-        parts = list(map(write, suites, own_norms))
-    return [*written, *(path for paths, _ in parts for path in paths)], [text for _, said in parts for text in said]
+        parts = list(map(write, suites, norms_of))
+    return [*written, *(path for paths, _ in parts for path in paths)], [text for _, texts in parts for text in texts]
 
 
-def write_suite(suite: Suite, norms: Norms, published: Sequence[Point], out: Path) -> tuple[list[Path], list[str]]:
+def write_suite(
+    suite: Suite, norms: Norms, published: Sequence[PublishedPoint], out: Path
+) -> tuple[list[Path], list[str]]:
     """Writes tables and figures of one suite; their paths, and words for the terminal."""
     verdicts = judge(suite, published)
     written: list[Path] = []
@@ -52,5 +55,5 @@ def write_suite(suite: Suite, norms: Norms, published: Sequence[Point], out: Pat
     written += draw_gradients(suite, norms, out)
     written += write_verdicts(suite, verdicts, out)
     written += draw_published(suite, published, out)
-    said = [to_markdown(suite, suite_rows(suite))]
-    return written, said + ([summarised(suite, verdicts)] if verdicts else [])
+    texts = [to_markdown(suite, suite_rows(suite))]
+    return written, texts + ([summarised(suite, verdicts)] if verdicts else [])

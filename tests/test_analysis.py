@@ -17,13 +17,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from agents import AGENTS
 from analysis.__main__ import main
 from analysis.figures import curves as figures
 from analysis.labels.style import AGENT_STYLES, FALLBACK_STYLES, styles_of
 from analysis.labels.wording import count_label, seeds_label
 from analysis.loading.load import Suite, load_results
 from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError
+from analysis.statistics.scores import Estimate
 from analysis.tables import success as tables
 
 HEADER = "phase,updates,env_steps,episode_seed,success,return,length"
@@ -484,14 +484,14 @@ def test_latex_table_is_a_well_formed_tabular(tmp_path: Path):
         assert comment.startswith("% needs \\usepackage{booktabs}")
         assert (begin, end) == (r"\begin{tabular}{lcccccc}", r"\end{tabular}")
         assert (body[0], body[2], body[-1]) == (r"\toprule", r"\midrule", r"\bottomrule")
-        known = {"toprule", "midrule", "bottomrule", "multicolumn", "textit", "footnotesize"}
-        known |= {"textbackslash", "textasciitilde", "textasciicircum"}
+        commands = {"toprule", "midrule", "bottomrule", "multicolumn", "textit", "footnotesize"}
+        commands |= {"textbackslash", "textasciitilde", "textasciicircum"}
         for line in body:
             if line in (r"\toprule", r"\midrule", r"\bottomrule"):
                 continue
             assert line.endswith(r" \\")
             row = line.removesuffix(r" \\")
-            assert set(re.findall(r"\\([a-zA-Z]+)", row)) <= known
+            assert set(re.findall(r"\\([a-zA-Z]+)", row)) <= commands
             plain = re.sub(r"\\[&%$#_{}]", "", row)
             assert plain.count("{") == plain.count("}")
             # What is left of the special characters: column separators and the minus signs.
@@ -513,13 +513,13 @@ def test_minus_signs_of_a_latex_table_are_minus_signs(tmp_path: Path):
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [
-        (tables.Estimate(0.623, 0.481, 0.766), "0.62 [0.48, 0.77]"),
-        (tables.Estimate(-0.001, -0.5, 0.498), "0.00 [-0.50, 0.50]"),
-        (tables.Estimate(0.5, float("nan"), float("nan")), "0.50"),
-        (tables.Estimate(float("nan"), float("nan"), float("nan")), "-"),
+        (Estimate(0.623, 0.481, 0.766), "0.62 [0.48, 0.77]"),
+        (Estimate(-0.001, -0.5, 0.498), "0.00 [-0.50, 0.50]"),
+        (Estimate(0.5, float("nan"), float("nan")), "0.50"),
+        (Estimate(float("nan"), float("nan"), float("nan")), "-"),
     ],
 )
-def test_estimates_are_shown_with_two_digits(estimate: tables.Estimate, text: str):
+def test_estimates_are_shown_with_two_digits(estimate: Estimate, text: str):
     assert tables.show(estimate) == text
 
 
@@ -549,25 +549,32 @@ def test_counts_on_an_axis_are_short(count: float, text: str):
 
 
 def test_known_agents_differ_in_colour_in_line_and_in_marker():
-    own = [style for agent, style in AGENT_STYLES.items() if agent in OWN_AGENTS]
-    for mark in zip(*own, strict=True):
+    ours = [style for agent, style in AGENT_STYLES.items() if agent in OWN_AGENTS]
+    for mark in zip(*ours, strict=True):
         assert len(set(mark)) == len(OWN_AGENTS)
     # There are not so many lines and markers for the published methods: each has its colour.
     assert len({style.color for style in AGENT_STYLES.values()}) == len(AGENT_STYLES)
 
 
-def test_every_agent_of_the_registry_has_a_style_of_its_own():
-    assert AGENTS.keys() <= AGENT_STYLES.keys()
+def test_styles_of_the_table_are_apart_with_and_without_colour():
     marks = [(style.line, style.marker, style.color) for style in AGENT_STYLES.values()]
     assert len({(line, marker) for line, marker, _ in marks}) == len(marks), "apart without colour, too"
-    known = {color for *_, color in marks}
-    assert not known - {"#000000"} & {style.color for style in FALLBACK_STYLES}
+    colors = {color for *_, color in marks}
+    assert not colors - {"#000000"} & {style.color for style in FALLBACK_STYLES}
 
 
 def test_unknown_agent_looks_the_same_whatever_stands_beside_it():
     alone, among = styles_of(["my_agent"]), styles_of(["zeta", "fql", "my_agent", "alpha"])
     assert alone["my_agent"] == among["my_agent"]
     assert list(among) == ["fql", "alpha", "my_agent", "zeta"]
+
+
+def test_variant_of_any_agent_looks_like_no_other():
+    names = ["fql", "fql@deep", "my_agent", "my_agent@deep"]
+    styles = styles_of(names)
+    assert list(styles) == names
+    assert len(set(styles.values())) == 4
+    assert styles_of(["my_agent@deep"])["my_agent@deep"] == styles["my_agent@deep"]
 
 
 def test_no_two_agents_of_a_figure_look_the_same():
@@ -693,8 +700,8 @@ def test_many_agents_have_a_panel_each_with_the_others_behind_it(tmp_path: Path)
     lines = {line.get_color(): np.asarray(line.get_xydata()) for line in whole.lines}
     for axes in filter(lambda axes: axes.axison, panels):
         color = figures.styles_of(suite.agents)[axes.get_title()].color
-        (own,) = (line for line in axes.lines if line.get_color() == color)
-        assert np.asarray(own.get_xydata()) == pytest.approx(lines.pop(color))
+        (mean,) = (line for line in axes.lines if line.get_color() == color)
+        assert np.asarray(mean.get_xydata()) == pytest.approx(lines.pop(color))
         others, runs = (axes.collections[index] for index in (0, 1))
         assert len(others.get_paths()) == len(suite.agents) - 1 and len(runs.get_paths()) == len(suite.runs) / 9
 

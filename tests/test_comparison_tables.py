@@ -11,12 +11,14 @@ from matplotlib.figure import Figure
 from analysis import output
 from analysis.figures import comparisons as comparison_figures
 from analysis.figures import curves as figures
+from analysis.labels.style import styles_of
 from analysis.loading.load import Suite, load_results
+from analysis.statistics.pairs import pairs_of
+from analysis.statistics.scores import ALL_TASKS
 from analysis.tables import comparisons as comparison_tables
 from analysis.tables import paper as paper_tables
 from analysis.tables import success as tables
-from analysis.tables.comparisons import pairs_of
-from analysis.tables.success import ALL_TASKS, suite_rows
+from analysis.tables.success import suite_rows
 from tests.test_analysis import edit_json, load_one, write_run
 
 GOOD, FAIR, POOR = (1.0, 0.8, 1.0), (0.8, 1.0, 0.8), (0.2, 0.0, 0.2)
@@ -92,7 +94,7 @@ def test_papers_table_is_a_well_formed_tabular(tmp_path: Path):
 
 def test_pairs_are_compared_over_tasks_and_corrected_together(tmp_path: Path):
     suite = load_one(write_three(tmp_path))
-    pairs = {(pair.first, pair.second): pair for pair in pairs_of(suite)}
+    pairs = {(pair.first, pair.second): pair for pair in pairs_of(suite, styles_of(suite.agents))}
     assert set(pairs) == {("sac_flow_g", "fql"), ("sac_flow_g", "qc_fql"), ("fql", "qc_fql")}
     poor = pairs["sac_flow_g", "fql"]
     assert poor.significant and poor.result.difference.high < 0 and poor.result.probability.mean == 0.0
@@ -108,16 +110,17 @@ def test_pairs_that_share_offline_phases_are_compared_phase_by_phase(tmp_path: P
             phase = {"config_hash": "same", "seed": seed}
             folder = tmp_path / f"quick/cube-double-task1/{agent}/seed_{seed:03d}"
             edit_json(folder / "provenance.json", lambda content, phase=phase: content.update(offline_phase=phase))
-    pairs = {(pair.first, pair.second): pair for pair in pairs_of(load_one(tmp_path))}
+    suite = load_one(tmp_path)
+    pairs = {(pair.first, pair.second): pair for pair in pairs_of(suite, styles_of(suite.agents))}
     assert pairs["fql", "qc_fql"].paired
     assert not pairs["sac_flow_g", "fql"].paired
 
 
 def test_few_seeds_are_said_to_be_too_few_for_a_claim(tmp_path: Path):
     few, enough = load_one(write_three(tmp_path / "few")), load_one(write_three(tmp_path / "enough", seeds=10, tasks=1))
-    for suite, told in ((few, True), (enough, False)):
+    for suite, is_said in ((few, True), (enough, False)):
         comparison_tables.write_comparisons(suite, tmp_path)
-        assert ("too few for a claim" in (tmp_path / "quick_comparisons.md").read_text()) == told
+        assert ("too few for a claim" in (tmp_path / "quick_comparisons.md").read_text()) == is_said
 
 
 def test_further_scalars_are_those_of_the_runs(tmp_path: Path):
@@ -140,13 +143,14 @@ def test_runs_that_are_not_at_their_end_are_in_no_comparison(tmp_path: Path):
     edit_json(folder / "status.json", lambda status: status.update(state="running"))
     (folder / "episodes.csv").write_text("".join((folder / "episodes.csv").read_text().splitlines(True)[:-5]))
     suite = load_one(tmp_path, allow_incomplete=True)
-    assert {pair.seeds for pair in pairs_of(suite) if "fql" in (pair.first, pair.second)} == {(5, 5)}
+    pairs = pairs_of(suite, styles_of(suite.agents))
+    assert {pair.seeds for pair in pairs if "fql" in (pair.first, pair.second)} == {(5, 5)}
 
 
 def all_figures(suite: Suite, more: Suite) -> list[Figure]:
     return [
         comparison_figures.profile_figure(suite),
-        comparison_figures.matrix_figure(suite, pairs_of(suite)),
+        comparison_figures.matrix_figure(suite, pairs_of(suite, styles_of(suite.agents))),
         figures.overview_figure([suite, more]),
     ]
 
@@ -186,9 +190,9 @@ def test_profile_shows_the_share_of_runs_above_a_level(tmp_path: Path):
 def test_matrix_is_its_own_mirror_image(tmp_path: Path):
     suite = load_one(write_three(tmp_path))
     with figures.house_style():
-        figure = comparison_figures.matrix_figure(suite, pairs_of(suite))
-    shown = [text.get_text() for text in figure.axes[0].texts]
-    assert shown == ["0.00*", "0.00*", "1.00*", "0.40", "1.00*", "0.60"]
+        figure = comparison_figures.matrix_figure(suite, pairs_of(suite, styles_of(suite.agents)))
+    numbers = [text.get_text() for text in figure.axes[0].texts]
+    assert numbers == ["0.00*", "0.00*", "1.00*", "0.40", "1.00*", "0.60"]
 
 
 def test_overview_orders_domains_by_their_size(tmp_path: Path):
@@ -225,7 +229,7 @@ def test_suites_written_by_several_processes_have_the_same_bytes(tmp_path: Path,
         out = tmp_path / str(runs)
         out.mkdir()
         suites = load_results(tmp_path / "results")
-        paths, said = output.write_all(suites, {s.name: {} for s in suites}, [], out)
-        written[runs] = {path.name: path.read_bytes() for path in paths}, said
+        paths, texts = output.write_all(suites, {s.name: {} for s in suites}, [], out)
+        written[runs] = {path.name: path.read_bytes() for path in paths}, texts
     assert written[1] == written[10_000]
     assert "robomimic_profile.svg" in written[1][0], "a measure is known in another process, too"

@@ -15,15 +15,17 @@ from analysis.__main__ import main
 from analysis.figures import curves as figures
 from analysis.figures import gradients as gradient_figures
 from analysis.figures.ablations import ablations_of
+from analysis.labels.style import styles_of
 from analysis.loading.gradients import load_norms
 from analysis.loading.load import Suite, load_results
 from analysis.loading.read import ResultsError
 from analysis.published import overlay, verdicts
-from analysis.published.sources import Point, read_published
+from analysis.published.points import PublishedPoint, read_published
 from analysis.report import explain
 from analysis.report import page as report
-from analysis.tables import comparisons as comparison_tables
-from analysis.tables.success import ALL_TASKS, show, suite_rows
+from analysis.statistics.pairs import pairs_of
+from analysis.statistics.scores import ALL_TASKS
+from analysis.tables.success import show, suite_rows
 from tests.report_runs import dress
 from tests.test_analysis import edit_json, load_one, write_grid, write_run
 
@@ -87,8 +89,8 @@ def test_agents_without_an_offline_phase_stand_beside_others(suite: Suite):
 )
 def test_other_budgets_are_refused_by_name(tmp_path: Path, first: dict[str, Any], second: dict[str, Any], message: str):
     for arguments in (first, second):
-        own: dict[str, Any] = {"task": "a"} | arguments
-        write_run(tmp_path, **own)
+        whole: dict[str, Any] = {"task": "a"} | arguments
+        write_run(tmp_path, **whole)
     write_run(tmp_path, "a", "sac", offline=(0.0,), online=first.get("online", (0.2, 0.6, 0.8, 1.0)))
     with pytest.raises(ResultsError, match=message):
         load_results(tmp_path)
@@ -177,7 +179,7 @@ def test_no_file_holds_a_nan_and_fields_are_empty(root: Path, tmp_path: Path, ca
 
 
 def test_pairs_of_both_kinds_are_compared_by_their_final_scores(suite: Suite):
-    pairs = comparison_tables.pairs_of(suite)
+    pairs = pairs_of(suite, styles_of(suite.agents))
     assert len(pairs) == 6
     assert all(np.isfinite(pair.result.p_value) and not pair.paired for pair in pairs)
 
@@ -266,7 +268,7 @@ def test_verdicts_know_that_there_is_no_offline_phase(tmp_path: Path):
     assert verdicts.our_protocol(suite, "qc_fql").offline_updates == 200
     nothing = math.nan, math.nan, 0.1
     points = [
-        Point("qc_plot_data", task, task, "RLPD-AC", step, mean, *nothing, 4)
+        PublishedPoint("qc_plot_data", task, task, "RLPD-AC", step, mean, *nothing, 4)
         for task in CUBES
         for step, mean in ((0, 0.0), (20, 0.5), (50, 0.8))
     ]

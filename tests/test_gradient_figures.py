@@ -62,11 +62,11 @@ def test_norms_are_read_by_agent_and_phase(tmp_path: Path) -> None:
     assert list(norms) == [
         (agent, phase) for agent in ("naive_sac_flow", "sac_flow_g") for phase in ("offline", "online")
     ]
-    own = norms["naive_sac_flow", "online"]
-    assert (own.flow_steps, own.progress.tolist()) == (10, [20, 40])
-    assert [values.shape for values in own.by_kind["x"]] == [(3, 2, 11)] * 2
-    assert [values.shape for values in own.by_kind["parameters"]] == [(3, 2, 10)] * 2
-    assert own.by_kind["x"][1][2, 1] == pytest.approx(100 * 4 * 1.25 ** np.arange(10, -1, -1))
+    online = norms["naive_sac_flow", "online"]
+    assert (online.flow_steps, online.progress.tolist()) == (10, [20, 40])
+    assert [values.shape for values in online.by_kind["x"]] == [(3, 2, 11)] * 2
+    assert [values.shape for values in online.by_kind["parameters"]] == [(3, 2, 10)] * 2
+    assert online.by_kind["x"][1][2, 1] == pytest.approx(100 * 4 * 1.25 ** np.arange(10, -1, -1))
     assert norms["sac_flow_g", "offline"].progress.tolist() == [100, 200]
 
 

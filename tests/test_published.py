@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,24 @@ from scipy import stats
 from agents import AGENTS
 from analysis.__main__ import main
 from analysis.loading.load import Suite, load_results
-from analysis.published import overlay, verdicts
-from analysis.published import sources as published
-from analysis.published.imported import import_as_results, write_run
-from analysis.published.sources import (
+from analysis.published import equality, overlay, verdict_tables, verdicts
+from analysis.published.compact import compact_text
+from analysis.published.equality import Sample, published_sample
+from analysis.published.points import (
     COMPACT,
     COMPARED_STEPS,
     CURVES_HEADER,
     SEEDS_HEADER,
-    SOURCES,
-    Point,
     PublishedError,
+    PublishedPoint,
     SeedRate,
-    agent_of,
-    compact_text,
-    differences,
-    protocol_of,
     read_file,
     read_published,
 )
-from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT, NOT_COMPARABLE, NOT_ENOUGH, Sample, compare, judge
+from analysis.published.sources import agent_of, differences, known_sources, protocol_of
+from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT, NOT_COMPARABLE, NOT_ENOUGH, compare, judge
+from analysis.statistics.comparisons import holm
+from tests.imported_runs import import_as_results, write_run
 
 CURVES = [
     "mine,ogbench-cube-double,cube-double-task1,FQL,-500000,0.1000,,4",
@@ -192,14 +190,14 @@ def test_compact_table_has_the_anchors_of_every_task():
     assert (round(triple.mean, 2), round(triple.low, 2), round(triple.high, 2)) == (0.52, 0.29, 0.70)
     assert {point.step for point in points.values()} == set(COMPARED_STEPS)
     for source, _, method, _ in points:
-        assert method in SOURCES[source].methods
+        assert method in known_sources()[source].methods
 
 
 def test_compact_table_says_where_it_is_from():
     comments = [line for line in COMPACT.read_text().splitlines() if line.startswith("#")]
     for source in {point.source for point in read_published()}:
         (line,) = [line for line in comments if line.startswith(f"# {source}:")]
-        assert SOURCES[source].citation in line
+        assert known_sources()[source].citation in line
         assert "Licence:" in line
     assert sum("SHA-256" in line for line in comments) == 2
 
@@ -216,14 +214,29 @@ def test_compact_command_carries_over_end_points_of_known_methods(tmp_path: Path
     rows = [row.format("task1", "FQL", step) for step in (-100_000, 0, 100_000, 200_000)]
     rows += [row.format("task1", "SUPE-GT", 0), row.format("agg5tasks", "FQL", 0)]
     out = tmp_path / "out.csv"
-    assert published.main(["compact", str(write_curves(tmp_path / "in.csv", rows)), "--out", str(out)]) == 0
+    words = ["published", "compact"]
+    assert main([*words, str(write_curves(tmp_path / "in.csv", rows)), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
     assert [(point.task, point.method, point.step) for point in read_file(out)] == [
         ("cube-double-task1", "FQL", 0),
         ("cube-double-task1", "FQL", 200_000),
     ]
-    assert published.main(["compact", str(write_curves(tmp_path / "in.csv")), "--out", str(tmp_path / "no.csv")]) == 2
-    assert "no known method" in capsys.readouterr().err
-    assert not (tmp_path / "no.csv").exists()
+    assert main([*words, str(write_curves(tmp_path / "in.csv")), "--out", str(tmp_path / "no.csv")]) == 2
+    assert re.fullmatch(r"error: nothing to carry over .* no known method of a source\n", capsys.readouterr().err)
+    assert main([*words, str(tmp_path / "nowhere")]) == 2
+    assert re.fullmatch(r"error: no file or folder at .*\n", capsys.readouterr().err)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.csv", "out.csv"}
+
+
+def test_compact_command_names_the_nearest_word(tmp_path: Path, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stopped:
+        main(["published", "compactt", str(tmp_path)])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "no such action 'compactt' (did you mean 'compact'?); there are: compact" in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert main(["publish", "compact", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: no command 'publish' (did you mean 'published'?); there are: ")
 
 
 def test_methods_of_sources_are_our_agents():
@@ -232,12 +245,18 @@ def test_methods_of_sources_are_our_agents():
     # In the QAM release every agent acts in chunks of 5: its FQL is QC-FQL here.
     assert agent_of("qam_cube_success_by_seed", "FQL") == "qc_fql"
     assert agent_of("cfp_paper_table5", "QCFQL-nstep-O2O") == "flow_mlp"
-    assert agent_of("somebody", "My Method-2") == "my_method_2"
     assert agent_of("qc_plot_data", "RLPD-AC") == agent_of("qam_cube_success_by_seed", "RLPD") == "rlpd_ac"
     assert agent_of("qc_plot_data", "RLPD") == "rlpd"
     assert agent_of("qam_cube_success_by_seed", "FAWAC") == "fawac"
-    mapped = {method.agent for source in SOURCES.values() for method in source.methods.values()}
-    assert mapped - AGENTS.keys() == {"fedit"}, "of these nothing can be run here"
+    listed = {method.agent for source in known_sources().values() for method in source.methods.values()}
+    assert listed - AGENTS.keys() == {"fedit"}, "of these nothing can be run here"
+
+
+def test_methods_that_no_table_lists_are_agents_of_their_own_name():
+    assert agent_of("somebody", "My Method-2") == "my_method_2"
+    assert agent_of("qc_plot_data", "My Method-2") == "my_method_2"
+    assert protocol_of("qc_plot_data", "My Method-2") == known_sources()["qc_plot_data"].protocol
+    assert set(vars(protocol_of("somebody", "My Method-2")).values()) == {None}
 
 
 def test_protocols_tell_what_forbids_a_comparison():
@@ -275,58 +294,6 @@ def test_imported_rates_have_the_means_of_the_file(tmp_path: Path):
             assert online == pytest.approx([plain[100, 0], plain[100, 20], plain[100, 40]], abs=1e-12)
 
 
-def test_imported_runs_say_where_they_are_from(tmp_path: Path):
-    path = write_seeds(tmp_path / "qam_cube_success_by_seed.csv")
-    import_as_results(path, tmp_path / "results")
-    folder = tmp_path / "results/qam-cube-double/cube-double-task1/qc_fql/seed_002"
-    provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["dataset"]["origin"] == "published"
-    assert provenance["imported"]["file"] == path.name
-    assert "2601.14234" in provenance["imported"]["source"]
-    assert "return and length are 0" in provenance["imported"]["note"]
-    config = json.loads((folder / "config.json").read_text())
-    assert config["agent_config"] == {"num_critics": 10, "chunk_length": 5}
-    assert (config["offline_updates"], config["online_steps"]) == (100, 40)
-
-
-def test_methods_without_an_offline_phase_are_left_out_by_name(tmp_path: Path):
-    rows = [*seed_rows(), *(f"RLPD,cube-double-task1,0,{k},{s},0.5" for k in (20, 40) for s in range(4))]
-    lines = import_as_results(write_seeds(tmp_path / "mine.csv", rows), tmp_path / "results")
-    assert "left out: RLPD, it has no offline phase" in lines[0]
-    assert load_results(tmp_path / "results")[0].agents == ("fql", "qam_e")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda rows: [*rows[:-1], rows[-1].rsplit(",", 1)[0] + ",0.25"], "expected a multiple of 1/50"),
-        (lambda rows: rows[:-1], "has no row at offline_updates 100, online_steps 40"),
-        (lambda rows: [row for row in rows if ",100,0," not in row], "no row at the end of its offline phase (100, 0)"),
-        (lambda rows: rows + [row.replace("FQL", "fql") for row in rows if "FQL" in row], "cannot be told from"),
-        (lambda rows: [row for row in rows if row.startswith("None")], "no method has an offline phase"),
-    ],
-)
-def test_import_refuses_what_is_no_results_folder(tmp_path: Path, change: Callable, message: str):
-    path = write_seeds(tmp_path / "mine.csv", change(seed_rows()))
-    with pytest.raises(PublishedError) as error:
-        import_as_results(path, tmp_path / "results")
-    assert message in str(error.value)
-    assert not list((tmp_path / "results").glob("*"))
-
-
-def test_import_command_does_not_touch_a_suite_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture):
-    arguments = ["import", str(write_seeds(tmp_path / "mine.csv")), "--results", str(tmp_path / "results")]
-    assert published.main(arguments) == 0
-    assert f"wrote {tmp_path / 'results/mine-cube-double'}: 16 runs" in capsys.readouterr().out
-    before = sorted(path for path in (tmp_path / "results").rglob("*"))
-    assert published.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert "exists" in error
-    assert error.count("\n") == 1
-    assert sorted(path for path in (tmp_path / "results").rglob("*")) == before
-
-
 # ---------------------------------------------------------------------------------------- the permutation test
 
 
@@ -335,8 +302,12 @@ def sample(values: Any) -> Sample:
     return Sample(float(values.mean()), values, 50)
 
 
-def point(mean: float, n: int, low: float = math.nan, high: float = math.nan, std: float = math.nan) -> Point:
-    return Point("qc_plot_data", "s", "cube-double-task1", "QC-FQL", 0, mean, low, high, std, n)
+def point(mean: float, n: int, low: float = math.nan, high: float = math.nan, std: float = math.nan) -> PublishedPoint:
+    return PublishedPoint("qc_plot_data", "s", "cube-double-task1", "QC-FQL", 0, mean, low, high, std, n)
+
+
+def adjusted(tests: list[equality.Splits]) -> list[float]:
+    return holm([test.p for test in tests], [test.reachable for test in tests]).tolist()
 
 
 def test_splits_are_those_of_scipys_exact_permutation_test():
@@ -349,12 +320,12 @@ def test_splits_are_those_of_scipys_exact_permutation_test():
             alternative="greater",
             n_resamples=10**6,
         )
-        assert verdicts.equality_test([(sample(ours), sample(theirs))]).p == pytest.approx(float(exact.pvalue))
+        assert equality.equality_test([(sample(ours), sample(theirs))]).p == pytest.approx(float(exact.pvalue))
 
 
 def test_splits_of_all_or_nothing_runs_are_hypergeometric():
     # 6 of 6 solved against 1 of 6: two-sided 2 * C(7, 6) / C(12, 6).
-    p = verdicts.equality_test([(sample(np.ones(6)), sample([1, 0, 0, 0, 0, 0]))]).p
+    p = equality.equality_test([(sample(np.ones(6)), sample([1, 0, 0, 0, 0, 0]))]).p
     assert p == pytest.approx(2 * 7 / 924)
 
 
@@ -374,21 +345,21 @@ def test_splits_of_two_tasks_are_those_of_an_enumeration():
     observed = abs(sum(difference(pool, tuple(range(size))) for pool, size in zip(pools, sizes, strict=True))) / 2
     pairs = [(sample(pool[:size]), sample(pool[size:])) for pool, size in zip(pools, sizes, strict=True)]
     # Sums over tasks are counted in steps of 0.002 per task.
-    p = verdicts.equality_test(pairs).p
+    p = equality.equality_test(pairs).p
     assert (sums >= observed + 0.003).mean() - 1e-9 <= p <= (sums >= observed - 0.003).mean() + 1e-9
 
 
 def test_adjustment_is_holms_where_every_task_can_reach_every_p():
     fine = np.linspace(0.0005, 1.0, 2000)
-    tests = [verdicts.Splits(1 - fine, fine, int(np.argmin(abs(fine - p)))) for p in (0.01, 0.04, 0.03)]
-    assert verdicts.holm(tests) == pytest.approx([0.03, 0.06, 0.06], abs=0.003)
+    tests = [equality.Splits(1 - fine, fine, int(np.argmin(abs(fine - p)))) for p in (0.01, 0.04, 0.03)]
+    assert adjusted(tests) == pytest.approx([0.03, 0.06, 0.06], abs=0.003)
 
 
 def test_tasks_on_which_all_runs_agree_cost_the_others_nothing():
     apart = (sample(np.ones(5)), sample(np.zeros(5)))
     same = (sample(np.ones(5)), sample(np.ones(5)))
-    alone = verdicts.holm([verdicts.equality_test([apart])])[0]
-    among = verdicts.holm([verdicts.equality_test([pair]) for pair in (apart, same, same, same, same)])
+    alone = adjusted([equality.equality_test([apart])])[0]
+    among = adjusted([equality.equality_test([pair]) for pair in (apart, same, same, same, same)])
     assert alone == pytest.approx(2 / 252)
     assert among == pytest.approx([alone, 1, 1, 1, 1])
 
@@ -401,7 +372,7 @@ def test_tasks_on_which_all_runs_agree_cost_the_others_nothing():
     [(0.5, 0.2, 4), (0.5, 0.2, 5), (0.97, 0.04, 4), (0.03, 0.05, 8), (0.9, 0.2, 5), (0.4, 0.0, 4)],
 )
 def test_runs_that_stand_for_others_have_their_mean_and_spread(mean: float, spread: float, n: int):
-    values = verdicts.spread_out(mean, spread, n)
+    values = equality.spread_out(mean, spread, n)
     assert values.mean() == pytest.approx(mean)
     assert values.std(ddof=1) == pytest.approx(spread)
     assert values.min() >= 0
@@ -414,20 +385,20 @@ def test_spread_of_a_bootstrap_interval_is_that_of_the_runs():
     for _ in range(200):
         runs = rng.beta(4, 3, size=4)
         low, high = np.quantile(runs[rng.integers(4, size=(2000, 4))].mean(axis=1), [0.025, 0.975])
-        stand_in = verdicts.published_sample(point(float(runs.mean()), 4, float(low), float(high)))
+        stand_in = published_sample(point(float(runs.mean()), 4, float(low), float(high)))
         ratios.append(stand_in.values.std(ddof=1) / runs.std(ddof=1))
     assert np.median(ratios) == pytest.approx(1.0, abs=0.1)
 
 
 def test_published_deviation_is_taken_for_the_smaller_kind():
     runs = np.array([0.2, 0.4, 0.5, 0.9])
-    stand_in = verdicts.published_sample(point(0.5, 4, std=float(runs.std())))
+    stand_in = published_sample(point(0.5, 4, std=float(runs.std())))
     assert stand_in.values.std(ddof=1) == pytest.approx(runs.std(ddof=1))
 
 
 def test_without_a_spread_runs_are_all_or_nothing():
-    assert verdicts.published_sample(point(0.56, 5)).values == pytest.approx([1, 1, 0.8, 0, 0])
-    assert verdicts.published_sample(point(1.0, 5)).values == pytest.approx(np.ones(5))
+    assert published_sample(point(0.56, 5)).values == pytest.approx([1, 1, 0.8, 0, 0])
+    assert published_sample(point(1.0, 5)).values == pytest.approx(np.ones(5))
 
 
 # ---------------------------------------------------------------------------------------------------- the rule
@@ -520,16 +491,16 @@ def test_equal_method_is_called_different_in_one_suite_of_twenty_at_most(form: s
     rng = np.random.default_rng(4)
     trials, alarms = 200, 0
 
-    def told(runs: np.ndarray) -> Sample:
+    def as_published(runs: np.ndarray) -> Sample:
         if form == "per seed":
             return sample(runs)
         if form == "deviation":
-            return verdicts.published_sample(point(float(runs.mean()), len(runs), std=float(runs.std())))
+            return published_sample(point(float(runs.mean()), len(runs), std=float(runs.std())))
         low, high = np.quantile(runs[rng.integers(len(runs), size=(500, len(runs)))].mean(axis=1), [0.025, 0.975])
-        return verdicts.published_sample(point(float(runs.mean()), len(runs), float(low), float(high)))
+        return published_sample(point(float(runs.mean()), len(runs), float(low), float(high)))
 
     for _ in range(trials):
-        alarms += alarm_in_suite(draw_suite(rng, 6, 0.8), [told(runs) for runs in draw_suite(rng, 6, 0.8)])
+        alarms += alarm_in_suite(draw_suite(rng, 6, 0.8), [as_published(runs) for runs in draw_suite(rng, 6, 0.8)])
     # 5 % of them with two standard errors of the count itself.
     assert alarms <= 0.05 * trials + 2 * math.sqrt(0.05 * 0.95 * trials)
 
@@ -560,8 +531,8 @@ def write_suite(
     for (task, rate), seed in itertools.product(rates.items(), range(seeds)):
         points = [SeedRate(0, "", task, 500_000, 0, seed, 0.0)]
         for step in COMPARED_STEPS:
-            shown = rng.binomial(50, rate * step / 1_000_000) / 50
-            points.append(SeedRate(0, "", task, 1_000_000, step, seed, shown))
+            solved = rng.binomial(50, rate * step / 1_000_000) / 50
+            points.append(SeedRate(0, "", task, 1_000_000, step, seed, solved))
         content = {
             "suite": suite,
             "task": task,
@@ -590,7 +561,7 @@ def load_one(root: Path) -> Suite:
     return suite
 
 
-def rows_of(root: Path, source: str = "qc_plot_data", step: int = 1_000_000) -> dict[str, verdicts.Row]:
+def rows_of(root: Path, source: str = "qc_plot_data", step: int = 1_000_000) -> dict[str, verdicts.Verdict]:
     rows = judge(load_one(root), read_published())
     return {row.task: row for row in rows if row.source == source and row.step == step}
 
@@ -715,6 +686,30 @@ def test_two_critics_and_their_mean_are_those_of_the_qc_release(tmp_path: Path):
     assert {row.reason for row in rows.values()} == {"value of the critics: theirs mean, ours min"}
 
 
+def test_settings_in_an_object_of_their_own_are_compared_like_others(tmp_path: Path):
+    root = write_suite(tmp_path, TRIPLE, seeds=2, settings={"num_critics": None, "critic": {"num_critics": 10}})
+    for path in root.rglob("config.json"):
+        config = json.loads(path.read_text())
+        del config["agent_config"]["num_critics"]
+        path.write_text(json.dumps(config))
+    assert {row.reason for row in rows_of(root).values()} == {"critics: theirs 2, ours 10"}
+
+
+def test_agent_that_nobody_has_heard_of_is_judged_by_its_name_and_its_variants_are_not(tmp_path: Path):
+    for agent in ("my_agent", "my_agent@deep"):
+        folder = write_suite(tmp_path / "results", TRIPLE, seeds=5, agent=agent)
+        if "@" in agent:
+            for path in folder.glob("*/*/my_agent@deep/*/config.json"):
+                config = json.loads(path.read_text()) | {"agent": "my_agent", "variant": "deep"}
+                path.write_text(json.dumps(config))
+    rows = [f"theirs,s,cube-triple-task1,My Agent,{step},0.9,std:0.1,6" for step in COMPARED_STEPS]
+    points = read_published(write_curves(tmp_path / "theirs.csv", rows))
+    suite = load_one(tmp_path / "results")
+    assert suite.agents == ("my_agent", "my_agent@deep")
+    assert {(row.agent, row.method) for row in judge(suite, points)} == {("my_agent", "My Agent")}
+    assert len(overlay.draw_published(suite, points, tmp_path)) == 3
+
+
 def test_suite_without_published_tasks_has_no_verdict(tmp_path: Path):
     root = write_suite(tmp_path, {"cube-single-task1": 0.5}, seeds=2)
     assert judge(load_one(root), read_published()) == []
@@ -784,5 +779,5 @@ def test_published_points_beyond_our_budget_are_left_out(tmp_path: Path):
 
 def test_verdict_table_has_one_header_and_no_loose_commas(tmp_path: Path):
     suite = load_one(write_suite(tmp_path, TRIPLE, seeds=2))
-    text = verdicts.to_csv(suite, judge(suite, read_published()))
+    text = verdict_tables.numbers_table(suite, judge(suite, read_published())).csv()
     assert len({len(row) for row in csv.reader(io.StringIO(text))}) == 1

@@ -1,5 +1,7 @@
 """The report's page read without a browser: its structure and numbers, what it says of failures, protocol cards."""
 
+import base64
+import hashlib
 import io
 import itertools
 import json
@@ -9,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from agents import AGENTS
 from analysis.__main__ import main
+from analysis.figures.ablations import ablations_of
 from analysis.labels.style import AGENT_STYLES
 from analysis.loading.load import load_results
+from analysis.loading.read import ResultsError
 from analysis.loading.run_record import SCALAR_POINTS, Scalar, extremes
 from analysis.report import page as report
-from analysis.report import protocol_card as protocol
 from analysis.statistics.curves import curve_of
 from analysis.tables import success as tables
 from tests.report_runs import add_videos, fail, write_report_results
@@ -118,6 +119,10 @@ def test_page_stands_alone(page: Page):
         assert attributes.get("href", "#").startswith("#"), (tag, attributes)
     (policy,) = [a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    (script,) = [text for tag, attributes, text in page.texts if tag == "script" and not attributes]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy, "a browser runs the page's script and no other"
+    assert script.index("class Chart") < script.index("function runPage"), "one draws with the other"
 
 
 def test_headings_are_in_order_and_names_are_unique(page: Page):
@@ -143,7 +148,8 @@ def test_every_table_can_be_sorted_from_the_keyboard(page: Page):
 
 def test_tables_have_the_numbers_of_the_csv(results: Path, page: Page):
     (suite,) = load_results(results, ["bullet"])
-    table = pd.read_csv(io.StringIO(tables.to_csv(suite, tables.suite_rows(suite)))).set_index(["task", "agent"])
+    text = tables.numbers_table(suite, tables.suite_rows(suite)).csv()
+    table = pd.read_csv(io.StringIO(text)).set_index(["task", "agent"])
     for caption, task_column in (("bullet, all tasks", False), ("bullet, by task", True)):
         heading, *rows = page.tables[caption]
         columns = [text for text, _ in heading]
@@ -168,18 +174,18 @@ def test_overview_counts_the_runs_by_state(page: Page):
 def test_curves_are_those_of_the_figures(results: Path, page: Page):
     data = page.json("chart-data")
     (suite,) = load_results(results, ["cube-double"], allow_incomplete=True)
-    shown = next(entry for entry in data["suites"] if entry["name"] == "cube-double")
+    double = next(entry for entry in data["suites"] if entry["name"] == "cube-double")
     names = [agent["name"] for agent in data["agents"]]
     assert [agent["color"] for agent in data["agents"]][:2] == [AGENT_STYLES[name].color for name in names[:2]]
-    assert len(shown["curves"]) == 5 * (1 + 4)
-    for curve in shown["curves"]:
+    assert len(double["curves"]) == 5 * (1 + 4)
+    for curve in double["curves"]:
         agent = names[curve["agent"]]
         cells = suite.cells_of(agent) if curve["task"] < 0 else [suite.cells[suite.tasks[curve["task"]], agent]]
         interval = curve_of(suite, cells).interval
         for part in ("mean", "low", "high"):
             numbers = np.array([np.nan if value is None else value for value in curve[part]])
             np.testing.assert_allclose(numbers, getattr(interval, part), rtol=1e-4, atol=1e-6)
-    cell = next(c for c in shown["cells"] if names[c["agent"]] == "fql" and c["task"] == 1)
+    cell = next(c for c in double["cells"] if names[c["agent"]] == "fql" and c["task"] == 1)
     assert cell["seeds"] == [0, 1, 2, 3, 4]
     assert cell["scores"][3][9:] == [None] * 7  # where the failed run ended
     raw = next(entry for entry in data["suites"] if entry["name"] == "raw")
@@ -418,6 +424,14 @@ def test_card_says_by_whom_a_value_is_used(tmp_path: Path):
     assert facts["Code and machines"]["commits"].startswith("0123abcd")
 
 
+def test_variants_are_told_apart_on_the_page_and_in_the_card(tmp_path: Path):
+    write_run(tmp_path, agent="my_agent", utd_ratio=1)
+    write_run(tmp_path, agent="my_agent", variant="often", utd_ratio=4)
+    assert card(tmp_path)["Budgets"]["utd_ratio"].startswith("1 (my_agent), 4 (my_agent@often) ")
+    runs = Page(tmp_path / "out/report.html").tables["Runs of quick"][1:]
+    assert [row[1][0] for row in runs] == ["my_agent", "my_agent@often"]
+
+
 def test_card_tells_evaluation_seeds_that_differ(tmp_path: Path):
     write_run(tmp_path, seed=0)
     file = write_run(tmp_path, seed=1) / "episodes.csv"
@@ -425,27 +439,62 @@ def test_card_tells_evaluation_seeds_that_differ(tmp_path: Path):
     assert card(tmp_path)["Evaluation"]["episode seeds"] == "1000 to 1004, 1000 to 2004: NOT the same in every run"
 
 
-def test_card_names_departures_from_released_code(tmp_path: Path):
-    settings = {"temperature": "off", "norm": "post", "critic_updates_per_offline_step": 1}
-    write_run(tmp_path, agent="sac_flow_t", agent_config=settings)
-    write_run(tmp_path, agent="fql", agent_config={"critic_updates_per_offline_step": 1})
+def depart(folder: Path, **departures: tuple[Any, Any]) -> None:
+    """Writes what a run's settings are and what was published for its agent and task."""
+    values = {field: {"value": value, "released": released} for field, (value, released) in departures.items()}
+    edit_json(folder / "provenance.json", lambda content: content.update(departures=values))
+
+
+def test_card_names_the_departures_that_runs_have_recorded(tmp_path: Path):
+    for task, weight in (("a", 100.0), ("b", 300.0)):
+        for seed in range(2):
+            folder = write_run(tmp_path, task=task, seed=seed, agent="my_agent")
+            depart(folder, temperature=("off", "released"), bc_coef=(weight, 10.0))
+        depart(write_run(tmp_path, task=task, agent="fql"))
+    depart(write_run(tmp_path, task="a", agent="my_agent", variant="deep"), **{"critic.num_critics": (10, 2)})
     departures = card(tmp_path)["Departures from released code"]
     assert departures["fql"] == "none in its settings"
-    assert departures["sac_flow_t"] == (
-        "temperature off instead of released; critic_updates_per_offline_step 1 instead of 2"
+    assert departures["my_agent"] == (
+        "bc_coef 100 instead of 10; bc_coef 300 instead of 10; temperature off instead of released"
     )
+    assert departures["my_agent@deep"] == "critic.num_critics 10 instead of 2"
 
 
-def test_released_values_are_the_defaults_of_the_agents():
-    known = set()
-    for name, (_, default) in AGENTS.items():
-        for field in fields(default):
-            if field.name in protocol.RELEASED:
-                released = protocol.RELEASED[field.name]
-                expected = released.get(name, released[""]) if isinstance(released, dict) else released
-                assert getattr(default, field.name) == expected, (name, field.name)
-                known.add(field.name)
-    assert known == set(protocol.RELEASED)
+def test_card_of_older_runs_invents_no_departure(tmp_path: Path):
+    settings = {"temperature": "off", "norm": "pre", "critic_updates_per_offline_step": 7, "target_entropy": 3.0}
+    write_run(tmp_path, agent="my_agent", agent_config=settings)
+    write_run(tmp_path, agent="fql", seed=0)
+    depart(write_run(tmp_path, agent="fql", seed=1), bc_coef=(1.0, 10.0))
+    write_run(tmp_path, agent="qc_fql", seed=0)
+    depart(write_run(tmp_path, agent="qc_fql", seed=1))
+    departures = card(tmp_path)["Departures from released code"]
+    older = "were written before departures were recorded"
+    assert departures["my_agent"] == f"not known: its runs {older}"
+    assert departures["fql"] == f"bc_coef 1 instead of 10; not known: 1 of 2 runs {older}"
+    assert departures["qc_fql"] == f"none in its settings; not known: 1 of 2 runs {older}"
+
+
+@pytest.mark.parametrize("departures", [None, [], {"bc_coef": 1.0}, {"bc_coef": {"value": 1.0}}])
+def test_departures_of_another_shape_are_refused(tmp_path: Path, departures: Any):
+    folder = write_run(tmp_path)
+    edit_json(folder / "provenance.json", lambda content: content.update(departures=departures))
+    with pytest.raises(ResultsError, match=r"provenance.json: departures is .*, expected for each setting its value"):
+        load_results(tmp_path)
+
+
+def test_field_of_a_config_that_nobody_listed_is_shown_by_name_and_compared(tmp_path: Path):
+    write_run(tmp_path, agent="fql", replay_ratio=4, mixing={"share": 0.5})
+    write_run(tmp_path, agent="sac_flow_g")
+    budgets = card(tmp_path)["Budgets"]
+    assert budgets["replay_ratio"] == "4 (fql), not set (sac_flow_g)"
+    assert budgets["mixing.share"] == "0.5 (fql), not set (sac_flow_g)"
+    write_run(tmp_path, agent="fql", seed=1, replay_ratio=8, mixing={"share": 0.5})
+    with pytest.raises(ResultsError, match=r"configs differ beyond the seed: replay_ratio is 4 in .* but 8 in"):
+        load_results(tmp_path)
+    write_run(tmp_path / "variants", agent="my_agent")
+    write_run(tmp_path / "variants", agent="my_agent", variant="often", replay_ratio=8)
+    (ablation,) = ablations_of(load_results(tmp_path / "variants")[0])
+    assert ablation.heading == "my_agent: replay_ratio"
 
 
 def test_latex_card_is_plain_ascii_with_balanced_groups(tmp_path: Path):

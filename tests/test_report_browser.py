@@ -46,15 +46,15 @@ def page(browser: Any, report: str, request: pytest.FixtureRequest) -> Iterator[
     """The report at the width of a desktop and of a phone; at the end no error, and nothing else was asked for."""
     page = browser.new_page(viewport={"width": request.param, "height": 900}, has_touch=request.param == 390)
     page.set_default_timeout(10_000)
-    said: list[str] = []
+    messages: list[str] = []
     asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda asking: asked.append(asking.url.split("#")[0]))
     page.goto(report)
     yield page
     page.close()
-    assert said == []
+    assert messages == []
     assert {url for url in asked if not url.startswith("data:")} == {report}
 
 

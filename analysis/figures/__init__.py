@@ -1,1 +1,1 @@
-"""Pictures of success: curves, comparisons, ablations, norms of gradients."""
+"""Pictures of a suite: curves, comparisons, ablations, norms of gradients."""

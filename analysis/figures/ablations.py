@@ -20,10 +20,11 @@ from analysis.figures.curves import (
     title,
 )
 from analysis.labels.style import PAGE_WIDTH, VARIANT_STYLES, AgentStyle, styles_of
-from analysis.loading.load import Suite, flat, task_order
+from analysis.loading.load import Suite, task_order
 from analysis.loading.read import Run
+from bench.runs.contract import flat
 
-# What may differ without being what an ablation is about.
+# What may differ without being what an ablation is about; a field that is not listed is shown with its name.
 INCIDENTAL = ("agent", "variant", "task", "seed", "dataset", "config_hash", "log_interval", "gradient_norm_interval")
 COLUMNS = 3
 
@@ -51,8 +52,8 @@ def ablations_of(suite: Suite) -> list[Ablation]:
             continue
         settings = changed_settings(base, run)
         values = found[base.agent, settings]
-        values.setdefault(base.agent, shown_values(base, settings))
-        values[label] = shown_values(run, settings)
+        values.setdefault(base.agent, values_of(base, settings))
+        values[label] = values_of(run, settings)
     return [Ablation(agent, settings, values) for (agent, settings), values in sorted(found.items())]
 
 
@@ -63,13 +64,13 @@ def changed_settings(base: Run, variant: Run) -> tuple[str, ...]:
     return tuple(sorted(name.removeprefix("agent_config.") for name in changed))
 
 
-def shown_values(run: Run, settings: tuple[str, ...]) -> str:
+def values_of(run: Run, settings: tuple[str, ...]) -> str:
     """The values of `settings` in words."""
     fields = {name.removeprefix("agent_config."): value for name, value in flat(run.config).items()}
-    return ", ".join(shown(fields.get(name, "absent")) for name in settings) or "unchanged"
+    return ", ".join(in_words(fields.get(name, "absent")) for name in settings) or "unchanged"
 
 
-def shown(value: Any) -> str:
+def in_words(value: Any) -> str:
     """A value for a legend: 4x512 for equal widths of layers."""
     if isinstance(value, list) and value and len(set(map(str, value))) == 1:
         return f"{len(value)}x{value[0]}"
@@ -103,7 +104,7 @@ def ablation_figure(suite: Suite, ablations: list[Ablation]) -> Figure:
         for order, (label, style) in enumerate(styles.items()):
             draw_curve(axes, suite, cells[label], style, order, len(styles))
         dress(axes, suite, narrow=True)
-        dress_score(axes, suite.measure, [cell for own in cells.values() for cell in own])
+        dress_score(axes, suite.measure, [cell for of_agent in cells.values() for cell in of_agent])
         axes.set_title(ablation.heading, pad=3)
         axes.legend(
             [legend_mark(style) for style in styles.values()],

@@ -12,7 +12,7 @@ from analysis.labels.style import COLUMN_WIDTH, PAGE_WIDTH, styles_of
 from analysis.loading.load import Suite
 from analysis.loading.read import SUCCESS
 from analysis.statistics import metrics
-from analysis.tables.comparisons import Pair, finals, pairs_of
+from analysis.statistics.pairs import Pair, finals, pairs_of
 
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
 # Purple where the row is worse, green where it is better: apart with any colour vision, and in grey by the numbers.
@@ -30,7 +30,7 @@ def draw_comparisons(suite: Suite, out: Path) -> list[Path]:
     if suite.measure == SUCCESS and any(len(finals(cell)) for cell in suite.cells.values()):
         with house_style():
             paths += save(profile_figure(suite), out / f"{suite.name}_profile")
-    if pairs := pairs_of(suite):
+    if pairs := pairs_of(suite, styles_of(suite.agents)):
         with house_style():
             paths += save(matrix_figure(suite, pairs), out / f"{suite.name}_comparison")
     return paths

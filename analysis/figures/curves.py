@@ -68,11 +68,11 @@ def has_agents_figure(suite: Suite) -> bool:
 
 def draw_overview(suites: Sequence[Suite], out: Path) -> list[Path]:
     """Writes `offline_to_online.*`, one panel per suite that is scored by success, where there are several."""
-    shown = sorted((suite for suite in suites if suite.measure == SUCCESS), key=lambda suite: task_order(suite.name))
-    if len(shown) < 2:
+    drawn = sorted((suite for suite in suites if suite.measure == SUCCESS), key=lambda suite: task_order(suite.name))
+    if len(drawn) < 2:
         return []
     with house_style(PANEL_STYLE):
-        return save(overview_figure(shown), out / "offline_to_online")
+        return save(overview_figure(drawn), out / "offline_to_online")
 
 
 @contextmanager
@@ -245,10 +245,10 @@ def draw_curve(
 
 def placed_curve(suite: Suite, cells: Sequence[Cell]) -> tuple[Array, Interval]:
     """The curve of one agent and its places on the axis, both (P + Q - 1,)."""
-    shown = curve_of(suite, cells)
+    curve = curve_of(suite, cells)
     # The hand-over of an agent without an offline phase lies where that of the others does.
-    offline_updates = shown.offline_updates + (suite.offline_updates - shown.offline_updates[-1])
-    return axis_position(suite, offline_updates, shown.online_steps), shown.interval
+    offline_updates = curve.offline_updates + (suite.offline_updates - curve.offline_updates[-1])
+    return axis_position(suite, offline_updates, curve.online_steps), curve.interval
 
 
 def mean_line(suite: Suite, cells: Sequence[Cell]) -> Array:

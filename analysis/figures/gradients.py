@@ -40,10 +40,10 @@ def draw_gradients(suite: Suite, norms: AllNorms, out: Path) -> list[Path]:
     """Writes `<suite>_gradients.*` and `<suite>_gradient_growth.*` into `out`; nothing where there are no norms."""
     if not norms:
         return []
-    shown = dataclasses.replace(suite, agents=tuple(sorted({agent for agent, _ in norms})))
+    recorded = dataclasses.replace(suite, agents=tuple(sorted({agent for agent, _ in norms})))
     with house_style():
-        paths = save(rollout_figure(shown, norms), out / f"{suite.name}_gradients")
-        return paths + save(growth_figure(shown, norms), out / f"{suite.name}_gradient_growth")
+        paths = save(rollout_figure(recorded, norms), out / f"{suite.name}_gradients")
+        return paths + save(growth_figure(recorded, norms), out / f"{suite.name}_gradient_growth")
 
 
 def rollout_figure(suite: Suite, norms: AllNorms) -> Figure:
@@ -85,11 +85,11 @@ def growth_figure(suite: Suite, norms: AllNorms) -> Figure:
         for phase in PHASES:
             if (agent, phase) not in norms:
                 continue
-            own = norms[agent, phase]
+            of_phase = norms[agent, phase]
             hand_over = np.zeros(1, dtype=np.int64)
-            offline, online = (own.progress, nothing) if phase == "offline" else (nothing, own.progress)
+            offline, online = (of_phase.progress, nothing) if phase == "offline" else (nothing, of_phase.progress)
             x = axis_position(suite, offline, np.concatenate([hand_over, online]))
-            growth = [log10(values[..., 0]) - log10(values[..., -1]) for values in own.by_kind["x"]]
+            growth = [log10(values[..., 0]) - log10(values[..., -1]) for values in of_phase.by_kind["x"]]
             every = max(1, len(x) // MARKERS_PER_LINE)
             means.append(draw_mean(axes, x, growth, style, len(suite.agents), markevery=every))
     axes.axhline(1.0, color="0.25", linestyle=(0, (1, 2)), linewidth=0.8, zorder=1.5)

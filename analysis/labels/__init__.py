@@ -1,1 +1,1 @@
-"""How agents, tasks and counts are written and drawn, wherever they appear."""
+"""How agents, tasks, counts and scores are written and drawn, wherever they appear."""

@@ -1,11 +1,13 @@
 """What figures and tables say about the runs they rest on, so that both say the same."""
 
-import difflib
 from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from analysis.loading.load import Suite
 from analysis.loading.read import NORMALISED_RETURN, RETURN
 from analysis.statistics.metrics import FLOOR_SEEDS, SMOKE_SEEDS
+from bench.runs.contract import nearest
 
 # What success rates do without.
 DEFINITIONS = {
@@ -20,6 +22,11 @@ def count_label(count: float) -> str:
         if count >= factor:
             return f"{count / factor:.3g}{unit}"
     return f"{count:.3g}"
+
+
+def two_digits(number: float) -> str:
+    """A score; no minus before a zero."""
+    return f"{np.round(number, 2) + 0.0:.2f}"
 
 
 def counted(count: int, noun: str) -> str:
@@ -78,11 +85,10 @@ def agent_label(suite: Suite, agent: str) -> str:
     return f"{agent} ({', '.join(marks)})" if marks else agent
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def alternatives(name: str, names: Iterable[str]) -> str:
     """What an error message says after an unknown name: the nearest one, and what there is."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, 1)
-    return (f" (did you mean {near[0]!r}?)" if near else "") + f"; there are: {', '.join(names) or 'none'}"
+    there_are = list(names)
+    return f"{nearest(name, there_are)}; there are: {', '.join(there_are) or 'none'}"
 
 
 def listed_values(values: Sequence[int]) -> str:

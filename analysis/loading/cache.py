@@ -18,8 +18,10 @@ import numpy as np
 
 from analysis.loading import read
 from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS, Evaluations, Run
+from bench.runs import contract
+from bench.runs.contract import COMPLETE, CONFIG, EPISODES, PROVENANCE, STATUS, TRAIN, replacing
 
-READ_FILES = ("config.json", "provenance.json", "status.json", "complete.json", "episodes.csv", "train.csv")
+READ_FILES = (CONFIG, PROVENANCE, STATUS, COMPLETE, EPISODES, TRAIN)
 LEAST_RUNS = 100  # fewer are read anew as fast
 SETTLED_SECONDS = 2.0  # a file that is younger may change again without another time: clocks of file systems are coarse
 MEASURES = {measure.file_name: measure for measure in (SUCCESS, NORMALISED_RETURN, RETURN)}
@@ -108,9 +110,8 @@ class Cache:
         packed = io.BytesIO()
         np.savez(packed, allow_pickle=False, **content)
         self._path.parent.mkdir(exist_ok=True)
-        draft = self._path.with_name(f".{self._path.name}.{time.time_ns()}")
-        draft.write_bytes(packed.getvalue())
-        draft.replace(self._path)
+        with replacing(self._path) as draft:
+            draft.write_bytes(packed.getvalue())
 
 
 def fingerprint(folder: Path) -> Fingerprint:
@@ -128,5 +129,5 @@ def fingerprint(folder: Path) -> Fingerprint:
 
 def code_version() -> str:
     """Changes whenever the code that reads runs does."""
-    sources = [Path(module).read_bytes() for module in (read.__file__, __file__)]
+    sources = [Path(module).read_bytes() for module in (contract.__file__, read.__file__, __file__)]
     return hashlib.sha256(b"".join(sources)).hexdigest()

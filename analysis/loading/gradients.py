@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.loading.load import Cell, Suite
+from analysis.loading.load import Suite
 from analysis.loading.read import ResultsError
-from analysis.statistics.metrics import Array
+from bench.runs.contract import HEADERS, TRAIN
 
-HEADER = "phase,updates,env_steps,name,value"
+HEADER = ",".join(HEADERS[TRAIN])
 PHASES = ("offline", "online")
 KINDS = ("x", "parameters")  # in the names of rows; a rollout of K steps has K + 1 points, and K uses of the parameters
 ROW_NAME = re.compile(r"gradient_norm_(x|parameters)_(0|[1-9]\d*)")
@@ -24,6 +24,7 @@ WHOLE = re.compile(r"\d+")
 NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|inf)")
 ROWS = re.compile(rb"(?:(?:offline|online),\d+,\d+,[^,\n]*,[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf)\n)*")
 
+Array = NDArray[np.float64]
 Norms = dict[tuple[str, int], float]  # (kind, k) -> norm, of one run at one point of training
 Points = dict[tuple[str, int], Norms]  # (phase, updates offline or environment steps online) -> norms
 
@@ -47,24 +48,20 @@ class RolloutNorms:
 
 def load_norms(suite: Suite, results_dir: Path | str) -> dict[tuple[str, str], RolloutNorms]:
     """By agent and phase, what the runs of `suite` have recorded; agents without such rows are left out."""
+    names = {(run.config["task"], run.agent, run.config["seed"]): run.name for run in suite.runs}
     loaded = {}
     for agent in suite.agents:
         runs: list[list[tuple[str, bool, Points]]] = []  # by task: name, whether it is complete, norms
         for cell in suite.cells_of(agent):
             runs.append([])
             for seed, complete in zip(cell.seeds.tolist(), cell.complete.tolist(), strict=True):
-                name = run_name(suite, cell, seed)
-                runs[-1].append((name, complete, read_norms(Path(results_dir) / name / "train.csv", complete)))
+                name = names[cell.task, agent, seed]
+                runs[-1].append((name, complete, read_norms(Path(results_dir) / name / TRAIN, complete)))
         for phase in PHASES:
             norms = stack(runs, phase)
             if norms is not None:
                 loaded[agent, phase] = norms
     return loaded
-
-
-def run_name(suite: Suite, cell: Cell, seed: int) -> str:
-    """The folder of a run below the results."""
-    return f"{suite.name}/{cell.task}/{cell.agent}/seed_{seed:03d}"
 
 
 def read_norms(path: Path, complete: bool) -> Points:

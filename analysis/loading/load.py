@@ -3,7 +3,6 @@
 Nothing here draws or estimates; the other files see only what this one returns.
 """
 
-import difflib
 import itertools
 import re
 from collections import defaultdict
@@ -17,9 +16,12 @@ from numpy.typing import NDArray
 
 from analysis.loading.cache import Cache
 from analysis.loading.read import PROTOCOL_FIELDS, SUCCESS, Measure, ResultsError, Run, read_run
+from bench.runs import contract
+from bench.runs.contract import CONFIG, PROVENANCE, flat, nearest
 
-# Two runs that are equal but for these are repetitions of each other.
+# Two runs that are equal but for these are repetitions of each other; a field that is not listed must agree.
 REPETITION_FIELDS = ("seed", "config_hash")
+RUN_DEPTH = 4  # folders from the results to a run
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def load_results(
     folders = find_runs(root, suites)
     unborn: dict[str, str] = {}  # run -> what its folder lacks: stopped while it was being set up, nothing to read
     for name in folders:
-        lacks = [file for file in ("config.json", "provenance.json") if not (root / name / file).is_file()]
+        lacks = [file for file in (CONFIG, PROVENANCE) if not (root / name / file).is_file()]
         if lacks and allow_incomplete:
             unborn[name] = lacks[0]
         elif lacks:
@@ -136,16 +138,16 @@ def find_runs(root: Path, suites: Sequence[str] | None = None) -> list[str]:
     """Names `<suite>/<task>/<agent>/seed_<nnn>` of the run folders under `root`, sorted."""
     if not root.is_dir():
         raise ResultsError(f"no results folder at {root}: run a suite first, or name the folder with --results")
-    # Folders that begin with a dot are not suites (copies of the code that a job runs from, for example).
-    found = sorted(str(path.relative_to(root)) for path in root.glob("[!.]*/*/*/seed_*") if path.is_dir())
+    # Also folders whose names are not those of runs, copies for example: they are refused by name when they are read.
+    folders = [path.relative_to(root) for path in contract.find_runs(root, holding=None)]
+    found = sorted(str(folder) for folder in folders if len(folder.parts) == RUN_DEPTH)
     if not found:
         raise ResultsError(f"no runs under {root}: expected folders <suite>/<task>/<agent>/seed_<nnn>")
     present = sorted({name.split("/")[0] for name in found})
     for suite in suites or ():
         if suite not in present:
-            near = difflib.get_close_matches(suite, present, 1)
-            guess = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ResultsError(f"no suite {suite!r} under {root}{guess}; there are: {', '.join(present)}")
+            there_are = f"{nearest(suite, present)}; there are: {', '.join(present)}"
+            raise ResultsError(f"no suite {suite!r} under {root}{there_are}")
     return [name for name in found if not suites or name.split("/")[0] in suites]
 
 
@@ -212,9 +214,9 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
 
 def measures_of(by_task: dict[str, list[Run]]) -> dict[str, Measure]:
     """What each task is scored by; a task without any episode so far is taken to be like the others."""
-    known = {task: run.measure for task, members in by_task.items() for run in members if run.measure is not None}
-    default = next(iter(known.values()), SUCCESS)
-    return {task: known.get(task, default) for task in by_task}
+    scored = {task: run.measure for task, members in by_task.items() for run in members if run.measure is not None}
+    default = next(iter(scored.values()), SUCCESS)
+    return {task: scored.get(task, default) for task in by_task}
 
 
 def refuse_mix(runs: Sequence[Run], value: Callable[[Run], Any], what: str) -> None:
@@ -236,14 +238,6 @@ def refuse_budget_mix(name: str, runs: Sequence[Run]) -> None:
     refuse_mix([run for run in runs if budget(run)], budget, f"suite {name}: offline_updates")
     for agent, members in by_agent.items():
         refuse_mix(members, budget, f"suite {name}, agent {agent}: offline_updates")
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The fields of a config by name; those of the agent as `agent_config.<name>`."""
-    fields: dict[str, Any] = {}
-    for key, value in config.items():
-        fields |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return fields
 
 
 def refuse_config_mix(runs: Sequence[Run]) -> None:
@@ -272,11 +266,11 @@ def shared_grid(runs: Sequence[Run]) -> tuple[NDArray[np.int64], NDArray[np.int6
     for run in runs:
         if not run.complete:
             continue
-        for phase, grid, own in (
+        for phase, grid, points in (
             ("offline update", offline, run.evaluations.updates[~run.evaluations.online]),
             ("online step", online - {0}, run.evaluations.env_steps[run.evaluations.online]),
         ):
-            absent = grid - set(own.tolist())
+            absent = grid - set(points.tolist())
             if absent:
                 raise ResultsError(f"{run.name} has no evaluation at {phase} {min(absent)}; it needs the others' grid")
     return np.array(sorted(offline), dtype=np.int64), np.array(sorted(online), dtype=np.int64)
@@ -349,8 +343,7 @@ def shared_phases(by_suite: Mapping[str, Sequence[Run]]) -> list[tuple[str, str]
     """Suite and note, for each pair of suites of which runs go on from the same offline phases."""
     phases: dict[str, set[tuple[str, int]]] = {}
     for suite, runs in by_suite.items():
-        known = [run.provenance["offline_phase"] for run in runs if run.provenance.get("offline_phase")]
-        phases[suite] = {(phase["config_hash"], phase["seed"]) for phase in known}
+        phases[suite] = {run.offline_phase for run in runs if run.offline_phase}
     notes = []
     for suite, other in itertools.permutations(sorted(by_suite), 2):
         if common := phases[suite] & phases[other]:

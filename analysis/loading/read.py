@@ -1,7 +1,6 @@
 """Reads one run folder, and refuses by name what does not follow the schema (`results/README.md`)."""
 
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -13,11 +12,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
-ORIGINS = ("published", "generated", "user")
-STATES = ("running", "preempted", "failed", "complete")
-EPISODE_COLUMNS = ("phase", "updates", "env_steps", "episode_seed", "success", "return", "length")
-TRAIN_COLUMNS = ("phase", "updates", "env_steps", "name", "value")
+from bench.runs import contract
+from bench.runs.contract import (
+    COMPLETE,
+    CONFIG,
+    EPISODES,
+    HEADERS,
+    ORIGINS,
+    PROVENANCE,
+    SCHEMA_VERSION,
+    STATES,
+    STATUS,
+    TRAIN,
+    RunName,
+    StorageError,
+    agent_label,
+)
+
 WHOLE, NUMBER = r"\d{1,18}", r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 SOLVED = r"-?(?:[01]\.?0*)(?:[eE][+-]?0+)?"
 # All rows of an episodes.csv at once, with and without success; `first_bad_row` says which row is at fault.
@@ -77,7 +88,7 @@ class Run:
     @property
     def agent(self) -> str:
         """As in the path: the agent, and after an @ the variant of its settings, if it is one."""
-        return label_of(self.config)
+        return agent_label(self.config["agent"], self.config.get("variant") or "")
 
     @property
     def offline_phase(self) -> tuple[str, int] | None:
@@ -94,57 +105,45 @@ class Run:
 def read_run(root: Path, name: str) -> Run:
     """One run folder; ResultsError where a file does not follow the schema."""
     folder = root / name
-    config = read_json(folder / "config.json", ("suite", "task", "agent", "seed", *PROTOCOL_FIELDS))
+    config = read_json(folder / CONFIG, ("suite", "task", "agent", "seed", *PROTOCOL_FIELDS))
     for field in ("seed", "offline_updates", "online_steps", "eval_episodes"):
         if type(config[field]) is not int or config[field] < 0:
-            raise ResultsError(f"{folder}/config.json: {field} is {config[field]!r}, expected a whole number")
-    claimed = f"{config['suite']}/{config['task']}/{label_of(config)}/seed_{config['seed']:03d}"
+            raise ResultsError(f"{folder / CONFIG}: {field} is {config[field]!r}, expected a whole number")
+    claimed = str(RunName.of_config(config))
     if claimed != name:
-        raise ResultsError(f"{folder}/config.json belongs to {claimed}: a copied or renamed folder counts a run twice")
-    status_file = folder / "status.json"
+        raise ResultsError(f"{folder / CONFIG} belongs to {claimed}: a copied or renamed folder counts a run twice")
+    status_file = folder / STATUS
     state = read_json(status_file, ("state",))["state"] if status_file.is_file() else "running"
     if state not in STATES:
         raise ResultsError(f"{status_file}: state {state!r}, expected one of {', '.join(STATES)}")
-    if (folder / "complete.json").is_file():  # the first process to end the run; a later one may say something else
+    if (folder / COMPLETE).is_file():  # the first process to end the run; a later one may say something else
         state = "complete"
-    provenance = read_json(folder / "provenance.json", ("dataset", "starts"))
-    if not isinstance(provenance["dataset"], dict) or not isinstance(provenance["starts"], list):
-        raise ResultsError(f"{folder}/provenance.json: expected an object under 'dataset' and a list under 'starts'")
-    origin = provenance["dataset"].get("origin")
-    if origin not in ORIGINS:
-        raise ResultsError(f"{folder}/provenance.json: dataset origin {origin!r}, expected {' or '.join(ORIGINS)}")
+    provenance = read_provenance(folder / PROVENANCE)
     complete = state == "complete"
-    episodes, notes = read_episodes(folder / "episodes.csv", complete)
-    references = read_references(provenance, folder / "provenance.json")
+    episodes, notes = read_episodes(folder / EPISODES, complete)
+    references = read_references(provenance, folder / PROVENANCE)
     measure = measure_of(episodes, references)
     if measure == SUCCESS:
         scores = episodes["success"].to_numpy(dtype=np.float64)
     else:
         zero, one = references or (0.0, 1.0)
         scores = (episodes["return"].to_numpy(dtype=np.float64) - zero) / (one - zero)
-    evaluations, dropped = evaluate_rows(episodes, scores, folder / "episodes.csv", config["eval_episodes"], complete)
+    evaluations, dropped = evaluate_rows(episodes, scores, folder / EPISODES, config["eval_episodes"], complete)
     if complete:
         check_budget(evaluations, config, folder)
-    behaviour = read_behaviour(folder / "train.csv")
+    behaviour = read_behaviour(folder / TRAIN)
     notes = tuple(f"{name}: {note}" for note in (*notes, *dropped))
     return Run(name, config, provenance, state, measure, evaluations, behaviour, notes)
-
-
-def label_of(config: dict[str, Any]) -> str:
-    """What an agent is called in paths, tables and figures."""
-    return f"{config['agent']}@{config['variant']}" if config.get("variant") else str(config["agent"])
 
 
 def read_json(path: Path, keys: Iterable[str]) -> dict[str, Any]:
     """A JSON object of this schema version that has `keys`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultsError(f"{path} is missing") from None
-    except ValueError as error:
-        raise ResultsError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ResultsError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        content = contract.read_json(path)
+    except StorageError as error:
+        raise ResultsError(str(error)) from None
+    if content is None:
+        raise ResultsError(f"{path} is missing")
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ResultsError(f"{path}: schema_version {version}, and this analysis reads only version {SCHEMA_VERSION}")
@@ -152,6 +151,23 @@ def read_json(path: Path, keys: Iterable[str]) -> dict[str, Any]:
         if key not in content:
             raise ResultsError(f"{path}: no key {key!r}")
     return content
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Where a run is from, with the shape that the analysis relies on."""
+    provenance = read_json(path, ("dataset", "starts"))
+    if not isinstance(provenance["dataset"], dict) or not isinstance(provenance["starts"], list):
+        raise ResultsError(f"{path}: expected an object under 'dataset' and a list under 'starts'")
+    origin = provenance["dataset"].get("origin")
+    if origin not in ORIGINS:
+        raise ResultsError(f"{path}: dataset origin {origin!r}, expected {' or '.join(ORIGINS)}")
+    departures = provenance.get("departures", {})  # runs of older code have no such key
+    whole = isinstance(departures, dict) and all(
+        isinstance(values, dict) and {"value", "released"} <= values.keys() for values in departures.values()
+    )
+    if not whole:
+        raise ResultsError(f"{path}: departures is {departures!r}, expected for each setting its value and released")
+    return provenance
 
 
 def read_references(provenance: dict[str, Any], path: Path) -> tuple[float, float] | None:
@@ -186,18 +202,18 @@ def read_episodes(path: Path, complete: bool) -> tuple[pd.DataFrame, list[str]]:
     except FileNotFoundError:
         if complete:
             raise ResultsError(f"{path} is missing although the run is complete") from None
-        return pd.DataFrame({column: [] for column in EPISODE_COLUMNS}), []
+        return pd.DataFrame({column: [] for column in HEADERS[EPISODES]}), []
     notes = []
     if content and not content.endswith(b"\n"):
         if complete:
             raise ResultsError(f"{path}: the last row is cut off although the run is complete")
         content = content[: content.rfind(b"\n") + 1]
-        notes.append("left out the half-written last row of episodes.csv")
+        notes.append(f"left out the half-written last row of {EPISODES}")
     if content or complete:
-        check_header(content, EPISODE_COLUMNS, path)
+        check_header(content, HEADERS[EPISODES], path)
     start = content.find(b"\n") + 1
     if start == len(content):
-        return pd.DataFrame({column: [] for column in EPISODE_COLUMNS}), notes
+        return pd.DataFrame({column: [] for column in HEADERS[EPISODES]}), notes
     if not (WITH_SUCCESS.fullmatch(content, start) or WITHOUT_SUCCESS.fullmatch(content, start)):
         raise ResultsError(first_bad_row(path, content))
     return pd.read_csv(io.BytesIO(content)), notes
@@ -218,7 +234,7 @@ def read_behaviour(path: Path) -> float:
         return math.nan
     if not content:
         return math.nan
-    check_header(content, TRAIN_COLUMNS, path)
+    check_header(content, HEADERS[TRAIN], path)
     content = content[: content.rfind(b"\n") + 1]
     solved, failed = (content.count(b",behaviour_success,%d\n" % value) for value in (1, 0))
     if solved + failed != content.count(b",behaviour_success,"):
@@ -307,4 +323,4 @@ def check_budget(evaluations: Evaluations, config: dict[str, Any], folder: Path)
         where = f"online step {config['online_steps']} (end of the run)"
     else:
         return
-    raise ResultsError(f"{folder}: status.json says complete, but episodes.csv has no evaluation at {where}")
+    raise ResultsError(f"{folder}: {STATUS} says complete, but {EPISODES} has no evaluation at {where}")

@@ -5,6 +5,7 @@ file, and extremes stay. Damage in a file that no figure rests on is shown with 
 """
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -18,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.loading.read import Run, read_episodes, read_json
+from bench.runs.contract import EPISODES, LOG, STATUS, TIMING, TRAIN, VIDEO_INDEX, VIDEOS, RunName, one_line
 
 SCALAR_POINTS = 200  # per scalar and phase
 LOG_LINES = 15
@@ -74,12 +76,12 @@ def read_record(root: Path, run: Run, video_bytes: int) -> RunRecord:
     """The record of one run; videos are embedded as long as they fit into `video_bytes`."""
     folder = root / run.name
     damage: list[str] = []
-    status = read_json(folder / "status.json", ()) if (folder / "status.json").is_file() else {}
+    status = read_json(folder / STATUS, ()) if (folder / STATUS).is_file() else {}
     returns, lengths, seeds = evaluation_means(folder, run)
-    train = read_scalars(folder / "train.csv", damage)
-    timing = read_scalars(folder / "timing.csv", damage)
+    train = read_scalars(folder / TRAIN, damage)
+    timing = read_scalars(folder / TIMING, damage)
     log, log_of = ([], "") if run.complete else read_log(root, run)
-    videos = read_videos(folder / "videos", video_bytes, damage)
+    videos = read_videos(folder / VIDEOS, video_bytes, damage)
     return RunRecord(
         run, status, returns, lengths, seeds, train, timing, tuple(log), log_of, tuple(videos), tuple(damage)
     )
@@ -87,7 +89,7 @@ def read_record(root: Path, run: Run, video_bytes: int) -> RunRecord:
 
 def evaluation_means(folder: Path, run: Run) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int] | None]:
     """Mean return and length of each whole evaluation, and the range of episode seeds."""
-    rows, _ = read_episodes(folder / "episodes.csv", run.complete)
+    rows, _ = read_episodes(folder / EPISODES, run.complete)
     if not len(rows):
         return np.zeros(0), np.zeros(0), None
     seeds = np.asarray(rows["episode_seed"], dtype=np.int64)
@@ -116,7 +118,7 @@ def read_scalars(path: Path, damage: list[str]) -> tuple[Scalar, ...]:
         values = rows["value"].to_numpy(np.float64)
     except (ValueError, KeyError, pd.errors.ParserError) as error:
         if content:
-            damage.append(f"{path.name} cannot be read: {' '.join(str(error).split())[:200]}")
+            damage.append(f"{path.name} cannot be read: {one_line(error)[:200]}")
         return ()
     scalars = []
     for index, name in enumerate(names.tolist()):
@@ -145,10 +147,10 @@ def read_log(root: Path, run: Run) -> tuple[list[str], str]:
     """The last lines of what the process printed, and the run in whose folder they stand: the first of the pack."""
     starts = run.provenance["starts"]
     pack = (starts[-1].get("pack") if starts else None) or []
-    cell = run.name.rpartition("/")[0]
-    others = [f"{cell}/seed_{seed:03d}" for seed in pack[:1] if isinstance(seed, int)]
+    this = RunName.of_config(run.config)
+    others = [str(dataclasses.replace(this, seed=seed)) for seed in pack[:1] if isinstance(seed, int)]
     for name in (run.name, *others):
-        path = root / name / "log.txt"
+        path = root / name / LOG
         if not path.is_file() or not path.stat().st_size:
             continue
         with path.open("rb") as file:
@@ -161,22 +163,22 @@ def read_log(root: Path, run: Run) -> tuple[list[str], str]:
 
 
 def read_videos(folder: Path, budget: int, damage: list[str]) -> list[Video]:
-    """The videos that `index.json` lists, embedded in its order as long as they fit."""
-    index = folder / "index.json"
+    """The videos that the index in `folder` lists, embedded in its order as long as they fit."""
+    index = folder / VIDEO_INDEX
     if not index.is_file():
         return []
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["videos"]
         files = [str(entry["file"]) for entry in entries]
     except (ValueError, KeyError, TypeError) as error:
-        damage.append(f"videos/index.json cannot be read: {type(error).__name__}: {error}")
+        damage.append(f"{VIDEOS}/{VIDEO_INDEX} cannot be read: {type(error).__name__}: {error}")
         return []
     videos = []
     for entry, file in zip(entries, files, strict=True):
         path = folder / file
         kind = VIDEO_TYPES.get(path.suffix.lower())
         if "/" in file or kind is None or not path.is_file():
-            damage.append(f"videos/{file} is listed in index.json, but is not there or not a video")
+            damage.append(f"{VIDEOS}/{file} is listed in {VIDEO_INDEX}, but is not there or not a video")
             continue
         outcome = {None: "", 0: ", not solved", 1: ", solved"}.get(entry.get("success"), "")
         caption = f"episode seed {entry.get('episode_seed')}{outcome}"

@@ -1,1 +1,1 @@
-"""Numbers that others have published, beside ours: their sources, figures with both, verdicts."""
+"""Numbers that others have published, beside ours: their sources and files, figures with both, verdicts."""

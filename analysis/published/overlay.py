@@ -34,7 +34,8 @@ from analysis.labels.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentSty
 from analysis.labels.wording import counted, provenance_facts, wrapped
 from analysis.loading.load import Suite
 from analysis.loading.read import SUCCESS
-from analysis.published.sources import Point, Series, differences, protocol_of, source_of
+from analysis.published.points import PublishedPoint, Series
+from analysis.published.sources import differences, protocol_of, source_of
 from analysis.published.verdicts import counterparts, our_protocol, source_order
 
 
@@ -57,7 +58,7 @@ MARKERS_PER_PANEL = 7
 Counterparts = Mapping[tuple[str, str, str], Sequence[Series]]
 
 
-def draw_published(suite: Suite, points: Sequence[Point], out: Path) -> list[Path]:
+def draw_published(suite: Suite, points: Sequence[PublishedPoint], out: Path) -> list[Path]:
     """Writes `<suite>_published.*` into `out`; returns their paths, none where nothing is published for the suite."""
     found = counterparts(suite, points) if suite.measure == SUCCESS else {}
     if not found:
@@ -140,15 +141,17 @@ def draw_series(axes: Axes, suite: Suite, curve: Series, style: GreyStyle) -> No
         return
     mean = np.array([point.mean for point in points])
     limits = np.array([point.interval for point in points])
-    known = ~np.isnan(limits).any(axis=1)
+    bounded = ~np.isnan(limits).any(axis=1)
     below, above = np.maximum(0.0, mean - limits[:, 0]), np.maximum(0.0, limits[:, 1] - mean)
     if is_curve(curve):
-        axes.fill_between(places, mean - below, mean + above, where=known.tolist(), color=style.color, alpha=0.15, lw=0)
-    elif known.any():
+        axes.fill_between(
+            places, mean - below, mean + above, where=bounded.tolist(), color=style.color, alpha=0.15, lw=0
+        )
+    elif bounded.any():
         axes.errorbar(
-            np.array(places)[known],
-            mean[known],
-            yerr=[below[known], above[known]],
+            np.array(places)[bounded],
+            mean[bounded],
+            yerr=[below[bounded], above[bounded]],
             fmt="none",
             ecolor=style.color,
             elinewidth=0.7,
@@ -199,15 +202,15 @@ def legend_entries(suite: Suite, found: Counterparts, shades: Mapping[str, GreyS
         seeds = counted(high, "seed") if low == high else f"{low} to {high} seeds"
         names = [f"{method} = {agent}" for agent, _, method in members if method.lower().replace("-", "_") != agent]
         facts = [f"{source_of(source).label}, {seeds}", *names]
-        told: dict[str, list[str]] = {}
+        by_difference: dict[str, list[str]] = {}
         beyond = False
         for (agent, _, method), curves in members.items():
             forbidding, remarks = differences(our_protocol(suite, agent), protocol_of(source, method))
             for difference in (*forbidding, *remarks):
-                told.setdefault(difference, []).append(agent)
+                by_difference.setdefault(difference, []).append(agent)
             steps = [point.step for curve in curves for point in curve.points]
             beyond |= any(published_position(suite, step) is None for step in steps)
-        for difference, agents in told.items():
+        for difference, agents in by_difference.items():
             everyone = len(agents) == len({agent for agent, _, _ in members})
             facts.append(difference if everyone else f"{difference} ({', '.join(agents)})")
         facts += ["may be the best checkpoint of each curve"] * source_of(source).best_of_curve

@@ -9,16 +9,10 @@ A run counts by its success rate at the step. The rule, with d = ours - publishe
   success timing, or data that are not the published ones; or a source that may report the best checkpoint of a curve.
 
 **False alarms.** A method that is truly equal is called below or above on any task of a suite, or over all of them,
-with probability 5 % at most, at each step for itself. Equality is tested by permutation: if runs of both sides come
-from one distribution, every split of them into two sides was as likely as the one that was seen. That is exact for
-few seeds, for success that is all or nothing, and without any spread, where a t test is not. Splits are counted, not
-drawn, so that a verdict is a pure function of the numbers. Over the tasks of a suite, Holm's step-down, in which a task
-counts with what its splits can reach at all (Tarone 1990): where all runs agree it costs the others nothing.
-
-Where only a mean and a spread are published, runs that have both stand for the published ones: half of them on either
-side of the mean (fewer on one side where success has no room), the spread of a bootstrap interval corrected for the
-number of seeds. Without a spread it is the widest that the mean allows: runs that either solve the task or do not.
-Then 5 % is measured, not proven (tests/benchmarks/README.md).
+with probability 5 % at most, at each step for itself. Equality is tested by permutation (`equality.py`). Over the tasks
+of a suite, Holm's step-down, in which a task counts with what its splits can reach at all (Tarone 1990): where all runs
+agree it costs the others nothing. Where only a mean and a spread are published, 5 % is measured, not proven
+(tests/benchmarks/README.md).
 
 **Interval of d**: Welch's, where the variance of a side is at least that of its evaluation episodes, (s + 1) / (N + 2)
 successes of N episodes: runs that all reached 1.0 are not known to the last digit. It speaks of the mean: n runs that
@@ -28,7 +22,6 @@ all succeed say nothing of a failure that strikes one run in n.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.special import stdtrit
@@ -37,166 +30,18 @@ from analysis.labels.style import styles_of
 from analysis.labels.wording import count_label, counted
 from analysis.loading.load import Cell, Suite
 from analysis.loading.read import SUCCESS
-from analysis.published.sources import (
-    COMPARED_STEPS,
-    Point,
-    Protocol,
-    Series,
-    differences,
-    protocol_of,
-    series_of,
-    source_of,
-)
+from analysis.published.equality import Sample, equality_test, published_sample
+from analysis.published.points import COMPARED_STEPS, PublishedPoint, Series, series_of
+from analysis.published.sources import Protocol, differences, protocol_of, source_of
+from analysis.statistics.comparisons import holm
 from analysis.statistics.metrics import CONFIDENCE, FLOOR_SEEDS, Array, stratified_t
-from analysis.tables.success import ALL_TASKS, aligned, csv_text, write_texts
+from analysis.statistics.scores import ALL_TASKS
+from bench.runs.contract import flat
 
 MARGIN = 0.10
 ERROR_RATE = 1.0 - CONFIDENCE
 CONFORMANT, BELOW, ABOVE = "conformant", "below", "above"
 NOT_ENOUGH, NOT_COMPARABLE = "not enough seeds", "not comparable"
-RATE_GRID = 1_000  # success rates are counted in thousandths
-DIFFERENCE_GRID = 500  # differences of a task, where they are summed over tasks, in steps of 0.002
-BOOTSTRAP_Z = 1.959964  # half width of a 95 % bootstrap interval in standard errors
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Success rates of the runs of one side at one point, or runs that stand for them."""
-
-    mean: float
-    values: Array  # (n,)
-    eval_episodes: int | None  # per run; None: not known
-
-    @property
-    def squared_error(self) -> float:
-        """Of the mean; not below what the evaluation episodes alone would give. NaN for a single run."""
-        n = len(self.values)
-        if n < 2:
-            return math.nan
-        episodes = self.eval_episodes or 50
-        likely = (self.values.sum() * episodes + 1) / (n * episodes + 2)
-        return float(max(self.values.var(ddof=1), likely * (1 - likely) / episodes) / n)
-
-
-def published_sample(point: Point) -> Sample:
-    """The runs of a published point; where only mean and spread are known, runs that have both."""
-    episodes = protocol_of(point.source, point.method).eval_episodes
-    n = point.num_seeds
-    if point.values:
-        return Sample(point.mean, np.array(point.values), episodes)
-    if n == 1:
-        return Sample(point.mean, np.array([point.mean]), episodes)
-    if not math.isnan(point.low):
-        error = (point.high - point.low) / 2 / BOOTSTRAP_Z
-        spread = error * math.sqrt(n) * math.sqrt(n / (n - 1))  # resamples of n runs are too close to each other
-    elif not math.isnan(point.std):
-        spread = point.std * math.sqrt(n / (n - 1))  # sources do not say which of the two deviations they give
-    else:
-        whole, part = divmod(n * point.mean, 1)
-        solved = np.r_[np.ones(int(whole)), part, np.zeros(n)][:n]
-        return Sample(point.mean, solved, episodes)
-    return Sample(point.mean, spread_out(point.mean, spread, n), episodes)
-
-
-def spread_out(mean: float, spread: float, count: int) -> Array:
-    """(count,): rates in [0, 1] on two places, with this mean and standard deviation, as even as there is room."""
-    best, missed = np.full(count, mean), math.inf
-    for below in sorted(range(1, count), key=lambda k: abs(2 * k - count)):
-        above = count - below
-        unit = np.r_[np.full(below, -math.sqrt(above / below)), np.full(above, math.sqrt(below / above))]
-        values = mean + spread * math.sqrt((count - 1) / count) * unit
-        outside = float(max(-values.min(), values.max() - 1.0, 0.0))
-        if outside < missed - 1e-9:
-            best, missed = values, outside
-    return np.clip(best, 0.0, 1.0)
-
-
-# ------------------------------------------------------------------------------------------ the permutation test
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Every split of the runs of both sides into two sides of these sizes: the differences of means they give.
-
-    size (m,): |difference| of a split, descending; tail (m,): share of splits with at least that size. `observed` is
-    the index of the one that was seen.
-    """
-
-    size: Array
-    tail: Array
-    observed: int
-
-    @property
-    def p(self) -> float:
-        return float(self.tail[self.observed])
-
-    def reachable(self, p: float) -> float:
-        """Probability, under equality, of a p-value of at most `p`."""
-        below = self.tail[self.tail <= p * (1 + 1e-9)]
-        return float(below[-1]) if len(below) else 0.0
-
-
-def split_differences(ours: Array, theirs: Array) -> tuple[Array, Array, int]:
-    """Differences of means (m,), their probabilities (m,), and the index of the observed one.
-
-    Counts the subsets of len(ours) runs by their sum: exact for rates on RATE_GRID, in no time for dozens of runs.
-    """
-    rates = np.rint(np.concatenate([ours, theirs]) * RATE_GRID).astype(np.int64)
-    unit = max(1, int(np.gcd.reduce(rates)))
-    rates //= unit
-    n, m, total = len(ours), len(theirs), int(rates.sum())
-    ways = np.zeros((n + 1, total + 1))  # [runs taken, their sum]
-    ways[0, 0] = 1.0
-    for rate in rates:
-        ways[1:, rate:] += ways[:-1, : total + 1 - rate].copy()
-    sums = np.flatnonzero(ways[n])
-    counts = ways[n, sums]
-    values = (sums / n - (total - sums) / m) * unit / RATE_GRID
-    return values, counts / counts.sum(), int(np.searchsorted(sums, rates[:n].sum()))
-
-
-def ranked(values: Array, shares: Array, observed: int) -> Splits:
-    """Splits by the size of their difference, equal sizes put together."""
-    size: Array = np.round(np.abs(values), 9).astype(np.float64)
-    seen = size[observed]
-    size, place = np.unique(size, return_inverse=True)
-    share = np.zeros(len(size))
-    np.add.at(share, place, shares)
-    return Splits(size[::-1], np.minimum(np.cumsum(share[::-1]), 1.0), int(np.flatnonzero(size[::-1] == seen)[0]))
-
-
-def equality_test(pairs: Sequence[tuple[Sample, Sample]]) -> Splits:
-    """The test of equality on `pairs` (ours, published), one per task: splits of each task, differences summed."""
-    tasks = [split_differences(ours.values, theirs.values) for ours, theirs in pairs]
-    if len(tasks) == 1:
-        return ranked(*tasks[0])
-    total, observed = np.ones(1), 0
-    for values, shares, seen in tasks:
-        places = np.rint(values * DIFFERENCE_GRID).astype(np.int64) + DIFFERENCE_GRID
-        own = np.zeros(2 * DIFFERENCE_GRID + 1)
-        np.add.at(own, places, shares)
-        total = np.convolve(total, own)
-        observed += int(places[seen])
-    differences_of_sum = (np.arange(len(total)) / DIFFERENCE_GRID - len(tasks)) / len(tasks)
-    possible = total > 0.0
-    place = int(possible[:observed].sum())
-    return ranked(differences_of_sum[possible], total[possible], place)
-
-
-def holm(tests: Sequence[Splits]) -> list[float]:
-    """Adjusted p-values: of the smallest, the probability that any test reaches it under equality; and so on.
-
-    Bonferroni with n times p where every test can reach every p-value; less where it cannot.
-    """
-    order = sorted(range(len(tests)), key=lambda k: tests[k].p)
-    adjusted, so_far = [1.0] * len(tests), 0.0
-    for rank, k in enumerate(order):
-        so_far = max(so_far, min(1.0, sum(tests[other].reachable(tests[k].p) for other in order[rank:])))
-        adjusted[k] = so_far
-    return adjusted
-
-
-# ------------------------------------------------------------------------------------------------------ verdicts
 
 
 @dataclass(frozen=True)
@@ -229,8 +74,8 @@ def difference(pairs: Sequence[tuple[Sample, Sample]]) -> Difference:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A mean with its limits and the seeds behind it; NaN limits where there are none."""
+class SideMean:
+    """The mean of ours or of the published runs, with its limits (NaN where there are none) and the seeds behind it."""
 
     mean: float
     low: float
@@ -239,8 +84,8 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One verdict; task = ALL_TASKS for the one over `num_tasks` tasks. None: there is nothing to compare."""
+class Verdict:
+    """On one agent, task and step; task = ALL_TASKS: over `num_tasks` tasks. None: there is nothing to compare."""
 
     agent: str
     source: str
@@ -248,8 +93,8 @@ class Row:
     task: str
     num_tasks: int
     step: int
-    ours: Shown | None
-    published: Shown
+    ours: SideMean | None
+    published: SideMean
     difference: Difference | None
     p_adjusted: float | None
     verdict: str
@@ -278,16 +123,18 @@ def decide(gap: Difference, p_adjusted: float, seeds: int, margin: float = MARGI
 def compare(pairs: Sequence[tuple[Sample, Sample]], margin: float = MARGIN) -> list[tuple[Difference, float, str, str]]:
     """Difference, adjusted p, verdict and reason of each task; last, with several tasks, of their mean."""
     groups = [[pair] for pair in pairs] + [list(pairs)] * (len(pairs) > 1)
+    tests = [equality_test(group) for group in groups]
+    adjusted = holm([test.p for test in tests], [test.reachable for test in tests])
     results = []
-    for group, p in zip(groups, holm([equality_test(group) for group in groups]), strict=True):
+    for group, p in zip(groups, adjusted.tolist(), strict=True):
         gap = difference(group)
         results.append((gap, p, *decide(gap, p, min(len(ours.values) for ours, _ in group), margin)))
     return results
 
 
-def judge(suite: Suite, points: Sequence[Point], margin: float = MARGIN) -> list[Row]:
+def judge(suite: Suite, points: Sequence[PublishedPoint], margin: float = MARGIN) -> list[Verdict]:
     """Every verdict on a suite of success rates; none where nothing is published for its agents and tasks."""
-    rows: list[Row] = []
+    rows: list[Verdict] = []
     if suite.measure != SUCCESS:
         return rows
     families = counterparts(suite, points)
@@ -310,7 +157,7 @@ def judge(suite: Suite, points: Sequence[Point], margin: float = MARGIN) -> list
     return rows
 
 
-def counterparts(suite: Suite, points: Sequence[Point]) -> dict[tuple[str, str, str], list[Series]]:
+def counterparts(suite: Suite, points: Sequence[PublishedPoint]) -> dict[tuple[str, str, str], list[Series]]:
     """Published curves by (our agent, source, method), in the order of agents in legends and of the suite's tasks.
 
     Of two methods of a source that are one agent here, the one whose actions come in chunks of the same length.
@@ -319,14 +166,14 @@ def counterparts(suite: Suite, points: Sequence[Point]) -> dict[tuple[str, str, 
     curves = [curve for curve in series_of(points) if (curve.task, curve.agent) in suite.cells]
     curves.sort(key=lambda curve: suite.tasks.index(curve.task))
     for agent in styles_of(suite.agents):
-        own = [curve for curve in curves if curve.agent == agent]
-        for source in sorted({curve.source for curve in own}, key=source_order):
-            methods = sorted({curve.method for curve in own if curve.source == source})
+        of_agent = [curve for curve in curves if curve.agent == agent]
+        for source in sorted({curve.source for curve in of_agent}, key=source_order):
+            methods = sorted({curve.method for curve in of_agent if curve.source == source})
             if len(methods) > 1:
                 chunk = our_protocol(suite, agent).chunk_length
                 methods = [m for m in methods if protocol_of(source, m).chunk_length == chunk] or methods
             for method in methods:
-                found[agent, source, method] = [c for c in own if (c.source, c.method) == (source, method)]
+                found[agent, source, method] = [c for c in of_agent if (c.source, c.method) == (source, method)]
     return found
 
 
@@ -339,7 +186,8 @@ def our_protocol(suite: Suite, agent: str) -> Protocol:
     """How our numbers were made, from the config of a run; the runs of an agent are checked to be alike by `load`."""
     cell = suite.cells_of(agent)[0]
     config = next(run.config for run in suite.runs if (run.config["task"], run.agent) == (cell.task, agent))
-    settings = config.get("agent_config", {})
+    # By their last names: settings that agents share stand in an object of their own.
+    settings = {name.rpartition(".")[2]: value for name, value in flat(config.get("agent_config", {})).items()}
     return Protocol(
         num_critics=settings.get("num_critics"),
         q_aggregation=settings.get("q_aggregation"),
@@ -365,7 +213,7 @@ def compared_steps(curves: Sequence[Series], untrained_start: bool = False) -> l
     return sorted(steps & set(COMPARED_STEPS)) or [max(steps)]
 
 
-def at(curve: Series, step: int) -> Point | None:
+def at(curve: Series, step: int) -> PublishedPoint | None:
     return next((point for point in curve.points if point.step == step), None)
 
 
@@ -381,7 +229,7 @@ def scores_at(cell: Cell, step: int) -> Array | None:
 
 def judge_step(
     suite: Suite, agent: str, curves: Sequence[Series], step: int, remarks: Sequence[str], margin: float
-) -> list[Row]:
+) -> list[Verdict]:
     """The verdicts at one step: a row per task, and one over all tasks where there are several."""
     pairs, points, tasks = [], [], []
     for curve in curves:
@@ -395,15 +243,15 @@ def judge_step(
         one = k < len(tasks)
         chosen = slice(k, k + 1) if one else slice(None)
         rows.append(
-            Row(
+            Verdict(
                 agent=agent,
                 source=curves[0].source,
                 method=curves[0].method,
                 task=tasks[k] if one else ALL_TASKS,
                 num_tasks=1 if one else len(tasks),
                 step=step,
-                ours=shown([ours.values for ours, _ in pairs[chosen]]),
-                published=shown_published(points[chosen]),
+                ours=side_mean([ours.values for ours, _ in pairs[chosen]]),
+                published=published_mean(points[chosen]),
                 difference=gap,
                 p_adjusted=p,
                 verdict=verdict,
@@ -413,20 +261,20 @@ def judge_step(
     return rows
 
 
-def unlike(suite: Suite, agent: str, curve: Series, step: int, reasons: Sequence[str]) -> Row:
+def unlike(suite: Suite, agent: str, curve: Series, step: int, reasons: Sequence[str]) -> Verdict:
     """A row without a comparison; ours is shown where it was evaluated there."""
     point = at(curve, step)
     assert point is not None
     scores = scores_at(suite.cells[curve.task, agent], step)
-    return Row(
+    return Verdict(
         agent=agent,
         source=curve.source,
         method=curve.method,
         task=curve.task,
         num_tasks=1,
         step=step,
-        ours=None if scores is None else shown([scores]),
-        published=shown_published([point]),
+        ours=None if scores is None else side_mean([scores]),
+        published=published_mean([point]),
         difference=None,
         p_adjusted=None,
         verdict=NOT_COMPARABLE,
@@ -434,117 +282,24 @@ def unlike(suite: Suite, agent: str, curve: Series, step: int, reasons: Sequence
     )
 
 
-def shown(strata: Sequence[Array]) -> Shown:
+def side_mean(strata: Sequence[Array]) -> SideMean:
     limits = stratified_t(strata, bounds=(0.0, 1.0))
     numbers = [len(values) for values in strata]
-    return Shown(float(limits.mean), float(limits.low), float(limits.high), (min(numbers), max(numbers)))
+    return SideMean(float(limits.mean), float(limits.low), float(limits.high), (min(numbers), max(numbers)))
 
 
-def shown_published(points: Sequence[Point]) -> Shown:
+def published_mean(points: Sequence[PublishedPoint]) -> SideMean:
     """As published for one task; over several, the t interval of the runs that stand for them."""
     numbers = [point.num_seeds for point in points]
     seeds = (min(numbers), max(numbers))
     if len(points) == 1:
-        return Shown(points[0].mean, *points[0].interval, seeds)
+        return SideMean(points[0].mean, *points[0].interval, seeds)
     mean = float(np.mean([point.mean for point in points]))
     if any(math.isnan(point.interval[0]) for point in points):
-        return Shown(mean, math.nan, math.nan, seeds)
+        return SideMean(mean, math.nan, math.nan, seeds)
     limits = stratified_t([published_sample(point).values for point in points], bounds=(0.0, 1.0))
-    return Shown(mean, float(limits.low), float(limits.high), seeds)
+    return SideMean(mean, float(limits.low), float(limits.high), seeds)
 
 
 def step_label(step: int) -> str:
     return f"+{count_label(step)}" if step else "end of offline"
-
-
-# -------------------------------------------------------------------------------------------------------- tables
-
-
-def write_verdicts(suite: Suite, rows: Sequence[Row], out: Path, margin: float = MARGIN) -> list[Path]:
-    """Writes `<suite>_verdicts.csv` and `.md` into `out`; returns their paths, none without rows."""
-    if not rows:
-        return []
-    texts = {
-        f"{suite.name}_verdicts.csv": to_csv(suite, rows),
-        f"{suite.name}_verdicts.md": to_markdown(suite, rows, margin),
-    }
-    return write_texts(texts, out)
-
-
-def to_csv(suite: Suite, rows: Sequence[Row]) -> str:
-    """Numbers with six digits, an empty field where undefined."""
-    parts = ("", "_low", "_high", "_seeds_min", "_seeds_max")
-    sides = [f"{side}{part}" for side in ("ours", "published") for part in parts]
-    gap = ["difference", "difference_low", "difference_high", "p_adjusted"]
-    where = ["suite", "agent", "source", "method", "task", "num_tasks", "step"]
-    lines: list[list[object]] = []
-
-    def number(value: float | None) -> str:
-        return "" if value is None or math.isnan(value) else f"{value:.6f}"
-
-    for row in rows:
-        fields: list[object] = [suite.name, row.agent, row.source, row.method, row.task, row.num_tasks, row.step]
-        for side in (row.ours, row.published):
-            fields += [number(side.mean), number(side.low), number(side.high), *side.seeds] if side else [""] * 5
-        d = row.difference
-        fields += [number(d.mean), number(d.low), number(d.high)] if d else [""] * 3
-        lines.append([*fields, number(row.p_adjusted), row.verdict, row.reason])
-    return csv_text([*where, *sides, *gap, "verdict", "reason"], lines)
-
-
-def to_markdown(suite: Suite, rows: Sequence[Row], margin: float = MARGIN) -> str:
-    """A summary at the last step, and one table per agent and source."""
-    blocks = [summarised(suite, rows, margin)]
-    families: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        families.setdefault((row.agent, row.source, row.method), []).append(row)
-    for (agent, source, method), members in families.items():
-        blocks.append(f"### {agent} against {method}, {source_of(source).label}")
-        lines = [["task", "step", "ours", "seeds", "published", "seeds", "difference", "verdict", "reason"]]
-        for row in members:
-            lines.append(
-                [
-                    row.task if row.num_tasks == 1 else f"{ALL_TASKS} ({row.num_tasks})",
-                    step_label(row.step),
-                    *((estimate(row.ours), between(row.ours.seeds)) if row.ours else ("-", "-")),
-                    estimate(row.published),
-                    between(row.published.seeds),
-                    estimate(row.difference) if row.difference else "-",
-                    row.verdict,
-                    row.reason,
-                ]
-            )
-        blocks.append(aligned(lines))
-    return "\n\n".join(blocks) + "\n"
-
-
-def summarised(suite: Suite, rows: Sequence[Row], margin: float = MARGIN) -> str:
-    """One line per agent and source, the verdicts at the last compared step, below what they rest on."""
-    last: dict[tuple[str, str, str], int] = {}
-    for row in rows:
-        key = (row.agent, row.source, row.method)
-        last[key] = max(row.step, last.get(key, row.step))
-    lines = [["agent", "published", "step", "mean over tasks", "by task"]]
-    for (agent, source, method), step in last.items():
-        members = [r for r in rows if (r.agent, r.source, r.method, r.step) == (agent, source, method, step)]
-        overall = [row.verdict for row in members if row.task == ALL_TASKS]
-        single = [row for row in members if row.task != ALL_TASKS]
-        kinds = (BELOW, ABOVE, CONFORMANT, NOT_ENOUGH, NOT_COMPARABLE)
-        counts = [f"{n} {kind}" for kind in kinds if (n := sum(row.verdict == kind for row in single))]
-        name = f"{method}, {source_of(source).label}"
-        lines.append([agent, name, step_label(step), overall[0] if overall else "-", ", ".join(counts)])
-    rule = (
-        f"Margin {margin:.2f}. A method that is truly equal is called below or above on any task of the suite with "
-        f"probability {ERROR_RATE:.0%} at most, at each step. The rule: results/README.md."
-    )
-    return "\n\n".join([f"## {suite.name}: against published numbers", rule, aligned(lines)])
-
-
-def estimate(value: Shown | Difference) -> str:
-    """0.62 [0.48, 0.76], or the mean alone."""
-    limits = "" if math.isnan(value.low) else f" [{value.low + 0.0:.2f}, {value.high + 0.0:.2f}]"
-    return f"{value.mean + 0.0:.2f}{limits}".replace("-0.00", "0.00")
-
-
-def between(seeds: tuple[int, int]) -> str:
-    return str(seeds[0]) if seeds[0] == seeds[1] else f"{seeds[0]}-{seeds[1]}"

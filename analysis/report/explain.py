@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.figures.curves import has_agents_figure
-from analysis.labels.wording import counted, did_you_mean
+from analysis.labels.wording import alternatives, counted
 from analysis.loading.load import Suite, find_runs, load_results
 from analysis.loading.read import ResultsError, Run, read_episodes
 from analysis.statistics.curves import curve_of
 from analysis.statistics.metrics import CONFIDENCE
+from bench.runs.contract import EPISODES
 
 FORMATS = (".pdf", ".svg", ".png")
 
@@ -38,7 +39,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Point:
+class ExplainedPoint:
     """One point of a curve; `task` is None where it is a mean over the tasks of the suite."""
 
     figure: str
@@ -58,7 +59,7 @@ class Point:
 
 def explain(
     results: Path, figure: str, agent: str, step: str, task: str | None = None, allow_incomplete: bool = False
-) -> Point:
+) -> ExplainedPoint:
     """The point of `agent`'s curve at `step` ("50000", or "offline:100000") in the figure of this file name or stem.
 
     Raises ResultsError, one line, for a name or a step that does not exist, with the nearest that does.
@@ -66,7 +67,7 @@ def explain(
     phase, at = read_step(step)
     suite, task = find_figure(results, figure, task, allow_incomplete)
     if agent not in suite.agents:
-        raise ResultsError(f"no curve {agent!r} in {stem_of(figure)}{did_you_mean(agent, suite.agents)}")
+        raise ResultsError(f"no curve {agent!r} in {stem_of(figure)}{alternatives(agent, suite.agents)}")
     cells = [suite.cells[task, agent]] if task and (task, agent) in suite.cells else []
     cells = cells if task else suite.cells_of(agent)
     if not cells:
@@ -79,11 +80,11 @@ def explain(
     point = place if phase == "offline" else curve.handover + place
     if point == curve.handover:  # online step 0 has no rows of its own
         phase, at = "offline", int(curve.offline_updates[-1])
-    names = {f"{suite.name}/{cell.task}/{agent}/seed_{seed:03d}" for cell in cells for seed in cell.seeds.tolist()}
-    members = [run for run in suite.runs if run.name in names]
+    tasks = {cell.task for cell in cells}
+    members = [run for run in suite.runs if run.agent == agent and run.config["task"] in tasks]
     found = [(run, evidence(results, run, phase, at)) for run in members]
     measure = suite.measures[cells[0].task]
-    return Point(
+    return ExplainedPoint(
         figure=stem_of(figure),
         suite=suite.name,
         task=task,
@@ -135,17 +136,17 @@ def find_figure(results: Path, figure: str, task: str | None, allow_incomplete: 
     owners = [name for name in suites if stem.startswith(f"{name}_")]
     if not owners:
         expected = [f"{name}_{kind}" for name in suites for kind in ("success", "tasks")]
-        raise ResultsError(f"no suite under {results} has a figure {stem!r}{did_you_mean(stem, expected)}")
+        raise ResultsError(f"no suite under {results} has a figure {stem!r}{alternatives(stem, expected)}")
     # Of suites "a" and "a_b" the figure a_b_success belongs to the longer one.
     (suite,) = load_results(results, [max(owners, key=len)], allow_incomplete)
     curves = {f"{suite.name}_{suite.measure.file_name}"} if suite.measure else set()
     if has_agents_figure(suite):
         curves.add(f"{suite.name}_agents")
     if stem not in curves | {f"{suite.name}_tasks"}:
-        known = sorted(curves | {f"{suite.name}_tasks"})
-        raise ResultsError(f"{stem!r} is not a figure of curves of suite {suite.name}{did_you_mean(stem, known)}")
+        drawn = sorted(curves | {f"{suite.name}_tasks"})
+        raise ResultsError(f"{stem!r} is not a figure of curves of suite {suite.name}{alternatives(stem, drawn)}")
     if task is not None and task not in suite.tasks:
-        raise ResultsError(f"no task {task!r} in suite {suite.name}{did_you_mean(task, suite.tasks)}")
+        raise ResultsError(f"no task {task!r} in suite {suite.name}{alternatives(task, suite.tasks)}")
     if stem in curves:
         return suite, task
     if task is None:
@@ -165,7 +166,7 @@ def evidence(results: Path, run: Run, phase: str, at: int) -> Evidence | None:
     place = np.flatnonzero((points.online == (phase == "online")) & (progress == at))
     if not place.size:
         return None
-    file = results / run.name / "episodes.csv"
+    file = results / run.name / EPISODES
     rows, _ = read_episodes(file, run.complete)
     column = "env_steps" if phase == "online" else "updates"
     rows = rows[(rows["phase"] == phase) & (rows[column] == at)]
@@ -204,7 +205,7 @@ def ranges(numbers: NDArray[np.int64]) -> str:
 # --------------------------------------------------------------------------------------------------------- output
 
 
-def to_json(point: Point) -> str:
+def to_json(point: ExplainedPoint) -> str:
     """One object; numbers that are not defined are null."""
 
     def defined(value: Any) -> Any:
@@ -214,7 +215,7 @@ def to_json(point: Point) -> str:
     return json.dumps(content | {"confidence": CONFIDENCE}, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def heading(point: Point) -> list[str]:
+def heading(point: ExplainedPoint) -> list[str]:
     """What the point is and what it says, in lines."""
     where = f"{point.phase} {unit(point.phase)} {point.at}"
     if point.handover:
@@ -250,7 +251,7 @@ def table(runs: Sequence[Evidence]) -> list[list[str]]:
     return lines
 
 
-def print_point(point: Point) -> None:
+def print_point(point: ExplainedPoint) -> None:
     """Lines and a table: folded to the width of a terminal, else one line per run however long."""
     from rich.console import Console
     from rich.table import Table
@@ -262,9 +263,9 @@ def print_point(point: Point) -> None:
         console = Console(highlight=False, width=sum(max(len(line[k]) for line in lines) + 3 for k in range(8)) + 80)
     for line in heading(point):
         print(line)
-    shown = Table(box=None, pad_edge=False)
+    table_of_runs = Table(box=None, pad_edge=False)
     for name in lines[0]:
-        shown.add_column(name, overflow="fold")
+        table_of_runs.add_column(name, overflow="fold")
     for line in lines[1:]:
-        shown.add_row(*map(Text, line))
-    console.print(shown)
+        table_of_runs.add_row(*map(Text, line))
+    console.print(table_of_runs)

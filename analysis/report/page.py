@@ -21,32 +21,25 @@ import numpy as np
 from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
+from analysis.figures.curves import OFFLINE_SHARE
 from analysis.labels.style import AgentStyle, styles_of
-from analysis.labels.wording import count_label, counted, provenance_facts
+from analysis.labels.wording import count_label, counted, provenance_facts, task_label
 from analysis.loading.load import Suite, find_runs, load_results, shared_phases
-from analysis.loading.read import NORMALISED_RETURN, STATES, SUCCESS, ResultsError
+from analysis.loading.read import NORMALISED_RETURN, SUCCESS, ResultsError
 from analysis.loading.run_record import RunRecord, Scalar, Video, embedded_bytes, read_record
-from analysis.report.protocol_card import Section, protocol, write_protocol
+from analysis.report.protocol_card import CardSection, protocol, write_protocol
 from analysis.statistics.curves import all_scores, curve_of
-from analysis.tables.success import (
-    ALL_TASKS,
-    COLUMNS,
-    Row,
-    caption,
-    show,
-    show_runs,
-    show_seeds,
-    suite_rows,
-    task_label,
-)
+from analysis.statistics.scores import ALL_TASKS, ScoreRow
+from analysis.tables.success import HEADINGS, caption, show, show_runs, show_seeds, suite_rows
+from bench.runs.contract import LOG, STATES, VIDEOS, replacing
 
 TEMPLATES = Path(__file__).resolve().parent
+SCRIPTS = ("charts.js", "page.js")  # the page's script is these in a row: the second draws with the first
 SCALAR_BYTES = 12_000_000  # all scalars of all runs on the page; beyond it each gets fewer points
 POINT_BYTES, SERIES_BYTES = 9, 20  # what they weigh on the page
 FEWEST_POINTS = 4  # per scalar and phase, however many runs there are
 VIDEO_BYTES = 8_000_000  # of videos inside the page by default; the others are linked
 SHOWN_STARTS = 10  # of a run that was started more often: the first and the last ones
-OFFLINE_SHARE = 0.4  # of the width of an axis that has both phases, as in the figures
 DIGITS, SCALAR_DIGITS = 5, 4  # of scores, of training scalars: more than a chart can show
 ORIGIN_WORDS = {
     "published": "published data: the data set as released with the benchmark",
@@ -56,14 +49,14 @@ ORIGIN_WORDS = {
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageSuite:
     """One suite on the page."""
 
     suite: Suite
     slug: str  # of its section
     records: list[RunRecord]
-    card: list[Section]
-    rows: list[Row]
+    card: list[CardSection]
+    rows: list[ScoreRow]
     states: Counter[str]
 
 
@@ -83,25 +76,24 @@ def write_report(
     Runs that are not complete are taken in and marked. Raises ResultsError where no suite could be read.
     """
     loaded, refused = load_each(results, suites)
-    shown = []
+    entries = []
     for index, suite in enumerate(loaded):
         records = []
         for run in suite.runs:
             records.append(read_record(results, run, video_bytes))
             video_bytes -= embedded_bytes(records[-1].videos)
         slug = "suite-" + (re.sub(r"[^A-Za-z0-9-]+", "-", suite.name).strip("-") or str(index))
-        if slug in {other.slug for other in shown}:
+        if slug in {other.slug for other in entries}:
             slug += f"-{index}"
         states = Counter(run.state for run in suite.runs)
-        shown.append(Shown(suite, slug, records, protocol(suite, records), suite_rows(suite), states))
+        entries.append(PageSuite(suite, slug, records, protocol(suite, records), suite_rows(suite), states))
     named = {name: reason.replace(f"{results}/", "") for name, reason in refused.items()}
-    page = render(shown, named, os.path.relpath(results, out.parent))
+    page = render(entries, named, os.path.relpath(results, out.parent))
     out.parent.mkdir(parents=True, exist_ok=True)
-    half = out.with_name(f".{out.name}.half")  # a page that is open in a browser is replaced whole
-    half.write_text(page, encoding="utf-8", newline="\n")
-    half.replace(out)
+    with replacing(out) as draft:  # a page that is open in a browser is replaced whole
+        draft.write_text(page, encoding="utf-8", newline="\n")
     written = [out]
-    for one in shown:
+    for one in entries:
         written += write_protocol(one.suite, one.card, out.parent)
     return Report(written, refused)
 
@@ -127,7 +119,7 @@ def load_each(results: Path, names: Sequence[str] | None) -> tuple[list[Suite], 
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def render(shown: Sequence[Shown], refused: dict[str, str], results: str) -> str:
+def render(entries: Sequence[PageSuite], refused: dict[str, str], results: str) -> str:
     """The page; `results` is the way from its folder to the results folder, for links to videos."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -137,28 +129,31 @@ def render(shown: Sequence[Shown], refused: dict[str, str], results: str) -> str
         lstrip_blocks=True,
     )
     environment.filters["count"] = count_label
-    script, style = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
-    agents = styles_of({agent for one in shown for agent in one.suite.agents})
-    runs, thinned = runs_data(shown, results)
-    unfinished = [record for one in shown for record in by_need(one.records)]
+    parts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    script = "".join(['"use strict";\n(() => {\n', *parts, "})();\n"])  # names of one page, none of the browser's
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    agents = styles_of({agent for one in entries for agent in one.suite.agents})
+    runs, thinned = runs_data(entries, results)
+    unfinished = [record for one in entries for record in by_need(one.records)]
     # The browser runs this script and no other, whatever names, logs and notes hold; and fetches nothing.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html").render(
+    return environment.get_template("page.html").render(
         digest=digest,
         script=script,
         style=style,
-        suites=shown,
+        suites=entries,
         refused=refused,
         origins={
-            origin: ORIGIN_WORDS[origin] for origin in ORIGIN_WORDS if any(o.suite.origin == origin for o in shown)
+            origin: ORIGIN_WORDS[origin] for origin in ORIGIN_WORDS if any(o.suite.origin == origin for o in entries)
         },
         agents=list(agents),
         swatches={agent: swatch(look) for agent, look in agents.items()},
         state_names=[state for state in STATES if state != "complete"],
-        columns=COLUMNS,
+        columns=HEADINGS,
         all_tasks=ALL_TASKS,
         facts=provenance_facts,
         caption=caption,
+        log_file=LOG,
         task_label=task_label,
         counted=counted,
         show=show,
@@ -168,7 +163,7 @@ def render(shown: Sequence[Shown], refused: dict[str, str], results: str) -> str
         unfinished=unfinished,
         logs=[record for record in unfinished if record.run.state == "failed" and record.log],
         chart_data=embedded(
-            {"agents": list(map(agent_data, agents, agents.values())), "suites": suites_data(shown, agents)}
+            {"agents": list(map(agent_data, agents, agents.values())), "suites": suites_data(entries, agents)}
         ),
         run_data=embedded(runs),
         thinned=thinned,
@@ -234,10 +229,10 @@ def swatch(look: AgentStyle) -> dict[str, str]:
     return {"color": look.color, "dash": dashes(look), "marker": marker_path(look.marker)}
 
 
-def suites_data(shown: Sequence[Shown], agents: dict[str, AgentStyle]) -> list[dict[str, Any]]:
+def suites_data(entries: Sequence[PageSuite], agents: dict[str, AgentStyle]) -> list[dict[str, Any]]:
     """Curves and scores of each suite; tasks and agents by their number."""
     number = {agent: index for index, agent in enumerate(agents)}
-    return [suite_data(one.suite, number) for one in shown]
+    return [suite_data(one.suite, number) for one in entries]
 
 
 def suite_data(suite: Suite, number: dict[str, int]) -> dict[str, Any]:
@@ -300,14 +295,14 @@ class Pool:
         return self.index[key]
 
 
-def runs_data(shown: Sequence[Shown], results: str) -> tuple[dict[str, Any], int | None]:
+def runs_data(entries: Sequence[PageSuite], results: str) -> tuple[dict[str, Any], int | None]:
     """Everything that the pages of runs show, and to how many points scalars had to be thinned (None: not)."""
     pool = Pool()
-    series = [scalar for one in shown for record in one.records for scalar in (*record.train, *record.timing)]
+    series = [scalar for one in entries for record in one.records for scalar in (*record.train, *record.timing)]
     points = points_within(series, SCALAR_BYTES)
     runs = [
         run_data(record, pool, points, results) | {"suite": index}
-        for index, one in enumerate(shown)
+        for index, one in enumerate(entries)
         for record in one.records
     ]
     return {"pool": pool.values, "runs": runs}, points
@@ -365,9 +360,9 @@ def run_data(record: RunRecord, pool: Pool, points: int | None, results: str) ->
 
 def start_data(start: dict[str, Any], pool: Pool) -> dict[str, Any]:
     """A start of a run; what starts have in common is in the pool."""
-    own = ("started_at", "seconds", "resumed_from", "pack", "slurm_job")
-    shared = {key: value for key, value in start.items() if key not in own}
-    return {key: start[key] for key in own if key in start} | {"shared": pool.add(shared)}
+    single = ("started_at", "seconds", "resumed_from", "pack", "slurm_job")
+    shared = {key: value for key, value in start.items() if key not in single}
+    return {key: start[key] for key in single if key in start} | {"shared": pool.add(shared)}
 
 
 def scalar_data(scalar: Scalar, pool: Pool, points: int | None) -> list[Any]:
@@ -381,5 +376,5 @@ def scalar_data(scalar: Scalar, pool: Pool, points: int | None) -> list[Any]:
 
 
 def video_data(video: Video, run: str, results: str) -> dict[str, Any]:
-    link = Path(results, run, "videos", video.file).as_posix()
+    link = Path(results, run, VIDEOS, video.file).as_posix()
     return {"caption": video.caption, "file": link, "data": video.data, "still": video.still}

@@ -1,1 +1,1 @@
-"""Runs to numbers with intervals: metrics, comparisons of agents, curves."""
+"""From runs to numbers with intervals: of arrays (metrics, comparisons), and of a suite (curves, scores, pairs)."""

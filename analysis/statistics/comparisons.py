@@ -7,7 +7,7 @@ from one offline phase are not independent: they are compared phase by phase.
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -140,11 +140,19 @@ def _drawn_shares(size: int, stream: int) -> Array:
     return generator.multinomial(size, np.full(size, 1.0 / size), size=RESAMPLES) / size
 
 
-def holm(p_values: Sequence[float] | Array) -> Array:
-    """Holm's step-down correction of p-values (k,): each may be held against alpha whatever the others are."""
+def holm(p_values: Sequence[float] | Array, reachable: Sequence[Callable[[float], float]] | None = None) -> Array:
+    """Holm's step-down correction of p-values (k,): each may be held against alpha whatever the others are.
+
+    reachable: for each test the probability, under equality, that its p-value is at most a given one, where that is
+    less than the given one itself: tests of few runs reach few p-values (Tarone 1990), and cost the others that much.
+    """
     p_values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p_values, kind="stable")
-    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
+    if reachable is None:
+        scaled = p_values[order] * np.arange(len(p_values), 0, -1)
+    else:
+        left = [[reachable[other] for other in order[rank:]] for rank in range(len(order))]
+        scaled = np.array([sum(share(p_values[k]) for share in shares) for k, shares in zip(order, left, strict=True)])
     corrected = np.empty_like(p_values)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
     return corrected
@@ -158,7 +166,7 @@ def leaders(
     strata[j] are the runs of agent j on the tasks in question; paired (k, k) says which two share offline phases. The
     best is compared with every other one, Holm over the comparisons, at 5 %. Without anyone to tell apart nobody is.
     """
-    means = np.array([np.mean([runs.mean() for runs in own]) for own in strata])
+    means = np.array([np.mean([runs.mean() for runs in of_agent]) for of_agent in strata])
     if np.isnan(means).all() or len(means) < 2:
         return np.zeros(len(means), dtype=bool)
     best = int(np.nanargmax(means))

@@ -1,96 +1,24 @@
 """Which agent is better, pair by pair, and the scalars of runs that the main table leaves out; as CSV and Markdown."""
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from analysis.labels.style import styles_of
-from analysis.labels.wording import counted, provenance_facts
+from analysis.labels.wording import counted, provenance_facts, two_digits
 from analysis.loading.load import Cell, Suite
 from analysis.loading.read import SUCCESS, Measure
 from analysis.statistics import comparisons, metrics
-from analysis.statistics.comparisons import Comparison
 from analysis.statistics.metrics import Array, Interval
-from analysis.tables.success import (
-    ALL_TASKS,
-    aligned,
-    csv_text,
-    emphasised,
-    evaluations_behind,
-    paired_by_phase,
-    show_number,
-    write_texts,
-)
+from analysis.statistics.pairs import Pair, finals, pairs_of
+from analysis.statistics.scores import ALL_TASKS
+from analysis.tables.table import Cell as TableCell
+from analysis.tables.table import Part, Table, write_texts
 
 THRESHOLDS = (0.5, 0.9)  # of the success rate, for "steps to"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two agents compared by their final scores on the tasks that both have."""
-
-    task: str  # or ALL_TASKS
-    first: str
-    second: str
-    num_tasks: int
-    seeds: tuple[int, int]  # fewest runs per task of each
-    paired: bool  # their runs share offline phases
-    result: Comparison
-    p_holm: float  # corrected over the pairs of the task
-
-    @property
-    def significant(self) -> bool:
-        """Whether the difference stands at 5 % whatever the other pairs are."""
-        return self.p_holm < 1.0 - metrics.CONFIDENCE
-
-    @property
-    def head_to_head(self) -> bool:
-        """Whether there are seeds enough to claim that one is better."""
-        return min(self.seeds) >= metrics.HEAD_TO_HEAD_SEEDS
-
-
-def finals(cell: Cell) -> Array:
-    """Final scores of the runs of a cell that have come to their end, (n,)."""
-    scores = metrics.score_final(cell.online_score)
-    return scores[~np.isnan(scores)]
-
-
-def pairs_of(suite: Suite, task: str = ALL_TASKS) -> list[Pair]:
-    """All pairs of agents with finished runs on a task, or over all tasks that both have; as in legends."""
-    tasks = suite.tasks if task == ALL_TASKS else (task,)
-    measure = suite.measure if task == ALL_TASKS else suite.measures[task]
-    if measure is None:
-        return []
-    pairs = []
-    for first, second in itertools.combinations(styles_of(suite.agents), 2):
-        cells = [
-            (suite.cells[name, first], suite.cells[name, second])
-            for name in tasks
-            if (name, first) in suite.cells and (name, second) in suite.cells
-        ]
-        runs = [(finals(a), finals(b)) for a, b in cells]
-        kept = [index for index, (a, b) in enumerate(runs) if len(a) and len(b)]
-        if not kept:
-            continue
-        first_runs, second_runs = [runs[k][0] for k in kept], [runs[k][1] for k in kept]
-        paired = all(paired_by_phase(*cells[k]) for k in kept)
-        low, high = measure.bounds
-        evaluations = min(evaluations_behind("final", cell) for k in kept for cell in cells[k])
-        result = comparisons.compare(
-            first_runs,
-            second_runs,
-            paired=paired,
-            episodes=suite.eval_episodes * evaluations if measure == SUCCESS else None,
-            bounds=(low - high, high - low),
-        )
-        seeds = min(map(len, first_runs)), min(map(len, second_runs))
-        pairs.append(Pair(task, first, second, len(kept), seeds, paired, result, math.nan))
-    corrected = comparisons.holm(np.nan_to_num([pair.result.p_value for pair in pairs], nan=1.0))
-    return [replace(pair, p_holm=float(p)) for pair, p in zip(pairs, corrected, strict=True)]
+NOTHING = Interval(*[np.array(np.nan)] * 3)
 
 
 def write_comparisons(suite: Suite, out: Path) -> list[Path]:
@@ -98,45 +26,53 @@ def write_comparisons(suite: Suite, out: Path) -> list[Path]:
     texts = {f"{suite.name}_metrics.{kind}": text for kind, text in metrics_texts(suite).items()}
     if len(suite.agents) > 1 and suite.online_steps:
         scopes = [ALL_TASKS] * (suite.measure is not None) + list(suite.tasks) * (len(suite.tasks) > 1)
-        pairs = [pair for scope in scopes or suite.tasks for pair in pairs_of(suite, scope)]
+        agents = styles_of(suite.agents)
+        pairs = [pair for scope in scopes or suite.tasks for pair in pairs_of(suite, agents, scope)]
         texts |= {f"{suite.name}_comparisons.{kind}": text for kind, text in pair_texts(suite, pairs).items()}
     return write_texts(texts, out)
 
 
+# --------------------------------------------------------------------------------------------------------- pairs
+
+
 def pair_texts(suite: Suite, pairs: Sequence[Pair]) -> dict[str, str]:
     """The pairs as CSV, with all numbers, and those over all tasks as Markdown for reading."""
+    chosen = [pair for pair in pairs if pair.task == ALL_TASKS] or list(pairs)
+    reading = Table(
+        ["first", "second", "difference", "p (Holm)", "P(first better)", "ties", "seeds needed"],
+        [reading_line(pair) for pair in chosen],
+    )
+    return {
+        "csv": pair_numbers(suite, pairs).csv(),
+        "md": f"## {suite.name}\n\n{pair_caption(suite, pairs)}\n\n{reading.markdown()}\n",
+    }
+
+
+def pair_numbers(suite: Suite, pairs: Sequence[Pair]) -> Table:
     columns = ["suite", "task", "first", "second", "num_tasks", "seeds_first", "seeds_second", "paired"]
     columns += ["difference", "difference_low", "difference_high", "p_value", "p_holm"]
     columns += ["probability_of_improvement", "probability_low", "probability_high", "ties", "seeds_needed"]
     rows = []
     for pair in pairs:
         result = pair.result
-        numbers = [*limits(result.difference), result.p_value, pair.p_holm, *limits(result.probability), result.ties]
-        rows.append(
-            [suite.name, pair.task, pair.first, pair.second, pair.num_tasks, *pair.seeds, str(pair.paired).lower()]
-            + ["" if math.isnan(number) else f"{number:.6g}" for number in numbers]
-            + [result.seeds_needed if result.seeds_needed is not None else ""]
-        )
-    shown = [pair for pair in pairs if pair.task == ALL_TASKS] or list(pairs)
-    lines = [["first", "second", "difference", "p (Holm)", "P(first better)", "ties", "seeds needed"]]
-    for pair in shown:
-        result = pair.result
-        difference = show_interval(result.difference)
-        lines.append(
-            [
-                pair.first if pair.task == ALL_TASKS else f"{pair.task}: {pair.first}",
-                pair.second,
-                emphasised(difference, pair.significant),
-                "-" if math.isnan(result.p_value) else f"{pair.p_holm:.2g}",
-                show_interval(result.probability),
-                f"{result.ties:.0%}",
-                f"{comparisons.MOST_SEEDS}+" if result.seeds_needed is None else str(result.seeds_needed),
-            ]
-        )
-    return {
-        "csv": csv_text(columns, rows),
-        "md": f"## {suite.name}\n\n{pair_caption(suite, pairs)}\n\n{aligned(lines)}\n",
-    }
+        cells: list[TableCell] = [suite.name, pair.task, pair.first, pair.second, pair.num_tasks, *pair.seeds]
+        cells += [pair.paired, *limits(result.difference), result.p_value, pair.p_holm]
+        cells += [*limits(result.probability), result.ties, result.seeds_needed]
+        rows.append(cells)
+    return Table(columns, rows, digits=".6g")
+
+
+def reading_line(pair: Pair) -> list[TableCell]:
+    result = pair.result
+    return [
+        pair.first if pair.task == ALL_TASKS else f"{pair.task}: {pair.first}",
+        pair.second,
+        [part_of(result.difference, pair.significant)],
+        "-" if math.isnan(result.p_value) else f"{pair.p_holm:.2g}",
+        [part_of(result.probability)],
+        f"{result.ties:.0%}",
+        f"{comparisons.MOST_SEEDS}+" if result.seeds_needed is None else str(result.seeds_needed),
+    ]
 
 
 def pair_caption(suite: Suite, pairs: Sequence[Pair]) -> str:
@@ -190,25 +126,25 @@ def metrics_texts(suite: Suite) -> dict[str, str]:
             if cells:
                 rows.append((scope, agent, estimates_of(cells, measure, suite.online_steps)))
     names = list(dict.fromkeys(name for *_, estimates in rows for name in estimates))
-    columns = ["suite", "task", "agent", *(f"{name}{limit}" for name in names for limit in ("", "_low", "_high"))]
-    nothing = Interval(*[np.array(np.nan)] * 3)
-    numbers = [
-        [suite.name, scope, agent]
-        + ["" if math.isnan(value) else f"{value:.6g}" for name in names for value in limits(known.get(name, nothing))]
-        for scope, agent, known in rows
-    ]
-    shown = [row for row in rows if row[0] == ALL_TASKS] or rows
-    lines = [["agent", *(name.replace("_", " ") + " %" * name[-1].isdigit() for name in names)]]
-    lines += [
+    numbers = Table(
+        ["suite", "task", "agent", *(f"{name}{limit}" for name in names for limit in ("", "_low", "_high"))],
         [
-            agent if scope == ALL_TASKS else f"{scope}: {agent}",
-            *(show_interval(known.get(name, nothing)) for name in names),
-        ]
-        for scope, agent, known in shown
-    ]
+            [suite.name, scope, agent, *(v for name in names for v in limits(estimates.get(name, NOTHING)))]
+            for scope, agent, estimates in rows
+        ],
+        digits=".6g",
+    )
+    reading = Table(
+        ["agent", *(name.replace("_", " ") + " %" * name[-1].isdigit() for name in names)],
+        [
+            [agent if scope == ALL_TASKS else f"{scope}: {agent}"]
+            + [[part_of(estimates.get(name, NOTHING))] for name in names]
+            for scope, agent, estimates in [row for row in rows if row[0] == ALL_TASKS] or rows
+        ],
+    )
     return {
-        "csv": csv_text(columns, numbers),
-        "md": f"## {suite.name}\n\n{metrics_caption(suite)}\n\n{aligned(lines)}\n",
+        "csv": numbers.csv(),
+        "md": f"## {suite.name}\n\n{metrics_caption(suite)}\n\n{reading.markdown()}\n",
     }
 
 
@@ -223,7 +159,7 @@ def estimates_of(cells: Sequence[Cell], measure: Measure, budget: int) -> dict[s
         bounds = (
             (0.0, float(budget)) if name.startswith("steps_to") else (0.0, 1.0) if measure == SUCCESS else (0.0, np.inf)
         )
-        estimates[name] = metrics.stratified_t([own[name] for own in scalars], bounds=bounds)
+        estimates[name] = metrics.stratified_t([of_cell[name] for of_cell in scalars], bounds=bounds)
     return estimates
 
 
@@ -251,13 +187,13 @@ def limits(interval: Interval) -> list[float]:
     return [float(interval.mean), float(interval.low), float(interval.high)]
 
 
-def show_interval(interval: Interval) -> str:
-    """0.62 [0.48, 0.76], steps without digits; without limits where they are undefined, a dash where nothing is."""
+def part_of(interval: Interval, bold: bool = False) -> Part:
+    """0.62 and [0.48, 0.76], steps without digits; no limits where they are undefined, a dash where nothing is."""
     mean, low, high = limits(interval)
     if math.isnan(mean):
-        return "-"
+        return Part("-", bold=bold)
 
     def show(number: float) -> str:
-        return f"{number:,.0f}" if abs(mean) >= 1_000 else show_number(number)
+        return f"{number:,.0f}" if abs(mean) >= 1_000 else two_digits(number)
 
-    return show(mean) + ("" if math.isnan(low) else f" [{show(low)}, {show(high)}]")
+    return Part(show(mean), "" if math.isnan(low) else f"[{show(low)}, {show(high)}]", bold)

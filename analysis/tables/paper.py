@@ -1,34 +1,30 @@
 """The table of the papers: tasks by agents, end of the offline phase -> end of the online phase, with intervals."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from analysis.labels.style import styles_of
-from analysis.labels.wording import provenance_facts, task_label
+from analysis.labels.wording import provenance_facts, task_label, two_digits
 from analysis.loading.load import Suite
 from analysis.loading.read import SUCCESS, Measure
-from analysis.tables.success import (
-    ALL_TASKS,
-    BOLD_RULE,
-    Estimate,
-    Row,
-    aligned,
-    csv_text,
-    emphasised,
-    escape,
-    show_number,
-    suite_rows,
-    write_texts,
-)
+from analysis.statistics.scores import ALL_TASKS, Estimate, ScoreRow
+from analysis.tables.success import BOLD_RULE, suite_rows
+from analysis.tables.table import ARROW, Cell, Part, Table, write_texts
 
-ARROW = "→"
 SIDES = ("offline_end", "final")  # columns of the main table
+Rows = Mapping[tuple[str, str], ScoreRow]  # by task (or ALL_TASKS) and agent
 
 
 def write_paper_table(suite: Suite, out: Path) -> list[Path]:
     """Writes `<suite>_offline_to_online` as .csv, .md and .tex into `out`; returns their paths."""
     rows = {(row.task, row.agent): row for row in suite_rows(suite)}
-    texts = {"csv": to_csv(suite, rows), "md": to_markdown(suite, rows), "tex": to_latex(suite, rows)}
+    reading = reading_table(suite, rows)
+    texts = {
+        "csv": numbers_table(suite, rows).csv(),
+        "md": f"## {suite.name}\n\n{' '.join(caption(suite))}\n\n{reading.markdown()}\n",
+        "tex": reading.latex(caption(suite, latex=True), stacked=True),
+    }
     return write_texts({f"{suite.name}_offline_to_online.{kind}": text for kind, text in texts.items()}, out)
 
 
@@ -37,80 +33,42 @@ def scopes(suite: Suite) -> list[str]:
     return [*suite.tasks, *([ALL_TASKS] if suite.measure and len(suite.tasks) > 1 else [])]
 
 
-def sides(suite: Suite) -> tuple[str, ...]:
-    """The columns that a suite has: both, or that of its only phase."""
-    return SIDES[: 1 + bool(suite.online_steps)] if suite.offline_updates else SIDES[1:]
+def sides_of(suite: Suite, agent: str | None = None) -> tuple[str, ...]:
+    """The columns that a suite, or an agent of it, has: both, or that of its only phase."""
+    sides = SIDES[: 1 + bool(suite.online_steps)] if suite.offline_updates else SIDES[1:]
+    return tuple(side for side in sides if side == "final" or agent not in suite.from_scratch)
 
 
-def sides_of(suite: Suite, row: Row) -> tuple[str, ...]:
-    """The columns that an agent of the suite has."""
-    return tuple(side for side in sides(suite) if side == "final" or row.agent not in suite.from_scratch)
-
-
-def to_csv(suite: Suite, rows: dict[tuple[str, str], Row]) -> str:
+def numbers_table(suite: Suite, rows: Rows) -> Table:
     """One line per task and agent, numbers as in the main table, and whether they are bold."""
     columns = ["suite", "task", "agent", "seeds_min", "seeds_max"]
-    columns += [f"{side}{part}" for side in sides(suite) for part in ("", "_low", "_high", "_bold")]
-    lines: list[list[object]] = []
+    columns += [f"{side}{part}" for side in sides_of(suite) for part in ("", "_low", "_high", "_bold")]
+    lines: list[list[Cell]] = []
     for scope in scopes(suite):
         for agent in styles_of(suite.agents):
             if row := rows.get((scope, agent)):
-                fields: list[object] = [suite.name, scope, agent, *row.seeds]
-                for side in sides(suite):
+                cells: list[Cell] = [suite.name, scope, agent, *row.seeds]
+                for side in sides_of(suite):
                     estimate = row.estimates[side]
-                    numbers = (estimate.mean, estimate.low, estimate.high)
-                    fields += ["" if math.isnan(number) else f"{number:.6f}" for number in numbers]
-                    fields.append(str(side in row.bold).lower())
-                lines.append(fields)
-    return csv_text(columns, lines)
+                    cells += [estimate.mean, estimate.low, estimate.high, side in row.bold]
+                lines.append(cells)
+    return Table(columns, lines)
 
 
-def to_markdown(suite: Suite, rows: dict[tuple[str, str], Row]) -> str:
-    """Tasks by agents."""
-    lines = [["task", *styles_of(suite.agents)]]
-    for scope in scopes(suite):
-        measure = scope_measure(suite, scope)
-        cells = [rows.get((scope, agent)) for agent in styles_of(suite.agents)]
-        shown = []
-        for row in cells:
-            estimates = {side: row.estimates[side] for side in sides_of(suite, row)} if row else {}
-            parts = [emphasised(show(e, measure), row is not None and s in row.bold) for s, e in estimates.items()]
-            shown.append(f" {ARROW} ".join(parts) or "-")
-        lines.append([scope if scope == ALL_TASKS else task_label(suite, scope), *shown])
-    return f"## {suite.name}\n\n{' '.join(caption(suite))}\n\n{aligned(lines)}\n"
-
-
-def to_latex(suite: Suite, rows: dict[tuple[str, str], Row]) -> str:
-    """A bare `tabular` to be read in by \\input: means in one line, intervals in small print below them."""
+def reading_table(suite: Suite, rows: Rows) -> Table:
+    """Tasks by agents, the mean over tasks last."""
     agents = list(styles_of(suite.agents))
-    lines = [
-        r"% needs \usepackage{booktabs} in the preamble",
-        rf"\begin{{tabular}}{{l{'c' * len(agents)}}}",
-        r"\toprule",
-        " & ".join(["task", *map(escape, agents)]) + r" \\",
-        r"\midrule",
-    ]
-    arrow = r" $\rightarrow$ "
+    lines: list[list[Cell]] = []
     for scope in scopes(suite):
         measure = scope_measure(suite, scope)
-        lines += [r"\midrule"] * (scope == ALL_TASKS)
-        means, limits = [escape(scope if scope == ALL_TASKS else task_label(suite, scope))], [""]
+        line: list[Cell] = [scope if scope == ALL_TASKS else task_label(suite, scope)]
         for agent in agents:
             row = rows.get((scope, agent))
-            numbers, small = [], []
-            for side in sides_of(suite, row) if row else ():
-                assert row is not None
-                number, interval = show_parts(row.estimates[side], measure)
-                number, interval = number.replace("-", "$-$"), interval.replace("-", "$-$")
-                numbers.append(rf"\textbf{{{number}}}" if side in row.bold else number)
-                small.append(interval)
-            means.append(arrow.join(numbers) or "--")
-            limits.append(rf"{{\scriptsize {arrow.join(small)}}}" if any(small) else "")
-        lines += [" & ".join(means) + r" \\", " & ".join(limits) + r" \\[2pt]"]
-    lines.append(r"\midrule")
-    span = rf"\multicolumn{{{len(agents) + 1}}}{{l}}"
-    lines += [rf"{span}{{\footnotesize {escape(text)}}} \\" for text in caption(suite, latex=True)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+            sides = sides_of(suite, agent)
+            line.append([part_of(row.estimates[side], measure, side in row.bold) for side in sides] if row else [])
+        lines.append(line)
+    ruled = {index: "" for index, scope in enumerate(scopes(suite)) if scope == ALL_TASKS}
+    return Table(["task", *agents], lines, sections=ruled)
 
 
 def scope_measure(suite: Suite, scope: str) -> Measure:
@@ -125,28 +83,22 @@ def caption(suite: Suite, latex: bool = False) -> list[str]:
     names = list(dict.fromkeys(measure.name for measure in suite.measures.values()))
     unit = " in %" if names == [SUCCESS.name] else ""
     phases = {SIDES: "end of offline phase {} end of online phase", SIDES[:1]: "end of offline phase"}
-    told = phases.get(sides(suite), "end of online phase").format("to" if latex else ARROW)
+    sides = phases.get(sides_of(suite), "end of online phase").format("to" if latex else ARROW)
     return [
-        f"{' or '.join(names).capitalize()}{unit}, {told}: mean over seeds [95 % t interval].",
+        f"{' or '.join(names).capitalize()}{unit}, {sides}: mean over seeds [95 % t interval].",
         f"{suite.name}: {'; '.join(provenance_facts(suite))}.",
         *(["From scratch: no offline phase, the end of the online phase alone."] * bool(suite.from_scratch)),
         *([BOLD_RULE] * (len(suite.agents) > 1)),
     ]
 
 
-def show(estimate: Estimate, measure: Measure) -> str:
-    """Mean and interval in one."""
-    number, interval = show_parts(estimate, measure)
-    return f"{number} {interval}".rstrip()
-
-
-def show_parts(estimate: Estimate, measure: Measure) -> tuple[str, str]:
+def part_of(estimate: Estimate, measure: Measure, bold: bool) -> Part:
     """62 and [48, 76] for success rates, which are shown in percent; other scores with two digits."""
     if math.isnan(estimate.mean):
-        return "-", ""
+        return Part("-", bold=bold)
 
     def number(value: float) -> str:
-        return f"{100 * value:.0f}" if measure == SUCCESS else show_number(value)
+        return f"{100 * value:.0f}" if measure == SUCCESS else two_digits(value)
 
-    interval = "" if math.isnan(estimate.low) else f"[{number(estimate.low)}, {number(estimate.high)}]"
-    return number(estimate.mean), interval
+    limits = "" if math.isnan(estimate.low) else f"[{number(estimate.low)}, {number(estimate.high)}]"
+    return Part(number(estimate.mean), limits, bold)

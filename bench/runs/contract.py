@@ -27,6 +27,8 @@ EPISODES = "episodes.csv"
 TRAIN = "train.csv"
 TIMING = "timing.csv"
 LOG = "log.txt"  # output of the process that trains
+VIDEOS = "videos"  # a folder
+VIDEO_INDEX = "index.json"  # in the folder of videos: what each one shows
 CHECKPOINT = "checkpoint"  # a folder
 POLICY = f"{CHECKPOINT}/policy.safetensors"  # of a complete run
 

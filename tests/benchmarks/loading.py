@@ -116,8 +116,8 @@ def main() -> None:
             cells = []
             for name in STAGES[:2] if options.skip_drawing else STAGES:
                 command = [sys.executable, "-m", "tests.benchmarks.loading", "--stage", name, "--root", str(root)]
-                said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                cells += said.strip().split(",")
+                printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                cells += printed.strip().split(",")
             print(f"| {num_runs:,} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -65,8 +65,8 @@ def compare(python: str, seeds: int) -> list[list[str]]:
     scores = {name: generator.uniform(0.2, 0.9, size=(seeds, TASKS)) for name in ("a", "b")}
     taus = np.linspace(0.0, 1.0, 21)
     given = {"scores": {k: v.tolist() for k, v in scores.items()}, "taus": taus.tolist(), "reps": RESAMPLES}
-    said = subprocess.run([python, "-c", THEIRS], input=json.dumps(given), capture_output=True, text=True, check=True)
-    theirs = json.loads(said.stdout.splitlines()[-1])
+    done = subprocess.run([python, "-c", THEIRS], input=json.dumps(given), capture_output=True, text=True, check=True)
+    theirs = json.loads(done.stdout.splitlines()[-1])
     first, second = ([scores[name][:, task] for task in range(TASKS)] for name in ("a", "b"))
     counts = [seeds] * TASKS
 

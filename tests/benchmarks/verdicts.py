@@ -18,8 +18,9 @@ import numpy as np
 from scipy.special import stdtr
 
 from analysis.published import verdicts
-from analysis.published.sources import COMPARED_STEPS, Point, read_file
-from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT, Sample, published_sample
+from analysis.published.equality import Sample, published_sample
+from analysis.published.points import COMPARED_STEPS, PublishedPoint, read_file
+from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT
 
 EPISODES = 50
 RESAMPLES = 2_000  # of a published bootstrap interval
@@ -72,7 +73,7 @@ def published(rates: Array, form: str, rng: np.random.Generator) -> Sample:
         low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
     elif form == "mean, deviation":
         std = float(rates.std())
-    point = Point("benchmark", "", "", "", 0, mean, low, high, std, len(rates), values)
+    point = PublishedPoint("benchmark", "", "", "", 0, mean, low, high, std, len(rates), values)
     return published_sample(point)
 
 
@@ -150,8 +151,8 @@ def false_alarms(suites: dict[str, Suite], splits: int, jobs: int) -> None:
         again = partial(alarms_of, splits=10 * splits, settings=[setting], turn=1)
         anew = np.mean([found[0][:, 4].mean() for found in mapped(again, worst, jobs)])
         numbers = (means[0], means[1] / means[3], means[4], anew, means[5], means[2] / means[3], means[6])
-        shown = " | ".join(f"{100 * number:.1f}" for number in numbers)
-        print(f"| {setting.ours} v {setting.theirs} | {setting.form} | {shown} |", flush=True)
+        cells_of_row = " | ".join(f"{100 * number:.1f}" for number in numbers)
+        print(f"| {setting.ours} v {setting.theirs} | {setting.form} | {cells_of_row} |", flush=True)
 
 
 # --------------------------------------------------------------------------------------------------------- power
