@@ -1,0 +1,1 @@
+"""The harness, in rooms from the ground up: runs, protocol, training, tools, grid."""

@@ -5,8 +5,9 @@ to those it is allowed below, and no circle of files exists.
 """
 
 import ast
+import functools
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ UNITS: dict[str, set[str]] = {
         *(f"datasets.{family}" for family in ("bullet", "minari", "ogbench", "robomimic", "user_files")),
     },
     "datasets.store": {*REGISTRY, "datasets.transitions", "datasets.cache", "datasets.download"},
-    "datasets.generate": {*REGISTRY, "datasets.store", "datasets.cache"},
+    "datasets.generate": {*REGISTRY, "datasets.store", "datasets.cache", "datasets.download"},
     "datasets.environments": {*REGISTRY, "datasets.pictures"},
     "datasets.replay": {*SPEC, "datasets.batch", "datasets.transitions"},
     "datasets.export": {*REGISTRY, "datasets.transitions", "datasets.environments", "datasets.minari"},
@@ -98,29 +99,31 @@ UNITS: dict[str, set[str]] = {
 Sources = Mapping[str, str]  # module -> its text
 
 
-def sources() -> dict[str, str]:
+@functools.cache
+def tree() -> Sources:
     """The text of every module of ours, by dotted name."""
-    found = {}
+    found: dict[str, str] = {}
     for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
         parts = path.relative_to(ROOT).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
     return found
 
 
-def imports(text: str, modules: Iterable[str]) -> set[str]:
-    """Modules that a text imports, anywhere in it; of `from a import b`, a.b where that is one of `modules`."""
-    found = set()
+@functools.cache
+def imports(text: str) -> frozenset[str]:
+    """Modules that a text imports, anywhere in it; of `from a import b`, a.b where that is a module of ours."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            inner = names & set(modules)
+            inner = names & set(tree())
             found |= inner
             if inner != names:
                 found.add(node.module or "")
-    return found
+    return frozenset(found)
 
 
 def unit_of(module: str) -> str:
@@ -131,7 +134,7 @@ def unit_of(module: str) -> str:
 def allowed(unit: str) -> set[str]:
     algorithms = {"agents.blocks", "datasets.batch"}
     if unit == "agents":  # the registry
-        return UNITS[unit] | {unit_of(module) for module in sources() if module.startswith("agents.")}
+        return UNITS[unit] | {unit_of(module) for module in tree() if module.startswith("agents.")}
     return UNITS.get(unit, algorithms if unit.startswith("agents.") else set())
 
 
@@ -140,7 +143,7 @@ def violations(texts: Sources) -> list[str]:
     found = []
     for module, text in texts.items():
         unit = unit_of(module)
-        for imported in sorted(imports(text, texts)):
+        for imported in sorted(imports(text)):
             if imported.split(".")[0] not in (*PACKAGES, "tests"):
                 continue
             target = unit_of(imported)
@@ -153,7 +156,7 @@ def violations(texts: Sources) -> list[str]:
 
 def circles(texts: Sources) -> list[list[str]]:
     """Groups of files that import each other in a circle (strongly connected, by Tarjan's algorithm)."""
-    graph = {module: imports(text, texts) & set(texts) - {module} for module, text in texts.items()}
+    graph = {module: imports(text) & set(texts) - {module} for module, text in texts.items()}
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []
@@ -181,15 +184,15 @@ def circles(texts: Sources) -> list[list[str]]:
 
 
 def test_arrows_run_downward_only():
-    assert violations(sources()) == []
+    assert violations(tree()) == []
 
 
 def test_no_circle_of_files_exists():
-    assert circles(sources()) == []
+    assert circles(tree()) == []
 
 
 def test_every_unit_is_on_the_list_and_the_list_names_no_other():
-    units = {unit_of(module) for module in sources()} - {CONTRACT}
+    units = {unit_of(module) for module in tree()} - {CONTRACT}
     algorithms = {unit for unit in units if unit.startswith("agents.") and unit != "agents.blocks"}
     assert units - algorithms == set(UNITS)
 
@@ -215,7 +218,7 @@ def test_every_unit_is_on_the_list_and_the_list_names_no_other():
     ],
 )
 def test_a_planted_import_in_the_wrong_direction_is_found(module, line):
-    texts = sources()
+    texts = dict(tree())
     texts[module] = f"{texts[module]}\n\n{line}\n"
     assert len(violations(texts)) == 1
 
@@ -233,13 +236,13 @@ def test_a_planted_import_in_the_wrong_direction_is_found(module, line):
     ],
 )
 def test_a_planted_circle_is_found(module, line):
-    texts = sources()
+    texts = dict(tree())
     texts[module] = f"{texts[module]}\n\n{line}\n"
     assert len(circles(texts)) == 1 and module in circles(texts)[0]
 
 
 def test_the_contract_is_the_ground():
-    assert not {name for name in imports(sources()[CONTRACT], sources()) if name.split(".")[0] in PACKAGES}
+    assert not {name for name in imports(tree()[CONTRACT]) if name.split(".")[0] in PACKAGES}
 
 
 def test_every_room_says_in_a_sentence_or_two_what_lives_there():
@@ -256,23 +259,23 @@ def test_no_file_is_longer_than_500_lines():
 
 def test_agents_use_torch_alone():
     standard = {"ast", "collections", "copy", "dataclasses", "math", "typing", "functools", "itertools", "types"}
-    for module, text in sources().items():
+    for module, text in tree().items():
         if module.startswith("agents"):
-            packages = {name.split(".")[0] for name in imports(text, sources()) if name != CONTRACT}
+            packages = {name.split(".")[0] for name in imports(text) if name != CONTRACT}
             assert packages <= standard | {"torch", "agents", "datasets"}, module
 
 
 def test_the_driver_names_no_agent_and_no_task():
     agents, datasets = importlib.import_module("agents"), importlib.import_module("datasets")
     names = {*agents.AGENTS, *datasets.TASKS, *(task.domain for task in datasets.TASKS.values())}
-    for module, text in sources().items():
+    for module, text in tree().items():
         if module.startswith(("bench.training", "bench.runs", "bench.grid")):
             constants = {node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)}
             assert not names & {value for value in constants if isinstance(value, str)}, module
 
 
 def test_no_file_is_named_after_nothing():
-    for module in sources():
+    for module in tree():
         assert not {"utils", "common", "core", "helpers", "misc", "math", "types", "logging"} & set(module.split("."))
 
 
@@ -280,5 +283,5 @@ def test_the_project_never_reads_outside_itself():
     outside = "../" + "shared"
     tests = {str(path): path.read_text() for path in (ROOT / "tests").glob("*.py")}
     others = {name: (ROOT / name).read_text() for name in ("Makefile", "README.md")}
-    for name, text in {**sources(), **tests, **others}.items():
+    for name, text in {**tree(), **tests, **others}.items():
         assert outside not in text, name

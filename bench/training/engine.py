@@ -25,9 +25,9 @@ from bench.runs.contract import nearest
 from bench.training.meters import MetricMeans
 from bench.training.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from datasets.batch import Batch
+from datasets.cache import cache_root
 from datasets.replay.replay import Replay
 from datasets.replay.trajectories import TrajectoryStore
-from datasets.store import cache_root
 
 Mode = Literal["eager", "compiled", "graph", "compiled-graph"]
 MODES = get_args(Mode)
