@@ -25,7 +25,7 @@ from agents.blocks.base import (
     gradient_step,
     polyak_update,
 )
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, choose, repeat_obs, td_loss
+from agents.blocks.critic import Critic, QAggregation, aggregate_q, choose, repeat_obs, td_loss
 from agents.blocks.denoisers import MLPDenoiser, Predictor, SinusoidalStep
 from agents.blocks.diffusion import ScheduleName, ddpm_sample, ddpm_step, denoising_loss, draw_noise, make_schedule
 from agents.blocks.flow import rollout_gradient_norms

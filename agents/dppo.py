@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agents.blocks.base import Adam, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Value
+from agents.blocks.critic import Value
 from agents.blocks.denoisers import MLPDenoiser, SinusoidalStep
 from agents.blocks.diffusion import ScheduleName, denoising_loss, draw_noise, make_schedule, posterior
 from agents.blocks.ppo import PPOAgent, clipped_loss, normalised

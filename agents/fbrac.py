@@ -22,7 +22,7 @@ from agents.blocks.base import (
     gradient_step,
     polyak_update,
 )
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.critic import Critic, QAggregation, aggregate_q, td_loss
 from agents.blocks.flow import euler_step, integrate, matching_loss, rollout_gradient_norms
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch

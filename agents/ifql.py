@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import (
+from agents.blocks.critic import (
     Critic,
     QAggregation,
     Value,

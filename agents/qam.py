@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from agents.blocks.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_rollout
 from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
+from agents.blocks.critic import Critic, QAggregation, action_gradient, aggregate_q, td_loss
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.gaussian import TanhGaussian
 from agents.blocks.networks import MLP

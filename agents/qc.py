@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, best_candidate, repeat_obs, td_loss
+from agents.blocks.critic import Critic, QAggregation, aggregate_q, best_candidate, repeat_obs, td_loss
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
+from agents.blocks.critic import Critic, QAggregation, action_gradient, aggregate_q, td_loss
 from agents.blocks.denoisers import FourierStep, MLPDenoiser
 from agents.blocks.diffusion import (
     ScheduleName,

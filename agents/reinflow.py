@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.blocks.base import Adam, Metrics, Noise, check_config, gradient_step
-from agents.blocks.critics import Value
+from agents.blocks.critic import Value
 from agents.blocks.flow import euler_step, matching_loss, t_like
 from agents.blocks.ppo import PPOAgent, clipped_loss, normalised
 from agents.blocks.velocities import PlainVelocity

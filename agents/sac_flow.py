@@ -24,7 +24,7 @@ from agents.blocks.base import (
     gradient_step,
     polyak_update,
 )
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.critic import Critic, QAggregation, aggregate_q, td_loss
 from agents.blocks.flow import (
     NoiseScheme,
     TanhLogDet,

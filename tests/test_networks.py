@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.blocks.critics import Critic
+from agents.blocks.critic import Critic
 from agents.blocks.flow import integrate
 from agents.blocks.networks import MLP, Activation, LayerNorm, Linear, affine, by_member, gelu, layer_norm
 from agents.blocks.velocities import DecodedVelocity, GatedVelocity, PlainVelocity

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.blocks.base import Adam, Metrics, Noise, OnPolicyAgent, gradient_step
-from agents.blocks.critics import Value
+from agents.blocks.critic import Value
 from datasets.batch import Decisions, Trajectories
 
 
