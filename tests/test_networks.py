@@ -9,7 +9,8 @@ from torch import nn
 
 from agents.blocks.critic import Critic
 from agents.blocks.flow import integrate
-from agents.blocks.networks import MLP, Activation, LayerNorm, Linear, affine, by_member, gelu, layer_norm
+from agents.blocks.kernels import affine, by_member, gelu, layer_norm
+from agents.blocks.networks import MLP, Activation, LayerNorm, Linear
 from agents.blocks.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from tests.seeded_noise import SeededNoise
 
