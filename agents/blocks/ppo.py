@@ -76,6 +76,17 @@ class RolloutStatistics(nn.Module):
         return replace(trajectories, chunk_return=trajectories.chunk_return / std[:, None, None])
 
 
+def pack_chain(points: Tensor, log_prob: Tensor) -> Tensor:
+    """A decision's record (S, B, W): the points (S, B, P, D) of its chain and their log densities (S, B, L)."""
+    return torch.cat([points.flatten(2), log_prob], -1)
+
+
+def unpack_chain(record: Tensor, chunk_dim: int, num_log_probs: int) -> tuple[Tensor, Tensor]:
+    """Points (S, B, P, D) and log densities (S, B, L) of what `pack_chain` made: D is `chunk_dim`, L the other."""
+    points, log_prob = record.tensor_split((-num_log_probs,), -1)
+    return points.unflatten(-1, (-1, chunk_dim)), log_prob
+
+
 def normalised(advantage: Tensor) -> Tensor:
     """Advantages (S, B) with mean 0 and standard deviation 1 over the minibatch of each seed."""
     return (advantage - advantage.mean(1, keepdim=True)) / (advantage.std(1, keepdim=True) + 1e-8)
