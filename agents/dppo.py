@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
+from agents.blocks.base import Adam, Metrics, Noise, frozen_copy, gradient_step, polyak_update
+from agents.blocks.config import check_config
 from agents.blocks.critic import Value
 from agents.blocks.denoisers import MLPDenoiser, SinusoidalStep
 from agents.blocks.diffusion import ScheduleName, denoising_loss, draw_noise, make_schedule, posterior
@@ -121,7 +122,7 @@ class DPPO(PPOAgent):
         return log_prob.mean(-1).unflatten(1, (-1, count))
 
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        """Cloning."""
+        """One denoising step on the data, which the copy that stays behind online takes over."""
         loss = denoising_loss(self.denoiser(batch.obs), batch.action_chunk, batch.valid, noise, self.schedule)
         gradient_step((self.cloning_optimizer, loss))
         polyak_update(self.target_denoiser, self.denoiser, 1.0)  # what it is at the hand-over it keeps

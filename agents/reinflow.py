@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Metrics, Noise, check_config, gradient_step
+from agents.blocks.base import Adam, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
 from agents.blocks.critic import Value
 from agents.blocks.flow import euler_step, matching_loss, t_like
 from agents.blocks.ppo import PPOAgent, clipped_loss, normalised, pack_chain, unpack_chain
@@ -114,7 +115,7 @@ class ReinFlow(PPOAgent):
         return torch.stack(log_probs).mean((0, -1)), torch.stack(log_stds).mean((0, -1))
 
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        """Flow matching."""
+        """One step of flow matching; the network of the noise waits for the online phase."""
         loss = matching_loss(self.velocity(batch.obs), batch.action_chunk, batch.valid, noise)
         gradient_step((self.matching_optimizer, loss))
         return {"policy_loss": loss.detach()}

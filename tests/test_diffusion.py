@@ -277,7 +277,7 @@ def make_constant(denoiser: Any, value: float) -> None:
 def test_score_losses_have_the_gradient_of_their_formula_on_a_quadratic_critic(name: str) -> None:
     changes = {"inverse_temperature": 1.7} if name == "qsm" else {}
     agent, batch = build(name, [0], bc_coef=0.6, **changes), batch_of([0], 5)
-    agent.target_critic = QuadraticCritic(0.2, 1.0)
+    agent.critic.target = QuadraticCritic(0.2, 1.0)
     make_constant(agent.denoiser, 0.3)
     bias = agent.denoiser.mlp.out.bias
     (found,) = torch.autograd.grad(agent.policy_loss(batch, SeededNoise([0]))[0].sum(), bias)
@@ -296,7 +296,7 @@ def test_gradients_are_clipped_together_or_each_alone(name: str, gradients: dict
     train(agent, [0], offline=1, online=0)
     squares = [
         sum(float(gradients[p].square().sum()) for p in module.parameters())
-        for module in (agent.critic, agent.denoiser)
+        for module in (agent.critic.online, agent.denoiser)
     ]
     if name == "diffusion_ql":
         assert squares == pytest.approx([1e-6, 1e-6], rel=1e-3)
@@ -328,8 +328,8 @@ def test_qsm_steps_to_the_clean_estimate_or_to_the_mean_of_the_step_before(sampl
 def test_diffusion_ql_divides_one_critic_by_the_magnitude_of_the_other(uniform: float, expected: float) -> None:
     agent, batch = build("diffusion_ql", [0]), batch_of([0], 5)
     with torch.no_grad():
-        agent.critic.mlp.out.weight.zero_()
-        agent.critic.mlp.out.bias.copy_(torch.tensor([[[2.0], [-8.0]]]))
+        agent.critic.online.mlp.out.weight.zero_()
+        agent.critic.online.mlp.out.bias.copy_(torch.tensor([[[2.0], [-8.0]]]))
     noise = RecordedNoise({"q_choice": torch.tensor([uniform])})
     assert float(agent.q_loss(batch.obs, batch.action_chunk, noise)) == pytest.approx(expected)
 
@@ -362,7 +362,7 @@ def test_the_averaged_policy_follows_the_policy_of_before_the_step(name: str) ->
 def test_diffusion_ql_acts_by_the_softmax_of_q() -> None:
     agent, rows = build("diffusion_ql", [0], num_candidates=2, denoising_steps=1, chunk_length=1), 4000
     make_constant(agent.denoiser, 0.0)
-    agent.target_critic = QuadraticCritic(scale=0.25)  # Q of the two candidates below: .5 and -.5
+    agent.critic.target = QuadraticCritic(scale=0.25)  # Q of the two candidates below: .5 and -.5
     draws = {
         "act_noise": torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).repeat(rows, 1),
         "act_choice": SeededNoise([0]).uniform("choice", rows, 2)[0],
@@ -377,7 +377,7 @@ def test_idql_takes_the_candidate_with_the_highest_q() -> None:
     agent = build("idql", [0], num_candidates=4, denoising_steps=1, chunk_length=1)
     make_constant(agent.target_denoiser, 0.0)
     signal = agent.schedule.at(1).signal
-    agent.target_critic = QuadraticCritic(0.3, 0.3)
+    agent.critic.target = QuadraticCritic(0.3, 0.3)
     candidates = torch.tensor(
         [[0.9, 0.9], [-0.3, 0.3], [0.25, 0.4], [0.0, 0.0], [0.1, 0.1], [1, -1], [-1, 1], [-1, -1]]
     )
@@ -389,11 +389,11 @@ def test_idql_takes_the_candidate_with_the_highest_q() -> None:
 def test_idql_fits_q_to_the_next_value_and_the_value_to_the_aggregated_target_q() -> None:
     for aggregation, q in (("min", 1.0), ("mean", 3.0), ("pessimistic", 2.0)):
         agent, batch = build("idql", [0], expectile=0.8, q_aggregation=aggregation), batch_of([0], 5)
-        for linear, value in ((agent.value.mlp.out, 2.5), (agent.critic.mlp.out, 4.0)):
+        for linear, value in ((agent.value.mlp.out, 2.5), (agent.critic.online.mlp.out, 4.0)):
             set_constant(linear, value)
         with torch.no_grad():
-            agent.target_critic.mlp.out.weight.zero_()
-            agent.target_critic.mlp.out.bias.copy_(torch.tensor([[[1.0], [5.0]]]))
+            agent.critic.target.mlp.out.weight.zero_()
+            agent.critic.target.mlp.out.bias.copy_(torch.tensor([[[1.0], [5.0]]]))
         weight = batch.valid[..., -1]
         error = 4 - (batch.chunk_return + 2.5 * batch.bootstrap)
         critic_loss = agent.critic_loss(batch, SeededNoise([0]))[0]

@@ -67,7 +67,7 @@ def arrays(file: Path) -> dict[str, np.ndarray]:
 def test_recorded_episodes_are_those_that_an_evaluation_plays(finished, recorded):
     config = RunConfig.from_json(json.loads((finished / "config.json").read_text()))
     agent = build_agent(config, SeedStreams([0], "cpu", "init"))
-    agent.load_state_dict(safetensors.torch.load_file(finished / POLICY_FILE), strict=False)
+    agent.load_policy(safetensors.torch.load_file(finished / POLICY_FILE))
     env = datasets.make_env(config.task)
     rows = [run_episode(env, agent, seed) for seed in SEEDS]
     data = arrays(recorded)

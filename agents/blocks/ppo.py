@@ -54,7 +54,7 @@ class RolloutStatistics(nn.Module):
             self.register_buffer(name, torch.zeros(num_seeds, device=device))
 
     def scaled(self, trajectories: Trajectories) -> Trajectories:
-        """Counts a rollout; the same with its rewards scaled, those of this rollout included in the scale."""
+        """The rollout with its rewards divided by their scale, to which this rollout now belongs."""
         begins = trajectories.begins
         total, sums = torch.zeros_like(begins[:, 0]), torch.zeros_like(begins)
         for t in range(begins.shape[1]):
@@ -122,7 +122,7 @@ class PPOAgent(OnPolicyAgent):
 
     @torch.no_grad()
     def estimate(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-        """Of scaled rewards."""
+        """Advantage and value target (S, T, E) of each decision, from rewards in units of their scale so far."""
         return estimate_advantages(self.statistics.scaled(trajectories), self.value, self.config.gae_lambda)
 
     def update_online(self, batch: Decisions, noise: Noise) -> Metrics:

@@ -118,7 +118,7 @@ def serve_recordings(
 ) -> None:
     """A worker: (episode number, file) in, the number out once the file is written."""
     env, agent = prepared
-    agent.load_state_dict(safetensors.torch.load(policy), strict=False)
+    agent.load_policy(safetensors.torch.load(policy))
     while True:
         index, file = requests.get()
         arrays: dict[str, Any] = record_episode(env, agent, noise, seed, index)

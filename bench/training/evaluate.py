@@ -42,8 +42,7 @@ def policy_state(agent: Agent, seed_index: int) -> Policy:
     """The parameters that acting needs, of one seed: CPU tensors with S = 1."""
     return {
         name: value[seed_index : seed_index + 1].detach().cpu().clone()
-        for name, value in agent.state_dict().items()
-        if name.split(".")[0] in agent.policy_modules
+        for name, value in agent.policy_tensors().items()
     }
 
 
@@ -187,5 +186,5 @@ def serve_episodes(prepared: tuple[gymnasium.Env, Agent], requests: Requests, se
     while True:
         policy, episode_seed = requests.get()
         if policy is not None:
-            agent.load_state_dict(safetensors.torch.load(policy), strict=False)
+            agent.load_policy(safetensors.torch.load(policy))
         send(run_episode(env, agent, episode_seed))
