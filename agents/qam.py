@@ -20,7 +20,7 @@ from agents.blocks.critic import Critic, CriticConfig, action_gradient
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.gaussian import TanhGaussian
 from agents.blocks.networks import MLP
-from agents.blocks.temperature import Temperature
+from agents.blocks.temperature import Temperature, check_learnt_coef
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
 
@@ -45,6 +45,8 @@ class QAMConfig:
 
     def __post_init__(self) -> None:
         check_config(self, target_entropy=(-math.inf, math.inf))
+        if self.variant == "edit" and self.edit_scale > 0:
+            check_learnt_coef(self)
 
 
 class QAM(Agent):

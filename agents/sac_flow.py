@@ -28,7 +28,7 @@ from agents.blocks.flow import (
     rollout_gradient_norms,
     step_std,
 )
-from agents.blocks.temperature import Temperature
+from agents.blocks.temperature import Temperature, check_learnt_coef
 from agents.blocks.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from datasets.batch import Batch
 
@@ -67,6 +67,8 @@ class SACFlowConfig:
 
     def __post_init__(self) -> None:
         check_config(self, target_entropy=(-math.inf, math.inf))
+        if self.temperature in ("released", "auto"):
+            check_learnt_coef(self)
         if self.decoder_dim % 4:
             raise ValueError(f"SACFlowConfig.decoder_dim = {self.decoder_dim}: must be a multiple of 4")
         for name in ("policy_noise_std", "target_noise_std"):

@@ -430,6 +430,25 @@ def test_a_bad_config_value_is_named_with_what_is_allowed(name: str, field: str,
     assert expected in message and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("sac", {}), ("rlpd", {}), ("dsrl", {}), ("qam_e", {}), ("sac_flow_g", {"temperature": "released"}),
+     ("sac_flow_t", {"temperature": "auto"})],
+)  # fmt: skip
+def test_a_learnt_temperature_does_not_begin_at_zero(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^\w+Config\.entropy_coef = 0\.0: must be above 0, its logarithm is learnt$"):
+        with_settings(AGENTS[name][1], entropy_coef=0.0, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("qam", {}), ("qam_f", {}), ("qam_e", {"edit_scale": 0.0}), ("sac_flow_g", {"temperature": "off"}),
+     ("sac_flow_g", {"temperature": "fixed"}), ("reinflow", {})],
+)  # fmt: skip
+def test_a_coefficient_that_nobody_learns_may_be_zero(name: str, changes: dict[str, Any]) -> None:
+    train(build(name, [0], entropy_coef=0.0, **changes), [0], offline=1, online=0)
+
+
 def two_modes(num_rows: int = 64) -> Batch:
     """One step, two actions in the data, near -.6 and .6; the reward is the action."""
     generator = torch.Generator().manual_seed(0)
