@@ -270,6 +270,25 @@ def test_a_policy_of_another_agent_or_size_is_refused() -> None:
         build("qc", [0], critic_hidden_dims=(17, 16)).load_policy(policy)
 
 
+class Scheduled(Agent):
+    """Keeps the schedule of a diffusion, which all seeds share, in a buffer."""
+
+    def __init__(self, num_seeds: int, inside: bool) -> None:
+        super().__init__(AGENTS["bc"][1], OBS_DIM, ACTION_DIM, SeededNoise(range(num_seeds)))
+        self.schedule = nn.Module()
+        (self.schedule if inside else self).register_buffer("betas", torch.tensor([0.1, 0.2, 0.3, 0.4]))
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+@pytest.mark.parametrize(("inside", "name"), [(False, "Scheduled.betas"), (True, "Scheduled.schedule.betas")])
+def test_a_buffer_without_a_seed_dimension_is_refused_by_name(num_seeds: int, inside: bool, name: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Scheduled(num_seeds, inside)
+    message = str(error.value)
+    assert message.startswith(f"{name} has shape (4,)") and "\n" not in message
+    assert f"here {num_seeds}" in message and "plain attribute, not a buffer" in message
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_that_is_nan_does_not_harm_its_neighbours(name: str) -> None:
     healthy, ill = build(name, [0, 1, 2]), build(name, [0, 1, 2])

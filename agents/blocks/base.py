@@ -1,6 +1,7 @@
 """What every agent is: the interface, its state in files, the optimiser step and the target average."""
 
 import copy
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
@@ -46,7 +47,16 @@ EARLIER_NAMES = {
 }
 
 
-class Agent(nn.Module):
+class _CheckedAtConstruction(type):
+    """A class whose objects are checked once the constructors of all its subclasses have run."""
+
+    def __call__(cls, *args, **kwargs):
+        agent = super().__call__(*args, **kwargs)
+        agent.check_seed_dimension()
+        return agent
+
+
+class Agent(nn.Module, metaclass=_CheckedAtConstruction):
     """One algorithm training S seeds at once; every parameter and buffer has a leading seed dimension.
 
     A subclass has `act` and `update`, or instead of `update` the two phases' updates where they differ. It sets
@@ -67,6 +77,16 @@ class Agent(nn.Module):
         self.obs_dim = obs_dim
         self.chunk_length: int = config.chunk_length
         self.chunk_dim = self.chunk_length * action_dim  # D, of the flattened chunk
+
+    def check_seed_dimension(self) -> None:
+        """ValueError for a parameter or buffer that does not begin with the seeds: one seed could not be saved."""
+        for name, tensor in itertools.chain(self.named_parameters(), self.named_buffers()):
+            if tensor.shape[:1] != (self.num_seeds,):
+                raise ValueError(
+                    f"{type(self).__name__}.{name} has shape {tuple(tensor.shape)}: the first dimension of parameters "
+                    f"and buffers is that of the seeds, here {self.num_seeds}; a tensor that all seeds share is a "
+                    "plain attribute, not a buffer"
+                )
 
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
         """Action chunks (S, B, H, A) in [-1, 1] for obs (S, B, O), without gradient."""
