@@ -87,5 +87,5 @@ class DAC(Agent):
         gradient = action_gradient(self.critic.target, batch.obs, noised.x)
         q_loss = masked_mean(noised.noise_std * gradient * predicted, batch.valid)
         loss = self.config.bc_coef * denoising + q_loss
-        metrics = {"policy_loss": loss, "bc_loss": denoising, "q_loss": q_loss}
+        metrics = {"policy_loss": loss, "denoising_loss": denoising, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

@@ -103,7 +103,7 @@ class DiffusionQL(Agent):
 
         q_loss = self.q_loss(batch.obs, self.sample(predict, batch.obs, noise, "policy"), noise)
         loss = denoising + self.config.q_coef * q_loss
-        metrics = {"policy_loss": loss, "bc_loss": denoising, "q_loss": q_loss}
+        metrics = {"policy_loss": loss, "denoising_loss": denoising, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def q_loss(self, obs: Tensor, action_chunk: Tensor, noise: Noise) -> Tensor:

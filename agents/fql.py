@@ -98,5 +98,5 @@ class FQL(Agent):
             q_loss = q_loss / q.detach().abs().mean(1)
 
         loss = flow_loss + self.config.bc_coef * distill_loss + q_loss
-        metrics = {"policy_loss": loss, "matching_loss": flow_loss, "bc_loss": distill_loss, "q_loss": q_loss}
+        metrics = {"policy_loss": loss, "matching_loss": flow_loss, "distill_loss": distill_loss, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

@@ -160,7 +160,7 @@ class QAM(Agent):
         x_1 = self.distilled(batch.obs, x_0)
         distill_loss = (x_1 - self.flow_action(batch.obs, x_0)).square().mean((1, 2))
         q_loss = -self.critic(batch.obs, x_1.clamp(-1, 1), constant=True).mean((1, 2))
-        return self.config.bc_coef * distill_loss + q_loss, {"bc_loss": distill_loss, "q_loss": q_loss}
+        return self.config.bc_coef * distill_loss + q_loss, {"distill_loss": distill_loss, "q_loss": q_loss}
 
     def edit_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """QAM-E: -Q of the edited action, and the entropy of the edit, which is not in the critic's target; (S,)."""

@@ -116,5 +116,5 @@ class QSM(Agent):
         error = -self.config.inverse_temperature * gradient - predicted
         q_loss = masked_mean(error.square(), batch.valid)
         loss = self.config.bc_coef * denoising + q_loss
-        metrics = {"policy_loss": loss, "bc_loss": denoising, "q_loss": q_loss}
+        metrics = {"policy_loss": loss, "denoising_loss": denoising, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

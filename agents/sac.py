@@ -111,7 +111,7 @@ class SAC(Agent):
         if self.config.bc_coef > 0:
             # A chunk that runs into the next episode is no chunk of the data: weight 0.
             data_log_prob = batch.valid[..., -1] * self.policy.log_prob(batch.obs, batch.action_chunk.flatten(2))
-            metrics["bc_loss"] = -data_log_prob.mean(1)
-            loss = loss + self.config.bc_coef * metrics["bc_loss"]
+            metrics["nll_loss"] = -data_log_prob.mean(1)
+            loss = loss + self.config.bc_coef * metrics["nll_loss"]
         metrics["policy_loss"] = loss
         return loss, {name: value.detach() for name, value in metrics.items()}

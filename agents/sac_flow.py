@@ -213,7 +213,7 @@ class SACFlow(Agent):
 
         loss = bc_coef * distance + q_loss
         metrics = {"policy_loss": loss, "q_loss": q_loss, "entropy": -log_prob.mean(1)}
-        metrics["bc_loss"] = distance
+        metrics["bc_loss" if self.config.bc_target == "batch" else "distill_loss"] = distance
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()

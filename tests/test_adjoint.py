@@ -288,8 +288,8 @@ def test_the_one_step_policy_is_pulled_towards_the_end_of_the_flow_from_the_same
     set_output(agent.one_step_policy, 1.2)
     noise = RecordedNoise({"policy_noise": torch.full((BATCH_SIZE, 10), 0.4)})
     loss, metrics = agent.one_step_loss(batch, noise)
-    torch.testing.assert_close(metrics["bc_loss"], torch.tensor([0.7**2]))  # not of the clipped policy
-    torch.testing.assert_close(loss, 7 * metrics["bc_loss"] + metrics["q_loss"])
+    torch.testing.assert_close(metrics["distill_loss"], torch.tensor([0.7**2]))  # not of the clipped policy
+    torch.testing.assert_close(loss, 7 * metrics["distill_loss"] + metrics["q_loss"])
     q = agent.critic(batch.obs, torch.ones_like(batch.action_chunk)).mean((1, 2))
     torch.testing.assert_close(metrics["q_loss"], -q)
 

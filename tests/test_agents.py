@@ -1,8 +1,10 @@
 """What holds for every agent, whatever its algorithm; and what each option of a config changes."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -377,6 +379,55 @@ def test_q_metrics_are_those_of_the_batch(name: str) -> None:
         torch.testing.assert_close(metrics[key], value.reshape(1))
 
 
+# --- metrics and their names
+
+VOCABULARY_FILE = Path(__file__).parent.parent / "results" / "README.md"
+# Options whose metrics no registry entry has.
+OPTIONS_WITH_METRICS = [("sac_flow_t", {"bc_target": "flow"}), ("sac", {"bc_coef": 0.1})]
+
+
+def vocabulary() -> set[str]:
+    """The metric names of the table in the results' README."""
+    table = VOCABULARY_FILE.read_text().split("| metric | |\n|---|---|\n")[1].split("\n\n")[0]
+    return {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+def test_every_metric_has_its_meaning_in_the_vocabulary_and_none_there_is_unused() -> None:
+    found: set[str] = set()
+    for name, changes in [*((name, {}) for name in NAMES), *OPTIONS_WITH_METRICS]:
+        agent = build(name, [0], **changes)
+        logged = set().union(*train(agent, [0], offline=1, online=1))
+        logged |= set(agent.policy_metrics(batch_of([0], agent.chunk_length), SeededNoise([0])))
+        assert logged <= vocabulary(), (name, logged - vocabulary())
+        found |= logged
+    assert found == vocabulary()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_policy_metrics_are_of_the_action_of_an_evaluation_and_change_nothing(name: str) -> None:
+    agent = build(name, [0, 1])
+    train(agent, [0, 1], offline=1, online=1)
+    batch, before = batch_of([0, 1], agent.chunk_length), agent.state_of_seed(1)
+    metrics = agent.policy_metrics(batch, SeededNoise([0, 1]))
+    assert_equal_states(agent.state_of_seed(1), before)
+    assert all(parameter.grad is None for parameter in agent.parameters())
+    action_chunk = agent.act(batch.obs, SeededNoise([0, 1]), "evaluate")
+    for seed in (0, 1):
+        valid = batch.valid[seed].bool()
+        distance = (action_chunk[seed][valid] - batch.action_chunk[seed][valid]).square().mean()
+        torch.testing.assert_close(metrics["action_mse"][seed], distance)
+    assert set(metrics) == {"action_mse", "policy_q"} - (set() if name in WITH_CRITIC else {"policy_q"})
+    if name in WITH_CRITIC:
+        torch.testing.assert_close(metrics["policy_q"], agent.critic(batch.obs, action_chunk).detach().mean((1, 2)))
+    assert all(value.shape == (2,) and not value.requires_grad for value in metrics.values())
+
+
+def test_the_distance_to_data_without_a_valid_step_is_a_number() -> None:
+    agent, batch = build("bc", [0]), batch_of([0], 5)
+    batch = replace(batch, valid=torch.zeros_like(batch.valid))
+    assert float(agent.policy_metrics(batch, SeededNoise([0]))["action_mse"]) == 0
+
+
 # Options under which an agent reads a field that no registry entry needs.
 OPTIONS_WITH_FIELDS: dict[type[Agent], tuple[dict[str, Any], ...]] = {SACFlow: ({"bc_target": "flow"},)}
 
@@ -708,7 +759,7 @@ def test_fql_distils_the_endpoint_of_the_flow_from_the_same_noise() -> None:
     draws["matching_t"] = torch.zeros(BATCH_SIZE, 1)
     metrics = agent.policy_loss(batch_of([0], 5), RecordedNoise(draws))[1]
     # The flow ends at .4 + .1, the policy at .1.
-    torch.testing.assert_close(metrics["bc_loss"], torch.tensor([0.16]))
+    torch.testing.assert_close(metrics["distill_loss"], torch.tensor([0.16]))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -731,7 +782,7 @@ def test_a_policy_held_to_a_flow_is_pulled_to_where_the_flow_leads_from_the_same
         agent.behaviour_velocity.mlp.out.weight.zero_()
         agent.behaviour_velocity.mlp.out.bias.fill_(0.2)
     path = agent.rollout(batch.obs, SeededNoise([0]), "policy", 0.05)
-    found = agent.loss_of_path(path, batch, 1.0)[1]["bc_loss"]
+    found = agent.loss_of_path(path, batch, 1.0)[1]["distill_loss"]
     expected = (agent.action_chunk(path) - (path.x_0 + 0.2).clamp(-1, 1).unflatten(-1, (5, -1))).square().mean()
     torch.testing.assert_close(found, expected.detach().reshape(1))
 

@@ -112,6 +112,22 @@ class Agent(nn.Module, metaclass=_CheckedAtConstruction):
         """One gradient update of an agent whose phases have the same one."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def policy_metrics(self, batch: Batch, noise: Noise) -> Metrics:
+        """What the policy that is evaluated does at the batch's observations; changes nothing.
+
+        action_mse: mean squared distance of its actions to the batch's, over the steps that are valid.
+        policy_q: mean over critics and batch of Q of its chunks; only where there are critics.
+        They tell a policy that is held too close to the data (a small action_mse) from one that has left it for actions
+        that the critics overrate (a large one, and policy_q far above q_mean).
+        """
+        action_chunk = self.act(batch.obs, noise, "evaluate")
+        distance = (action_chunk - batch.action_chunk).square().mean(-1)  # (S, B, H)
+        metrics = {"action_mse": (batch.valid * distance).sum((1, 2)) / batch.valid.sum((1, 2)).clamp(min=1)}
+        if (critic := getattr(self, "critic", None)) is not None:
+            metrics["policy_q"] = critic(batch.obs, action_chunk).mean((1, 2))
+        return metrics
+
     def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
         """Norms of the gradient of the phase's policy loss along the flow steps that it runs back through.
 
