@@ -5,6 +5,7 @@ from typing import Any
 
 from agents.bc import BC, BCConfig
 from agents.blocks.base import Agent
+from agents.blocks.critic import CriticConfig
 from agents.dac import DAC, DACConfig
 from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from agents.dppo import DPPO, DPPOConfig
@@ -31,8 +32,7 @@ _RLPD = SACConfig(
     evaluation="sample",
     activation="gelu",
     critic_layer_norm=True,
-    q_aggregation="mean",
-    num_critics=10,
+    critic=CriticConfig(num_critics=10, q_aggregation="mean"),
 )
 
 AGENTS: dict[str, tuple[type[Agent], Any]] = {

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, gradient_step
+from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
 from agents.blocks.denoisers import FourierStep, MLPDenoiser
 from agents.blocks.diffusion import ScheduleName, ddpm_sample, denoising_loss, draw_noise, make_schedule
 from agents.blocks.flow import integrate, matching_loss
@@ -64,7 +65,7 @@ class BC(Agent):
         return self.update_online(batch, noise)
 
     def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of the policy; the same in both phases."""
+        """One step of the policy."""
         loss = self.policy_loss(batch, noise)
         gradient_step((self.policy_optimizer, loss))
         return {"policy_loss": loss.detach()}

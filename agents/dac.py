@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig, action_gradient
 from agents.blocks.denoisers import FourierStep, MLPDenoiser
 from agents.blocks.diffusion import ScheduleName, add_noise, ddpm_sample, draw_noise, make_schedule, masked_mean
 from datasets.batch import Batch
@@ -27,16 +28,12 @@ class DACConfig:
     denoising_steps: int = 10  # T
     noise_schedule: ScheduleName = "vp"
     max_gradient_norm: float = 1.0  # of critic and policy together
-    q_aggregation: QAggregation = "pessimistic"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 10  # N
-    target_update_rate: float = 0.005  # tau
+    critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of the noise predictor, and of its features of t
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1))
+        check_config(self)
 
 
 class DAC(Agent):
@@ -50,9 +47,7 @@ class DAC(Agent):
         self.schedule = make_schedule(config.noise_schedule, config.denoising_steps, noise.device)
         step = FourierStep(config.policy_hidden_dims, noise)
         self.denoiser = MLPDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
 
     @torch.no_grad()
@@ -65,36 +60,32 @@ class DAC(Agent):
         x_0 = ddpm_sample(self.denoiser(obs), x_T, step_noise, self.schedule, clip="clean")
         return x_0.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic and policy; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic and policy."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        self.critic.follow()
         gradient_step(
-            (self.critic_optimizer, critic_loss),
+            (self.critic.optimizer, critic_loss),
             (self.policy_optimizer, policy_loss),
             max_norm=self.config.max_gradient_norm,
         )
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        """Squared error (S,) to the chunk's return plus the target critics' value of the policy's next chunk."""
         with torch.no_grad():
-            next_q = self.target_critic(batch.next_obs, self.policy(batch.next_obs, noise, "next"))  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, self.policy(batch.next_obs, noise, "next"))
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Denoising of the batch's chunks, and guidance: predicted noise along the target critics' gradient costs."""
+        """Denoising of the batch's chunks, and guidance: predicted noise along the targets' gradient costs; (S,)."""
         noised = add_noise(batch.action_chunk, noise, self.schedule)
         predicted = self.denoiser(batch.obs)(noised.t, noised.x)  # (S, B, D)
-        bc_loss = masked_mean((noised.eps - predicted).square(), batch.valid)
-        gradient = action_gradient(self.target_critic, batch.obs, noised.x)
+        denoising = masked_mean((noised.eps - predicted).square(), batch.valid)
+        gradient = action_gradient(self.critic.target, batch.obs, noised.x)
         q_loss = masked_mean(noised.noise_std * gradient * predicted, batch.valid)
-        loss = self.config.bc_coef * bc_loss + q_loss
-        metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss}
+        loss = self.config.bc_coef * denoising + q_loss
+        metrics = {"policy_loss": loss, "denoising_loss": denoising, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

@@ -14,18 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import (
-    Adam,
-    Agent,
-    Metrics,
-    Noise,
-    Phase,
-    check_config,
-    frozen_copy,
-    gradient_step,
-    polyak_update,
-)
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, choose, repeat_obs, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, Phase, frozen_copy, gradient_step, polyak_update
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig, choose, repeat_obs
 from agents.blocks.denoisers import MLPDenoiser, Predictor, SinusoidalStep
 from agents.blocks.diffusion import ScheduleName, ddpm_sample, ddpm_step, denoising_loss, draw_noise, make_schedule
 from agents.blocks.flow import rollout_gradient_norms
@@ -44,16 +35,12 @@ class DiffusionQLConfig:
     num_candidates: int = 50  # samples of which `act` takes one with probability softmax(Q)
     ema_rate: float = 0.001  # of the averaged policy, which makes the actions of the critic's target
     max_gradient_norm: float = 1.0  # of critic and of policy, each alone
-    q_aggregation: QAggregation = "min"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 2  # N
-    target_update_rate: float = 0.005  # tau
+    critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="min")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1), ema_rate=(0, 1))
+        check_config(self, ema_rate=(0, 1))
         if self.step_dim < 4 or self.step_dim % 2:
             raise ValueError(f"DiffusionQLConfig.step_dim = {self.step_dim!r}: must be even and at least 4")
 
@@ -62,7 +49,7 @@ class DiffusionQL(Agent):
     """A diffusion policy trained by the critic's gradient through its sampler."""
 
     config: DiffusionQLConfig
-    policy_modules = ("denoiser", "target_critic")
+    policy_modules = ("denoiser", "critic.target")
 
     def __init__(self, config: DiffusionQLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
@@ -70,9 +57,7 @@ class DiffusionQL(Agent):
         step = SinusoidalStep(config.step_dim, noise)
         self.denoiser = MLPDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise)
         self.target_denoiser = frozen_copy(self.denoiser)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
 
     @torch.no_grad()
@@ -80,7 +65,7 @@ class DiffusionQL(Agent):
         """One of `num_candidates` samples of the policy itself, not its average; the same in both modes."""
         batch_size, obs = obs.shape[1], repeat_obs(obs, self.config.num_candidates)
         candidates = self.sample(self.denoiser(obs), obs, noise, "act")
-        q = aggregate_q(self.target_critic(obs, candidates), self.config.q_aggregation, self.config.pessimism)
+        q = self.critic.target_value(obs, candidates)
         uniform = noise.uniform("act_choice", batch_size, self.config.num_candidates)
         # The highest of Q plus Gumbel noise is a draw from softmax(Q).
         gumbel = -(-uniform.clamp(1e-12).log()).log()
@@ -92,44 +77,40 @@ class DiffusionQL(Agent):
         x_0 = ddpm_sample(predict, x_T, step_noise, self.schedule, clip="clean", step_std="posterior")
         return x_0.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic and policy; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic and policy."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        self.critic.follow()
         polyak_update(self.target_denoiser, self.denoiser, self.config.ema_rate)
         # Policy first: the critic's loss does not run back through the policy, whose parameters this changes.
         gradient_step((self.policy_optimizer, policy_loss), max_norm=self.config.max_gradient_norm)
-        gradient_step((self.critic_optimizer, critic_loss), max_norm=self.config.max_gradient_norm)
+        gradient_step((self.critic.optimizer, critic_loss), max_norm=self.config.max_gradient_norm)
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target critics' value of the averaged policy's next chunk."""
+        """Squared error (S,) to the chunk's return plus the targets' value of the averaged policy's next chunk."""
         with torch.no_grad():
             next_action_chunk = self.sample(self.target_denoiser(batch.next_obs), batch.next_obs, noise, "next")
-            next_q = self.target_critic(batch.next_obs, next_action_chunk)  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, next_action_chunk)
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Denoising of the batch's chunks, and -Q of samples."""
+        """Denoising of the batch's chunks, and -Q of samples, (S,)."""
         predict = self.denoiser(batch.obs)
-        bc_loss = denoising_loss(predict, batch.action_chunk, batch.valid, noise, self.schedule)
+        denoising = denoising_loss(predict, batch.action_chunk, batch.valid, noise, self.schedule)
 
         q_loss = self.q_loss(batch.obs, self.sample(predict, batch.obs, noise, "policy"), noise)
-        loss = bc_loss + self.config.q_coef * q_loss
-        metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss}
+        loss = denoising + self.config.q_coef * q_loss
+        metrics = {"policy_loss": loss, "denoising_loss": denoising, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def q_loss(self, obs: Tensor, action_chunk: Tensor, noise: Noise) -> Tensor:
         """-Q (S,) of a critic drawn at random for each seed, over the mean magnitude of the next critic's Q."""
         q = self.critic(obs, action_chunk, constant=True)  # (S, N, B)
         scale = q.detach().abs().mean(2).roll(-1, 1)  # (S, N), of critic i + 1
-        choice = (noise.uniform("q_choice", 1) * self.config.num_critics).long()  # (S, 1)
+        choice = (noise.uniform("q_choice", 1) * self.config.critic.num_critics).long()  # (S, 1)
         return (-q.mean(2) / scale).gather(1, choice).squeeze(1)
 
     def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:

@@ -13,11 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Value
+from agents.blocks.base import Adam, Metrics, Noise, frozen_copy, gradient_step, polyak_update
+from agents.blocks.config import check_config
+from agents.blocks.critic import Value
 from agents.blocks.denoisers import MLPDenoiser, SinusoidalStep
 from agents.blocks.diffusion import ScheduleName, denoising_loss, draw_noise, make_schedule, posterior
-from agents.blocks.ppo import PPOAgent, clipped_loss, normalised
+from agents.blocks.ppo import PPOAgent, clipped_loss, normalised, pack_chain, unpack_chain
 from datasets.batch import Batch, Decisions
 
 
@@ -91,7 +92,7 @@ class DPPO(PPOAgent):
     def collect(self, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """The record of a decision: the points of the fine-tuned part of its chain, and their log densities."""
         action_chunk, points = self.chain(obs, noise, self.config.min_std)
-        return action_chunk, torch.cat([points.flatten(2), self.log_prob(obs, points)], -1)
+        return action_chunk, pack_chain(points, self.log_prob(obs, points))
 
     def chain(self, obs: Tensor, noise: Noise, min_std: float) -> tuple[Tensor, Tensor]:
         """Action chunks (S, B, H, A) and the points (S, B, T' + 1, D) of the fine-tuned steps, for obs (S, B, O)."""
@@ -121,17 +122,16 @@ class DPPO(PPOAgent):
         return log_prob.mean(-1).unflatten(1, (-1, count))
 
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        """Cloning."""
+        """One denoising step on the data, which the copy that stays behind online takes over."""
         loss = denoising_loss(self.denoiser(batch.obs), batch.action_chunk, batch.valid, noise, self.schedule)
         gradient_step((self.cloning_optimizer, loss))
         polyak_update(self.target_denoiser, self.denoiser, 1.0)  # what it is at the hand-over it keeps
         return {"policy_loss": loss.detach()}
 
     def policy_loss(self, batch: Decisions) -> tuple[Tensor, Metrics]:
-        """The clipped objective over all fine-tuned steps of all decisions."""
-        count = self.config.fine_tuned_steps
-        points, old_log_prob = batch.record.split([(count + 1) * self.chunk_dim, count], -1)
-        log_prob = self.log_prob(batch.obs, points.unflatten(-1, (count + 1, -1)))
+        """The clipped objective (S,) over all fine-tuned steps of all decisions."""
+        points, old_log_prob = unpack_chain(batch.record, self.chunk_dim, self.config.fine_tuned_steps)
+        log_prob = self.log_prob(batch.obs, points)
         advantage = normalised(batch.advantage).unsqueeze(-1) * self._weight  # (S, B, T')
         clip = self._clip.repeat(batch.obs.shape[1])
         loss, metrics = clipped_loss((log_prob - old_log_prob).flatten(1), advantage.flatten(1), clip)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, frozen_copy, gradient_step, polyak_update
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig, QEnsemble
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.gaussian import TanhGaussian
+from agents.blocks.temperature import Temperature, check_learnt_coef
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
 
@@ -30,18 +32,14 @@ class DSRLConfig:
     entropy_coef: float = 1.0  # alpha, initial value
     target_entropy: float = -0.5  # nats per coordinate of z / noise_scale
     flow_steps: int = 10  # K, Euler steps of the flow
-    q_aggregation: QAggregation = "pessimistic"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 10  # N, of actions and of z
-    target_update_rate: float = 0.005  # tau, of the target critics and of the flow's copy
+    # As many critics of z as of actions; the flow's copy follows at the rate of the target critics.
+    critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # flow and actor
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1), target_entropy=(-math.inf, math.inf))
-        if self.entropy_coef == 0:
-            raise ValueError(f"DSRLConfig.entropy_coef = {self.entropy_coef!r}: must be above 0, its log is trained")
+        check_config(self, target_entropy=(-math.inf, math.inf))
+        check_learnt_coef(self)
 
 
 class DSRL(Agent):
@@ -56,16 +54,13 @@ class DSRL(Agent):
         self.behaviour_velocity = PlainVelocity(*dims, config.policy_hidden_dims, noise)
         self.target_behaviour_velocity = frozen_copy(self.behaviour_velocity)
         self.latent_policy = TanhGaussian(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise)
-        self.critic = Critic(*dims, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.latent_critic = Critic(*dims, config.critic_hidden_dims, config.num_critics, noise)
-        log_entropy_coef = torch.full((noise.num_seeds,), math.log(config.entropy_coef), device=noise.device)
-        self.log_entropy_coef = nn.Parameter(log_entropy_coef)
+        self.critic = Critic(config.critic, *dims, config.learning_rate, noise)
+        self.latent_critic = QEnsemble(*dims, config.critic.critic_hidden_dims, config.critic.num_critics, noise)
+        target_entropy = config.target_entropy * self.chunk_dim
+        self.temperature = Temperature(config.entropy_coef, target_entropy, config.learning_rate, noise)
         self.behaviour_optimizer = Adam(self.behaviour_velocity.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.latent_policy.parameters(), config.learning_rate)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         self.latent_critic_optimizer = Adam(self.latent_critic.parameters(), config.learning_rate)
-        self.temperature_optimizer = Adam([self.log_entropy_coef], config.learning_rate)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
@@ -81,41 +76,32 @@ class DSRL(Agent):
         x_1 = integrate(self.target_behaviour_velocity(obs), z, self.config.flow_steps).clamp(-1, 1)
         return x_1.unflatten(-1, (self.chunk_length, -1))
 
-    @property
-    def entropy_coef(self) -> Tensor:
-        """alpha (S,), a constant for every loss but its own."""
-        return self.log_entropy_coef.detach().exp()
-
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of both critics, flow, actor and temperature; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of both critics, flow, actor and temperature."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         latent_critic_loss = self.latent_critic_loss(batch, noise)
         flow_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
         policy_loss, metrics = self.policy_loss(batch, noise)
-        metrics["entropy_coef"] = self.entropy_coef
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
-        polyak_update(self.target_behaviour_velocity, self.behaviour_velocity, self.config.target_update_rate)
+        metrics["entropy_coef"] = self.temperature.coef
+        self.critic.follow()
+        polyak_update(self.target_behaviour_velocity, self.behaviour_velocity, self.config.critic.target_update_rate)
         gradient_step(
-            (self.critic_optimizer, critic_loss),
+            (self.critic.optimizer, critic_loss),
             (self.latent_critic_optimizer, latent_critic_loss),
             (self.behaviour_optimizer, flow_loss),
             (self.policy_optimizer, policy_loss),
-            (self.temperature_optimizer, self.temperature_loss(metrics["entropy"])),
+            (self.temperature.optimizer, self.temperature.loss(metrics["entropy"])),
         )
         metrics |= {"matching_loss": flow_loss.detach(), "latent_critic_loss": latent_critic_loss.detach()}
         return critic_metrics | metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk; no entropy."""
+        """Squared error (S,) to the chunk's return plus the target critics' value of the next chunk; no entropy."""
         with torch.no_grad():
             z, _ = self.latent(batch.next_obs, noise, "next_noise")
-            next_q = self.target_critic(batch.next_obs, self.action_chunk(batch.next_obs, z))  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, self.action_chunk(batch.next_obs, z))
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def latent_critic_loss(self, batch: Batch, noise: Noise) -> Tensor:
         """Squared error (S,) of each critic of z to its critic of actions at F(s, z), for z ~ N(0, I)."""
@@ -125,12 +111,8 @@ class DSRL(Agent):
         return (self.latent_critic(batch.obs, z) - q).square().mean((1, 2))
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """-Q of the actor's z by the critics of z, and its entropy."""
+        """-Q of the actor's z by the critics of z, and its entropy, (S,)."""
         z, log_prob = self.latent(batch.obs, noise, "policy_noise")
         q = self.latent_critic(batch.obs, z, constant=True).mean(1)  # (S, B)
-        loss = (self.entropy_coef.unsqueeze(-1) * log_prob - q).mean(1)
+        loss = (self.temperature.coef.unsqueeze(-1) * log_prob - q).mean(1)
         return loss, {"policy_loss": loss.detach(), "entropy": -log_prob.detach().mean(1)}
-
-    def temperature_loss(self, entropy: Tensor) -> Tensor:
-        """Loss (S,) of alpha, which grows while the entropy (S,) is below its target."""
-        return self.log_entropy_coef.exp() * (entropy - self.config.target_entropy * self.chunk_dim)

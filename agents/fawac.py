@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, Value, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig, Value
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
@@ -27,16 +28,12 @@ class FAWACConfig:
     chunk_length: int = 5  # H, environment steps per action chunk
     inverse_temperature: float = 0.8  # factor of the advantage in the exponent; 0 clones the data
     flow_steps: int = 10  # K, Euler steps of the flow
-    q_aggregation: QAggregation = "pessimistic"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 10  # N
-    target_update_rate: float = 0.005  # tau
+    critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # critics and state value
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1))
+        check_config(self)
 
 
 class FAWAC(Agent):
@@ -48,10 +45,8 @@ class FAWAC(Agent):
     def __init__(self, config: FAWACConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
         self.policy_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.value = Value(obs_dim, config.critic_hidden_dims, noise)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
+        self.value = Value(obs_dim, config.critic.critic_hidden_dims, noise)
         self.value_optimizer = Adam(self.value.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.policy_velocity.parameters(), config.learning_rate)
 
@@ -64,42 +59,38 @@ class FAWAC(Agent):
         x_1 = integrate(self.policy_velocity(obs), x_0, self.config.flow_steps).clamp(-1, 1)
         return x_1.unflatten(-1, (self.chunk_length, -1))
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic, state value and policy; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic, state value and policy."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         value_loss, value_metrics = self.value_loss(batch)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        self.critic.follow()
         gradient_step(
-            (self.critic_optimizer, critic_loss),
+            (self.critic.optimizer, critic_loss),
             (self.value_optimizer, value_loss),
             (self.policy_optimizer, policy_loss),
         )
         return critic_metrics | value_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        """Squared error (S,) to the chunk's return plus the target critics' value of the policy's next chunk."""
         with torch.no_grad():
             x_0 = noise.normal("next_noise", batch.obs.shape[1], self.chunk_dim)
-            next_q = self.target_critic(batch.next_obs, self.policy(batch.next_obs, x_0))  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, self.policy(batch.next_obs, x_0))
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Squared error of V(s) to each target critic's value of the data's chunk."""
+        """Squared error (S,) of V(s) to each target critic's value of the data's chunk."""
         with torch.no_grad():
-            q = self.target_critic(batch.obs, batch.action_chunk)  # (S, N, B)
+            q = self.critic.target(batch.obs, batch.action_chunk)  # (S, N, B)
         value = self.value(batch.obs)
         weight = batch.valid[:, None, :, -1]
         loss = (weight * (value.unsqueeze(1) - q).square()).mean((1, 2))
         return loss, {"value_loss": loss.detach(), "value_mean": value.detach().mean(1)}
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Matching of the flow to the data, each chunk weighted by its advantage."""
+        """Matching (S,) of the flow to the data, each chunk weighted by its advantage."""
         weight = self.advantage_weight(batch)
         velocity = self.policy_velocity(batch.obs)
         loss = matching_loss(velocity, batch.action_chunk, batch.valid, noise, weight=weight)

@@ -11,18 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import (
-    Adam,
-    Agent,
-    Metrics,
-    Noise,
-    Phase,
-    check_config,
-    frozen_copy,
-    gradient_step,
-    polyak_update,
-)
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, Phase, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig
 from agents.blocks.flow import euler_step, integrate, matching_loss, rollout_gradient_norms
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
@@ -35,16 +26,12 @@ class FBRACConfig:
     chunk_length: int = 5  # H, environment steps per action chunk
     bc_coef: float = 0.1  # alpha: the matching loss has weight 1 and -Q has weight 1 / alpha
     flow_steps: int = 10  # K, Euler steps of the flow
-    q_aggregation: QAggregation = "pessimistic"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 10  # N
-    target_update_rate: float = 0.005  # tau
+    critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1))
+        check_config(self)
         if self.bc_coef == 0:
             raise ValueError(f"FBRACConfig.bc_coef = {self.bc_coef!r}: must be above 0, -Q is divided by it")
 
@@ -58,9 +45,7 @@ class FBRAC(Agent):
     def __init__(self, config: FBRACConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
         self.policy_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         self.policy_optimizer = Adam(self.policy_velocity.parameters(), config.learning_rate)
 
     @torch.no_grad()
@@ -76,29 +61,25 @@ class FBRAC(Agent):
         """x_1 in the box, as an action chunk (S, B, H, A)."""
         return x_1.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic and policy; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic and policy."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
-        gradient_step((self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss))
+        self.critic.follow()
+        gradient_step((self.critic.optimizer, critic_loss), (self.policy_optimizer, policy_loss))
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        """Squared error (S,) to the chunk's return plus the target critics' value of the policy's next chunk."""
         with torch.no_grad():
             x_0 = noise.normal("next_noise", batch.obs.shape[1], self.chunk_dim)
             next_action_chunk = self.clipped(self.endpoint(batch.next_obs, x_0))
-            next_q = self.target_critic(batch.next_obs, next_action_chunk)  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, next_action_chunk)
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Matching of the flow to the data, and -Q of its clipped endpoint."""
+        """Matching of the flow to the data, and -Q of its clipped endpoint, (S,)."""
         flow_loss = matching_loss(self.policy_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
         x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
         q_loss = self.q_loss(self.endpoint(batch.obs, x_0), batch)

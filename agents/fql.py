@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.networks import MLP
 from agents.blocks.velocities import PlainVelocity
@@ -26,17 +27,13 @@ class FQLConfig:
     bc_coef: float = 100.0  # alpha, weight of the distillation towards the flow
     flow_steps: int = 10  # K, Euler steps of the flow
     normalize_q: bool = False  # divide the policy's Q by its mean magnitude over the batch
-    q_aggregation: QAggregation = "mean"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 2  # N
+    critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="mean")
     critic_updates_per_offline_step: Literal[1, 2] = 1  # 2 repeats the whole step on the batch, as SAC Flow's code does
-    target_update_rate: float = 0.005  # tau
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # flow and one-step policy
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1))
+        check_config(self)
 
 
 class FQL(Agent):
@@ -49,9 +46,7 @@ class FQL(Agent):
         super().__init__(config, obs_dim, action_dim, noise)
         self.behaviour_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
         self.one_step_policy = MLP(obs_dim + self.chunk_dim, config.policy_hidden_dims, self.chunk_dim, noise)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         policy_parameters = [*self.behaviour_velocity.parameters(), *self.one_step_policy.parameters()]
         self.policy_optimizer = Adam(policy_parameters, config.learning_rate)
 
@@ -70,25 +65,24 @@ class FQL(Agent):
         return self.update_online(batch, noise)
 
     def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic, flow and one-step policy; the same in both phases."""
+        """One step of critic, flow and one-step policy."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
-        gradient_step((self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss))
+        self.critic.follow()
+        gradient_step((self.critic.optimizer, critic_loss), (self.policy_optimizer, policy_loss))
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        """Squared error (S,) to the chunk's return plus the target critics' value of the policy's next chunk."""
         with torch.no_grad():
             x_0 = noise.normal("next_noise", batch.obs.shape[1], self.chunk_dim)
             next_action_chunk = self.policy(batch.next_obs, x_0).clamp(-1, 1)
-            next_q = self.target_critic(batch.next_obs, next_action_chunk)  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, next_action_chunk)
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Matching of the flow to the data, distillation of the flow into the policy, and -Q of the clipped policy."""
+        """Matching of the flow to the data, its distillation into the policy, and -Q of the clipped policy, (S,)."""
         behaviour_velocity = self.behaviour_velocity(batch.obs)
         flow_loss = matching_loss(behaviour_velocity, batch.action_chunk, batch.valid, noise)
 
@@ -104,5 +98,5 @@ class FQL(Agent):
             q_loss = q_loss / q.detach().abs().mean(1)
 
         loss = flow_loss + self.config.bc_coef * distill_loss + q_loss
-        metrics = {"policy_loss": loss, "matching_loss": flow_loss, "bc_loss": distill_loss, "q_loss": q_loss}
+        metrics = {"policy_loss": loss, "matching_loss": flow_loss, "distill_loss": distill_loss, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

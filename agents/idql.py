@@ -14,17 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import (
-    Critic,
-    QAggregation,
-    Value,
-    aggregate_q,
-    best_candidate,
-    expectile_loss,
-    repeat_obs,
-    td_loss,
-)
+from agents.blocks.base import Adam, Agent, Metrics, Noise, frozen_copy, gradient_step, polyak_update
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig, Value, best_candidate, expectile_loss, repeat_obs
 from agents.blocks.denoisers import FourierStep, ResidualDenoiser
 from agents.blocks.diffusion import ScheduleName, ddpm_sample, denoising_loss, draw_noise, make_schedule
 from datasets.batch import Batch
@@ -40,16 +32,12 @@ class IDQLConfig:
     denoising_steps: int = 5  # T
     noise_schedule: ScheduleName = "vp"
     ema_rate: float = 0.001  # of the averaged policy, which acts
-    q_aggregation: QAggregation = "min"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 2  # N
-    target_update_rate: float = 0.005  # tau
+    critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="min")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (256, 256, 256)  # widths of the noise predictor's residual blocks
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of Q and V
 
     def __post_init__(self) -> None:
-        check_config(self, expectile=(0, 1), target_update_rate=(0, 1), ema_rate=(0, 1))
+        check_config(self, expectile=(0, 1), ema_rate=(0, 1))
         if len(set(self.policy_hidden_dims)) > 1:
             raise ValueError(f"IDQLConfig.policy_hidden_dims = {self.policy_hidden_dims!r}: must be equal numbers")
 
@@ -58,7 +46,7 @@ class IDQL(Agent):
     """The best of many samples of a diffusion policy, by critics that implicit Q-learning trains."""
 
     config: IDQLConfig
-    policy_modules = ("target_denoiser", "target_critic")
+    policy_modules = ("target_denoiser", "critic.target")
 
     def __init__(self, config: IDQLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
@@ -66,10 +54,8 @@ class IDQL(Agent):
         step = FourierStep((128, 128), noise)
         self.denoiser = ResidualDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise)
         self.target_denoiser = frozen_copy(self.denoiser)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.value = Value(obs_dim, config.critic_hidden_dims, noise)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
+        self.value = Value(obs_dim, config.critic.critic_hidden_dims, noise)
         self.value_optimizer = Adam(self.value.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
 
@@ -78,7 +64,7 @@ class IDQL(Agent):
         """The sample with the highest Q; the same in both modes."""
         obs = repeat_obs(obs, self.config.num_candidates)
         candidates = self.policy(obs, noise, "act")
-        return best_candidate(candidates, self.target_q(obs, candidates), self.config.num_candidates)
+        return best_candidate(candidates, self.critic.target_value(obs, candidates), self.config.num_candidates)
 
     def policy(self, obs: Tensor, noise: Noise, draw: str) -> Tensor:
         """A sample (S, B, H, A) of the averaged policy at obs (S, B, O), from numbers drawn under `draw`'s names."""
@@ -86,36 +72,28 @@ class IDQL(Agent):
         x_0 = ddpm_sample(self.target_denoiser(obs), x_T, step_noise, self.schedule, clip="sample")
         return x_0.unflatten(-1, (self.chunk_length, -1))
 
-    def target_q(self, obs: Tensor, action_chunk: Tensor) -> Tensor:
-        """Q (S, B) of the target critics."""
-        q = self.target_critic(obs, action_chunk)  # (S, N, B)
-        return aggregate_q(q, self.config.q_aggregation, self.config.pessimism)
-
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critics, value and policy; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critics, value and policy."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         value_loss = self.value_loss(batch)
         policy_loss = denoising_loss(self.denoiser(batch.obs), batch.action_chunk, batch.valid, noise, self.schedule)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        self.critic.follow()
         polyak_update(self.target_denoiser, self.denoiser, self.config.ema_rate)
         gradient_step(
-            (self.critic_optimizer, critic_loss),
+            (self.critic.optimizer, critic_loss),
             (self.value_optimizer, value_loss),
             (self.policy_optimizer, policy_loss),
         )
         return critic_metrics | {"value_loss": value_loss.detach(), "policy_loss": policy_loss.detach()}
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus V of the next observation."""
+        """Squared error (S,) to the chunk's return plus V of the next observation."""
         with torch.no_grad():
             target = batch.chunk_return + batch.bootstrap * self.value(batch.next_obs)  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def value_loss(self, batch: Batch) -> Tensor:
         """Distance (S,) of V to an expectile of the target critics' Q of the batch's chunks."""
         with torch.no_grad():
-            q = self.target_q(batch.obs, batch.action_chunk)  # (S, B)
+            q = self.critic.target_value(batch.obs, batch.action_chunk)  # (S, B)
         return expectile_loss(self.value(batch.obs), q, self.config.expectile, batch.valid[..., -1])

@@ -12,17 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import (
-    Critic,
-    QAggregation,
-    Value,
-    aggregate_q,
-    best_candidate,
-    expectile_loss,
-    repeat_obs,
-    td_loss,
-)
+from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig, Value, best_candidate, expectile_loss, repeat_obs
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
@@ -36,31 +28,25 @@ class IFQLConfig:
     expectile: float = 0.9  # kappa, of Q over the data's actions; .5 is their mean
     num_candidates: int = 32  # samples of the flow among which the critics choose
     flow_steps: int = 10  # K, Euler steps of the flow
-    q_aggregation: QAggregation = "pessimistic"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 10  # N
-    target_update_rate: float = 0.005  # tau
+    critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # critics and state value
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1), expectile=(0, 1))
+        check_config(self, expectile=(0, 1))
 
 
 class IFQL(Agent):
     """Implicit Q-learning with a behaviour flow and rejection sampling."""
 
     config: IFQLConfig
-    policy_modules = ("behaviour_velocity", "critic")
+    policy_modules = ("behaviour_velocity", "critic.online")
 
     def __init__(self, config: IFQLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
         self.behaviour_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.value = Value(obs_dim, config.critic_hidden_dims, noise)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
+        self.value = Value(obs_dim, config.critic.critic_hidden_dims, noise)
         self.value_optimizer = Adam(self.value.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.behaviour_velocity.parameters(), config.learning_rate)
 
@@ -75,33 +61,29 @@ class IFQL(Agent):
         # The minimum whatever `q_aggregation` is, as in both official codes.
         return best_candidate(candidates, self.critic(obs, candidates).amin(1), num_candidates)
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic, state value and flow; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic, state value and flow."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         value_loss, value_metrics = self.value_loss(batch)
         policy_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        self.critic.follow()
         gradient_step(
-            (self.critic_optimizer, critic_loss),
+            (self.critic.optimizer, critic_loss),
             (self.value_optimizer, value_loss),
             (self.policy_optimizer, policy_loss),
         )
         return critic_metrics | value_metrics | {"policy_loss": policy_loss.detach()}
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the next state's value: no action but the data's is looked at."""
+        """Squared error (S,) to the chunk's return plus the next state's value; only the data's actions count."""
         with torch.no_grad():
             target = batch.chunk_return + batch.bootstrap * self.value(batch.next_obs)  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Expectile regression of V(s) on the target critics' value of the data's chunk."""
+        """Expectile regression (S,) of V(s) on the target critics' value of the data's chunk."""
         with torch.no_grad():
-            q = self.target_critic(batch.obs, batch.action_chunk)  # (S, N, B)
-            q = aggregate_q(q, self.config.q_aggregation, self.config.pessimism)  # (S, B)
+            q = self.critic.target_value(batch.obs, batch.action_chunk)  # (S, B)
         value = self.value(batch.obs)
         loss = expectile_loss(value, q, self.config.expectile, batch.valid[..., -1])
         return loss, {"value_loss": loss.detach(), "value_mean": value.detach().mean(1)}

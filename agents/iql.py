@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, Value, aggregate_q, expectile_loss, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig, Value, expectile_loss
 from agents.blocks.networks import MLP
 from datasets.batch import Batch
 
@@ -27,16 +28,13 @@ class IQLConfig:
     expectile: float = 0.9  # kappa, of Q over the data's actions; 0.5 is their mean
     inverse_temperature: float = 10.0  # beta, of the advantage in the weights
     collect_noise_std: float = 1.0  # of each coordinate while collecting; 1 is the policy's own
-    q_aggregation: QAggregation = "min"  # over the target critics for V, and over the critics in the advantage
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 2  # N
-    target_update_rate: float = 0.005  # tau
+    # The Q of the targets is aggregated for V, that of the critics in training in the advantage.
+    critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="min")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # Q and V
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1), expectile=(0, 1))
+        check_config(self, expectile=(0, 1))
 
 
 class IQL(Agent):
@@ -48,10 +46,8 @@ class IQL(Agent):
     def __init__(self, config: IQLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
         self.policy = MLP(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise)  # mean of the Gaussian
-        self.value = Value(obs_dim, config.critic_hidden_dims, noise)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.value = Value(obs_dim, config.critic.critic_hidden_dims, noise)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         self.value_optimizer = Adam(self.value.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.policy.parameters(), config.learning_rate)
 
@@ -62,39 +58,35 @@ class IQL(Agent):
             chunk = chunk + self.config.collect_noise_std * noise.normal("act_noise", *chunk.shape[1:])
         return chunk.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic, V and policy; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic, V and policy."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         value_loss, value_metrics = self.value_loss(batch)
         policy_loss, policy_metrics = self.policy_loss(batch)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        self.critic.follow()
         gradient_step(
-            (self.critic_optimizer, critic_loss),
+            (self.critic.optimizer, critic_loss),
             (self.value_optimizer, value_loss),
             (self.policy_optimizer, policy_loss),
         )
         return critic_metrics | value_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus V of what follows it; no action of the policy is evaluated."""
+        """Squared error (S,) to the chunk's return plus V of what follows it; the policy plays no part."""
         with torch.no_grad():
             target = batch.chunk_return + batch.bootstrap * self.value(batch.next_obs)  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def value_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """V becomes the expectile of the target critics' Q."""
+        """Distance (S,) of V to the expectile of the target critics' Q."""
         with torch.no_grad():
-            q = self.target_critic(batch.obs, batch.action_chunk)  # (S, N, B)
-            q = aggregate_q(q, self.config.q_aggregation, self.config.pessimism)
+            q = self.critic.target_value(batch.obs, batch.action_chunk)  # (S, B)
         value = self.value(batch.obs)
         loss = expectile_loss(value, q, self.config.expectile, batch.valid[..., -1])
         return loss, {"value_loss": loss.detach(), "value_mean": value.detach().mean(1)}
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """-log density of the batch's chunks, without its constant, weighted by `weights`."""
+        """-log density (S,) of the batch's chunks, without its constant, weighted by `weights`."""
         weight = self.weights(batch)  # (S, B)
         squared_distance = (self.policy(batch.obs) - batch.action_chunk.flatten(2)).square().sum(-1)
         # A chunk that runs into the next episode is no chunk of the data: weight 0.
@@ -104,6 +96,6 @@ class IQL(Agent):
     @torch.no_grad()
     def weights(self, batch: Batch) -> Tensor:
         """exp(beta (Q - V)) (S, B) of the batch's chunks, at most 100, with Q of the critics, not of their targets."""
-        q = self.critic(batch.obs, batch.action_chunk)
-        advantage = aggregate_q(q, self.config.q_aggregation, self.config.pessimism) - self.value(batch.obs)
+        q = self.critic.aggregate(self.critic(batch.obs, batch.action_chunk))  # (S, B)
+        advantage = q - self.value(batch.obs)
         return (self.config.inverse_temperature * advantage).exp().clamp(max=MAX_WEIGHT)

@@ -10,18 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import (
-    Adam,
-    Agent,
-    Metrics,
-    Noise,
-    Phase,
-    check_config,
-    frozen_copy,
-    gradient_step,
-    polyak_update,
-)
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, Phase, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig
 from agents.blocks.flow import euler_step, integrate, matching_loss, rollout_gradient_norms
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
@@ -36,16 +27,12 @@ class NaiveSACFlowConfig:
     bc_coef: float = 100.0  # beta, weight of the squared distance to the flow's and to the batch's chunk, offline
     bc_coef_online: float = 100.0  # beta, online (batch's chunk only)
     critic_updates_per_offline_step: Literal[1, 2] = 2  # 1: the matching step leaves the critic alone
-    num_critics: int = 2  # N
-    q_aggregation: QAggregation = "mean"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    target_update_rate: float = 0.005  # tau
+    critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="mean")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of both fields
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1))
+        check_config(self)
 
 
 class NaiveSACFlow(Agent):
@@ -59,9 +46,7 @@ class NaiveSACFlow(Agent):
         super().__init__(config, obs_dim, action_dim, noise)
         self.behaviour_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
         self.policy_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         policy_parameters = [*self.behaviour_velocity.parameters(), *self.policy_velocity.parameters()]
         self.policy_optimizer = Adam(policy_parameters, config.learning_rate)
 
@@ -91,8 +76,8 @@ class NaiveSACFlow(Agent):
         if self.config.critic_updates_per_offline_step == 2:
             critic_loss, critic_metrics = self.critic_loss(batch, noise)
             metrics = critic_metrics | metrics
-            polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
-            steps.append((self.critic_optimizer, critic_loss))
+            self.critic.follow()
+            steps.append((self.critic.optimizer, critic_loss))
         gradient_step(*steps)
         return metrics
 
@@ -100,21 +85,20 @@ class NaiveSACFlow(Agent):
         """One step of critic and policy; the behaviour flow is left to Adam's momentum, as released."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise, bc_coef)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
-        gradient_step((self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss))
+        self.critic.follow()
+        gradient_step((self.critic.optimizer, critic_loss), (self.policy_optimizer, policy_loss))
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        """Squared error (S,) to the chunk's return plus the target critics' value of the policy's next chunk."""
         with torch.no_grad():
             x_0 = noise.normal("next_noise", batch.obs.shape[1], self.chunk_dim)
-            next_q = self.target_critic(batch.next_obs, self.policy(batch.next_obs, x_0))  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, self.policy(batch.next_obs, x_0))
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def matching_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Matching of the behaviour flow, distance of the policy to its endpoint from the same noise, and -Q."""
+        """Matching of the behaviour flow, distance of the policy to its endpoint from the same noise, and -Q; (S,)."""
         behaviour_velocity = self.behaviour_velocity(batch.obs)
         flow_loss = matching_loss(behaviour_velocity, batch.action_chunk, batch.valid, noise)
         x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
@@ -127,12 +111,12 @@ class NaiveSACFlow(Agent):
         return loss, {"matching_loss": flow_loss.detach(), "distill_loss": distill_loss.detach()}
 
     def policy_loss(self, batch: Batch, noise: Noise, bc_coef: float) -> tuple[Tensor, Metrics]:
-        """`action_loss` of the policy, through whose flow steps its gradient runs back."""
+        """`action_loss` (S,) of the policy, through whose flow steps its gradient runs back."""
         x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
         return self.action_loss(self.policy(batch.obs, x_0), batch, bc_coef)
 
     def action_loss(self, action_chunk: Tensor, batch: Batch, bc_coef: float) -> tuple[Tensor, Metrics]:
-        """-Q of an action chunk and its squared distance to the batch's."""
+        """-Q of an action chunk and its squared distance to the batch's, (S,)."""
         bc_loss = (action_chunk - batch.action_chunk).square().mean((1, 2, 3))
         q_loss = -self.critic(batch.obs, action_chunk, constant=True).mean((1, 2))
         loss = bc_coef * bc_loss + q_loss

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from agents.blocks.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_rollout
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, action_gradient, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, frozen_copy, gradient_step, polyak_update
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig, action_gradient
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.gaussian import TanhGaussian
 from agents.blocks.networks import MLP
+from agents.blocks.temperature import Temperature, check_learnt_coef
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
 
@@ -36,16 +38,15 @@ class QAMConfig:
     bc_coef: float = 300.0  # one_step: alpha, weight of the distillation towards the flow
     flow_steps: int = 10  # K, Euler steps from noise to action
     max_gradient_norm: float = 1.0  # of all networks together
-    q_aggregation: QAggregation = "pessimistic"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 10  # N
-    target_update_rate: float = 0.005  # tau, of critic and behaviour flow
+    # The behaviour flow's target network follows at the rate of the target critics.
+    critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # both flows, edit and one-step policy
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1), target_entropy=(-math.inf, math.inf))
+        check_config(self, target_entropy=(-math.inf, math.inf))
+        if self.variant == "edit" and self.edit_scale > 0:
+            check_learnt_coef(self)
 
 
 class QAM(Agent):
@@ -59,8 +60,7 @@ class QAM(Agent):
         self.behaviour_velocity = PlainVelocity(*dims, hidden_dims, noise)
         self.target_behaviour_velocity = frozen_copy(self.behaviour_velocity)
         self.policy_velocity = PlainVelocity(*dims, hidden_dims, noise)
-        self.critic = Critic(*dims, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
+        self.critic = Critic(config.critic, *dims, config.learning_rate, noise)
         policies: list[nn.Module] = [self.behaviour_velocity, self.policy_velocity]
         self.policy_modules = ("policy_velocity",)
         self.edits = config.variant == "edit" and config.edit_scale > 0
@@ -69,14 +69,12 @@ class QAM(Agent):
             self.edit_policy = TanhGaussian(sum(dims), hidden_dims, self.chunk_dim, noise)
             policies.append(self.edit_policy)
             self.policy_modules = ("policy_velocity", "edit_policy")
-            entropy_coef = torch.full((noise.num_seeds,), config.entropy_coef, device=noise.device)
-            self.log_entropy_coef = nn.Parameter(entropy_coef.log())
-            self.temperature_optimizer = Adam([self.log_entropy_coef], config.learning_rate)
+            target_entropy = config.target_entropy * self.chunk_dim
+            self.temperature = Temperature(config.entropy_coef, target_entropy, config.learning_rate, noise)
         if self.one_step:
             self.one_step_policy = MLP(sum(dims), hidden_dims, self.chunk_dim, noise)
             policies.append(self.one_step_policy)
             self.policy_modules = ("one_step_policy",)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(nn.ModuleList(policies).parameters(), config.learning_rate)
 
     @torch.no_grad()
@@ -110,39 +108,36 @@ class QAM(Agent):
         edit, log_prob = self.edit_policy.sample(torch.cat([obs, flow_action], -1), eps)
         return (flow_action + self.config.edit_scale * edit).clamp(-1, 1), log_prob
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of every network; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of every network."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
-        steps = [(self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss)]
+        steps = [(self.critic.optimizer, critic_loss), (self.policy_optimizer, policy_loss)]
         if self.edits:
-            steps.append((self.temperature_optimizer, self.temperature_loss(policy_metrics["entropy"])))
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
-        polyak_update(self.target_behaviour_velocity, self.behaviour_velocity, self.config.target_update_rate)
+            steps.append((self.temperature.optimizer, self.temperature.loss(policy_metrics["entropy"])))
+        self.critic.follow()
+        polyak_update(self.target_behaviour_velocity, self.behaviour_velocity, self.config.critic.target_update_rate)
         gradient_step(*steps, max_norm=self.config.max_gradient_norm)
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target critics' value of the policy's next chunk."""
+        """Squared error (S,) to the chunk's return plus the target critics' value of the policy's next chunk."""
         with torch.no_grad():
-            next_q = self.target_critic(batch.next_obs, self.policy(batch.next_obs, noise, "next"))  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, self.policy(batch.next_obs, noise, "next"))
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Matching of the behaviour flow to the data, adjoint matching of the other, and the variant's own terms."""
+        """Matching of the behaviour flow to the data, adjoint matching of the other, and the variant's terms; (S,)."""
         losses = {
             "matching_loss": matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise),
             "adjoint_loss": self.adjoint_loss(batch.obs, noise),
         }
         loss, metrics = losses["matching_loss"] + losses["adjoint_loss"], losses
         if self.edits or self.one_step:
-            own_loss, own_metrics = self.edit_loss(batch, noise) if self.edits else self.one_step_loss(batch, noise)
-            loss, metrics = loss + own_loss, losses | own_metrics
+            variant_loss = self.edit_loss if self.edits else self.one_step_loss
+            added, added_metrics = variant_loss(batch, noise)
+            loss, metrics = loss + added, losses | added_metrics
         return loss, {name: value.detach() for name, value in (metrics | {"policy_loss": loss}).items()}
 
     def adjoint_loss(self, obs: Tensor, noise: Noise) -> Tensor:
@@ -156,26 +151,22 @@ class QAM(Agent):
 
     def terminal_adjoint(self, obs: Tensor, x_1: Tensor) -> Tensor:
         """The gradient (S, B, D) of -inverse_temperature Q at the clipped x_1: 0 in a coordinate outside the box."""
-        gradient = action_gradient(self.target_critic, obs, x_1.clamp(-1, 1))
+        gradient = action_gradient(self.critic.target, obs, x_1.clamp(-1, 1))
         return -self.config.inverse_temperature * (x_1.abs() <= 1) * gradient
 
     def one_step_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """QAM-F: distillation of the fine-tuned flow from the same noise, and -Q of the clipped policy."""
+        """QAM-F: distillation of the fine-tuned flow from the same noise, and -Q of the clipped policy, (S,)."""
         x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
         x_1 = self.distilled(batch.obs, x_0)
-        bc_loss = (x_1 - self.flow_action(batch.obs, x_0)).square().mean((1, 2))
+        distill_loss = (x_1 - self.flow_action(batch.obs, x_0)).square().mean((1, 2))
         q_loss = -self.critic(batch.obs, x_1.clamp(-1, 1), constant=True).mean((1, 2))
-        return self.config.bc_coef * bc_loss + q_loss, {"bc_loss": bc_loss, "q_loss": q_loss}
+        return self.config.bc_coef * distill_loss + q_loss, {"distill_loss": distill_loss, "q_loss": q_loss}
 
     def edit_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """QAM-E: -Q of the edited action, and the entropy of the edit, which is not in the critic's target."""
+        """QAM-E: -Q of the edited action, and the entropy of the edit, which is not in the critic's target; (S,)."""
         x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
         x_1, log_prob = self.edited(batch.obs, self.flow_action(batch.obs, x_0), noise, "policy")
         q_loss = -self.critic(batch.obs, x_1, constant=True).mean((1, 2))
-        entropy, entropy_coef = -log_prob.mean(1), self.log_entropy_coef.detach().exp()
+        entropy, entropy_coef = -log_prob.mean(1), self.temperature.coef
         metrics = {"q_loss": q_loss, "entropy": entropy, "entropy_coef": entropy_coef}
         return q_loss - entropy_coef * entropy, metrics
-
-    def temperature_loss(self, entropy: Tensor) -> Tensor:
-        """Loss (S,) of alpha, which grows while the entropy (S,) of the edits is below its target."""
-        return self.log_entropy_coef.exp() * (entropy - self.config.target_entropy * self.chunk_dim)

@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, best_candidate, repeat_obs, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig, best_candidate, repeat_obs
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
@@ -24,30 +25,24 @@ class QCConfig:
     chunk_length: int = 5  # H, environment steps per action chunk; 1 is BFN
     num_candidates: int = 32  # samples of the flow among which the critic chooses; 1 is a clone of the data
     flow_steps: int = 10  # K, Euler steps of the flow
-    q_aggregation: QAggregation = "mean"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 2  # N
-    target_update_rate: float = 0.005  # tau
+    critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="mean")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1))
+        check_config(self)
 
 
 class QC(Agent):
     """Q-chunking with a behaviour flow and rejection sampling."""
 
     config: QCConfig
-    policy_modules = ("behaviour_velocity", "critic")
+    policy_modules = ("behaviour_velocity", "critic.online")
 
     def __init__(self, config: QCConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
         self.behaviour_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         self.policy_optimizer = Adam(self.behaviour_velocity.parameters(), config.learning_rate)
 
     @torch.no_grad()
@@ -63,30 +58,26 @@ class QC(Agent):
         candidates = x_1.unflatten(-1, (self.chunk_length, -1))
         return best_candidate(candidates, self.critic(obs, candidates).mean(1), num_candidates)
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic and flow; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic and flow."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
-        gradient_step((self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss))
+        self.critic.follow()
+        gradient_step((self.critic.optimizer, critic_loss), (self.policy_optimizer, policy_loss))
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target critics' value of the next chunk.
+        """Squared error (S,) to the chunk's return plus the target critics' value of the next chunk.
 
         The critic in training chooses that chunk and the target critics value it, so that errors of one are not
         maximised over.
         """
         with torch.no_grad():
-            next_q = self.target_critic(batch.next_obs, self.policy(batch.next_obs, noise, "next_noise"))  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, self.policy(batch.next_obs, noise, "next_noise"))
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Matching of the flow to the data; no Q."""
+        """Matching (S,) of the flow to the data; no Q."""
         loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
         return loss, {"policy_loss": loss.detach()}

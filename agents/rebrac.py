@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, frozen_copy, gradient_step, polyak_update
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig
 from agents.blocks.networks import MLP
 from datasets.batch import Batch
 
@@ -31,16 +32,13 @@ class ReBRACConfig:
     policy_noise: float = 0.2  # standard deviation, in the target, while collecting and in evaluation
     noise_clip: float = 0.5  # largest magnitude of that noise
     target_update_interval: int = 2  # updates from one step of the target networks to the next
-    q_aggregation: QAggregation = "pessimistic"  # over the target critics, and over the critics in the policy loss
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 10  # N
-    target_update_rate: float = 0.005  # tau
+    # Q is aggregated in the policy loss as in the target.
+    critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1))
+        check_config(self)
 
 
 class ReBRAC(Agent):
@@ -53,9 +51,7 @@ class ReBRAC(Agent):
         super().__init__(config, obs_dim, action_dim, noise)
         self.policy = MLP(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise, out_scale=POLICY_OUT_SCALE)
         self.target_policy = frozen_copy(self.policy)
-        self.critic = Critic(obs_dim, self.chunk_dim, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         self.policy_optimizer = Adam(self.policy.parameters(), config.learning_rate)
 
     @torch.no_grad()
@@ -68,42 +64,37 @@ class ReBRAC(Agent):
         added = (self.config.policy_noise * noise.normal(draw, *chunk.shape[1:])).clamp(-clip, clip)
         return (chunk + added).clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic and policy, and of their targets if it is their turn; the same in both phases."""
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of critic and policy, and of their targets if it is their turn."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
         rate = self.target_rate()
-        polyak_update(self.target_critic, self.critic, rate)
+        polyak_update(self.critic.target, self.critic.online, rate)
         polyak_update(self.target_policy, self.policy, rate)
-        gradient_step((self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss))
+        gradient_step((self.critic.optimizer, critic_loss), (self.policy_optimizer, policy_loss))
         return critic_metrics | policy_metrics
 
     def target_rate(self) -> Tensor:
         """tau in every `target_update_interval`-th update and 0 in the others, a scalar."""
-        update = self.critic_optimizer.steps + 1  # the number of this update, from 1
-        return self.config.target_update_rate * (update % self.config.target_update_interval == 0)
+        update = self.critic.optimizer.steps + 1  # the number of this update, from 1
+        return self.config.critic.target_update_rate * (update % self.config.target_update_interval == 0)
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the target networks' value of the next chunk, which has noise."""
+        """Squared error (S,) to the chunk's return plus the target networks' value of the noisy next chunk."""
         with torch.no_grad():
             next_action_chunk = self.noisy(self.target_policy(batch.next_obs).tanh(), noise, "next_noise")
-            next_q = self.target_critic(batch.next_obs, next_action_chunk)  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, next_action_chunk)
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """-Q over its mean magnitude, with Q aggregated as in the target, and the distance to the batch's chunk."""
+        """-Q over its mean magnitude, aggregated as in the target, and the distance to the batch's chunk; (S,)."""
         action_chunk = self.policy(batch.obs).tanh().view_as(batch.action_chunk)
         squared_distance = (action_chunk - batch.action_chunk).square().sum((2, 3))  # (S, B)
         # A chunk that runs into the next episode is no chunk of the data: weight 0.
         bc_loss = (batch.valid[..., -1] * squared_distance).mean(1)
 
-        q = self.critic(batch.obs, action_chunk, constant=True)  # (S, N, B)
-        q = aggregate_q(q, self.config.q_aggregation, self.config.pessimism)
+        q = self.critic.aggregate(self.critic(batch.obs, action_chunk, constant=True))  # (S, B)
         q_loss = -q.mean(1) / q.detach().abs().mean(1).clamp(min=SMALLEST_SCALE)
 
         loss = q_loss + self.config.bc_coef * bc_loss

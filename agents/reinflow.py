@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.blocks.base import Adam, Metrics, Noise, check_config, gradient_step
-from agents.blocks.critics import Value
+from agents.blocks.base import Adam, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Value
 from agents.blocks.flow import euler_step, matching_loss, t_like
-from agents.blocks.ppo import PPOAgent, clipped_loss, normalised
+from agents.blocks.ppo import PPOAgent, clipped_loss, normalised, pack_chain, unpack_chain
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch, Decisions
 
@@ -79,7 +80,7 @@ class ReinFlow(PPOAgent):
         """The record of a decision: the points of its chain, and the log density of the chain."""
         action_chunk, points = self.chain(obs, noise, stochastic=True)
         log_prob, _ = self.log_prob(obs, points)
-        return action_chunk, torch.cat([points.flatten(2), log_prob.unsqueeze(-1)], -1)
+        return action_chunk, pack_chain(points, log_prob.unsqueeze(-1))
 
     def chain(self, obs: Tensor, noise: Noise, stochastic: bool) -> tuple[Tensor, Tensor]:
         """Action chunks (S, B, H, A) and the points (S, B, K + 1, D) on their way, for obs (S, B, O)."""
@@ -114,15 +115,17 @@ class ReinFlow(PPOAgent):
         return torch.stack(log_probs).mean((0, -1)), torch.stack(log_stds).mean((0, -1))
 
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        """Flow matching."""
+        """One step of flow matching; the network of the noise waits for the online phase."""
         loss = matching_loss(self.velocity(batch.obs), batch.action_chunk, batch.valid, noise)
         gradient_step((self.matching_optimizer, loss))
         return {"policy_loss": loss.detach()}
 
     def policy_loss(self, batch: Decisions) -> tuple[Tensor, Metrics]:
-        """The clipped objective of the chains' densities, and their entropy."""
-        points, old_log_prob = batch.record[..., :-1].unflatten(-1, (-1, self.chunk_dim)), batch.record[..., -1]
+        """The clipped objective (S,) of the chains' densities, and their entropy."""
+        points, old_log_prob = unpack_chain(batch.record, self.chunk_dim, 1)
         log_prob, entropy = self.log_prob(batch.obs, points)
-        loss, metrics = clipped_loss(log_prob - old_log_prob, normalised(batch.advantage), self.config.clip_range)
+        loss, metrics = clipped_loss(
+            log_prob - old_log_prob.squeeze(-1), normalised(batch.advantage), self.config.clip_range
+        )
         loss = loss - self.config.entropy_coef * entropy.mean(1)
         return loss, {"policy_loss": loss.detach(), "entropy": entropy.mean(1).detach(), **metrics}

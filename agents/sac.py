@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from agents.blocks.base import Adam, Agent, Metrics, Noise, check_config, frozen_copy, gradient_step, polyak_update
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig
 from agents.blocks.gaussian import TanhGaussian
 from agents.blocks.networks import Activation
+from agents.blocks.temperature import Temperature, check_learnt_coef
 from datasets.batch import Batch
 
 
@@ -32,18 +34,14 @@ class SACConfig:
     bc_coef: float = 0.0  # weight of -log density of the batch's chunk; 0.01 is QC-RLPD
     activation: Activation = "relu"  # of policy and critics
     critic_layer_norm: bool = False
-    q_aggregation: QAggregation = "min"  # over the target critics, and over the critics in the policy loss
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    num_critics: int = 2  # N
-    target_update_rate: float = 0.005  # tau
+    # Q is aggregated in the policy loss as in the target.
+    critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="min")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1), target_entropy=(-math.inf, math.inf))
-        if self.entropy_coef == 0:  # its logarithm is what is learnt
-            raise ValueError(f"SACConfig.entropy_coef = {self.entropy_coef!r}: must be above 0")
+        check_config(self, target_entropy=(-math.inf, math.inf))
+        check_learnt_coef(self)
 
 
 class SAC(Agent):
@@ -56,21 +54,17 @@ class SAC(Agent):
         super().__init__(config, obs_dim, action_dim, noise)
         self.policy = TanhGaussian(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise, config.activation)
         self.critic = Critic(
+            config.critic,
             obs_dim,
             self.chunk_dim,
-            config.critic_hidden_dims,
-            config.num_critics,
+            config.learning_rate,
             noise,
             layer_norm=config.critic_layer_norm,
             activation=config.activation,
         )
-        self.target_critic = frozen_copy(self.critic)
-        self.log_entropy_coef = nn.Parameter(
-            torch.full((noise.num_seeds,), config.entropy_coef, device=noise.device).log()
-        )
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
+        target_entropy = config.target_entropy * self.chunk_dim
+        self.temperature = Temperature(config.entropy_coef, target_entropy, config.learning_rate, noise)
         self.policy_optimizer = Adam(self.policy.parameters(), config.learning_rate)
-        self.temperature_optimizer = Adam([self.log_entropy_coef], config.learning_rate)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
@@ -83,55 +77,41 @@ class SAC(Agent):
         chunk, log_prob = self.policy.sample(obs, noise.normal(draw, obs.shape[1], self.chunk_dim))
         return chunk.unflatten(-1, (self.chunk_length, -1)), log_prob
 
-    @property
-    def entropy_coef(self) -> Tensor:
-        """alpha (S,), a constant for every loss but its own."""
-        return self.log_entropy_coef.detach().exp()
-
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        """The same as online; neither method has an offline phase of its own."""
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
         """One step of critic, policy and temperature."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
-        policy_metrics["entropy_coef"] = self.entropy_coef
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        policy_metrics["entropy_coef"] = self.temperature.coef
+        self.critic.follow()
         gradient_step(
-            (self.critic_optimizer, critic_loss),
+            (self.critic.optimizer, critic_loss),
             (self.policy_optimizer, policy_loss),
-            (self.temperature_optimizer, self.temperature_loss(policy_metrics["entropy"])),
+            (self.temperature.optimizer, self.temperature.loss(policy_metrics["entropy"])),
         )
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the value, soft or not, of the policy's next chunk."""
+        """Squared error (S,) to the chunk's return plus the value, soft or not, of the policy's next chunk."""
         with torch.no_grad():
             next_action_chunk, log_prob = self.sample(batch.next_obs, noise, "next_noise")
-            next_q = self.target_critic(batch.next_obs, next_action_chunk)  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
+            next_value = self.critic.target_value(batch.next_obs, next_action_chunk)
             if self.config.entropy_in_target:
-                next_value = next_value - self.entropy_coef.unsqueeze(-1) * log_prob
+                next_value = next_value - self.temperature.coef.unsqueeze(-1) * log_prob
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """alpha log pi - Q, with Q aggregated as in the target, and cloning of the batch where it has a weight."""
+        """alpha log pi - Q, aggregated as in the target, and cloning of the batch where it has a weight; (S,)."""
         action_chunk, log_prob = self.sample(batch.obs, noise, "policy_noise")
         q = self.critic(batch.obs, action_chunk, constant=True)  # (S, N, B)
-        q_loss = -aggregate_q(q, self.config.q_aggregation, self.config.pessimism).mean(1)
+        q_loss = -self.critic.aggregate(q).mean(1)
         entropy = -log_prob.mean(1)
-        loss = q_loss - self.entropy_coef * entropy
+        loss = q_loss - self.temperature.coef * entropy
         metrics = {"q_loss": q_loss, "entropy": entropy}
         if self.config.bc_coef > 0:
             # A chunk that runs into the next episode is no chunk of the data: weight 0.
             data_log_prob = batch.valid[..., -1] * self.policy.log_prob(batch.obs, batch.action_chunk.flatten(2))
-            metrics["bc_loss"] = -data_log_prob.mean(1)
-            loss = loss + self.config.bc_coef * metrics["bc_loss"]
+            metrics["nll_loss"] = -data_log_prob.mean(1)
+            loss = loss + self.config.bc_coef * metrics["nll_loss"]
         metrics["policy_loss"] = loss
         return loss, {name: value.detach() for name, value in metrics.items()}
-
-    def temperature_loss(self, entropy: Tensor) -> Tensor:
-        """Loss (S,) of alpha, which grows while the entropy (S,) is below its target."""
-        return self.log_entropy_coef.exp() * (entropy - self.config.target_entropy * self.chunk_dim)

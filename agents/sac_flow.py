@@ -11,20 +11,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from agents.blocks.base import (
-    Adam,
-    Agent,
-    Metrics,
-    Noise,
-    Phase,
-    check_config,
-    frozen_copy,
-    gradient_step,
-    polyak_update,
-)
-from agents.blocks.critics import Critic, QAggregation, aggregate_q, td_loss
+from agents.blocks.base import Adam, Agent, Metrics, Noise, Phase, gradient_step
+from agents.blocks.config import check_config
+from agents.blocks.critic import Critic, CriticConfig
 from agents.blocks.flow import (
     NoiseScheme,
     TanhLogDet,
@@ -37,6 +28,7 @@ from agents.blocks.flow import (
     rollout_gradient_norms,
     step_std,
 )
+from agents.blocks.temperature import Temperature, check_learnt_coef
 from agents.blocks.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from datasets.batch import Batch
 
@@ -65,12 +57,8 @@ class SACFlowConfig:
     entropy_reference: Literal["path", "centred"] = "path"  # centred: without the constant that the step noise adds
     tanh_log_det: TanhLogDet = "released"  # the term of the squashing in the log density
     critic_updates_per_offline_step: Literal[1, 2] = 2  # 1: the matching step leaves the critic alone
-    num_critics: int = 2  # N
-    q_aggregation: QAggregation = "mean"  # over the target critics
-    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
-    target_update_rate: float = 0.005  # tau
+    critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="mean")
     learning_rate: float = 3e-4
-    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # gated: the candidate; plain
     gate_dim: int = 256  # gated: hidden width of the gate
     decoder_dim: int = 128  # decoded: width
@@ -78,7 +66,9 @@ class SACFlowConfig:
     norm: Literal["post", "pre"] = "post"  # decoded: as released, as in the paper
 
     def __post_init__(self) -> None:
-        check_config(self, target_update_rate=(0, 1), target_entropy=(-math.inf, math.inf))
+        check_config(self, target_entropy=(-math.inf, math.inf))
+        if self.temperature in ("released", "auto"):
+            check_learnt_coef(self)
         if self.decoder_dim % 4:
             raise ValueError(f"SACFlowConfig.decoder_dim = {self.decoder_dim}: must be a multiple of 4")
         for name in ("policy_noise_std", "target_noise_std"):
@@ -87,9 +77,10 @@ class SACFlowConfig:
                 raise ValueError(f"SACFlowConfig.{name} = {std!r}: must be above 0 unless temperature = 'off'")
 
 
-class Path(NamedTuple):
+class NoisyPath(NamedTuple):
     """A noisy rollout: what was drawn for it, and its end."""
 
+    noise_std: float  # as in the config
     x_0: Tensor  # (S, B, D)
     step_noise: Tensor  # (S, K, B, D)
     x_1: Tensor  # (S, B, D), the action chunk before the tanh
@@ -111,56 +102,45 @@ class SACFlow(Agent):
             self.velocity_field = DecodedVelocity(*dims, config.decoder_dim, config.decoder_layers, config.norm, noise)
         else:
             self.velocity_field = PlainVelocity(*dims, config.policy_hidden_dims, noise)
-        self.critic = Critic(*dims, config.critic_hidden_dims, config.num_critics, noise)
-        self.target_critic = frozen_copy(self.critic)
-        entropy_coef = 0.0 if config.temperature == "off" else config.entropy_coef
-        self.log_entropy_coef = nn.Parameter(
-            torch.full((noise.num_seeds,), entropy_coef, device=noise.device).log(),
-            requires_grad=config.temperature in ("released", "auto"),
+        self.critic = Critic(config.critic, *dims, config.learning_rate, noise)
+        self.temperature = Temperature(
+            0.0 if config.temperature == "off" else config.entropy_coef,
+            config.target_entropy * self.chunk_dim,
+            config.learning_rate,
+            noise,
+            learnt=config.temperature in ("released", "auto"),
         )
         if config.bc_target == "flow":
             self.behaviour_velocity = PlainVelocity(*dims, config.policy_hidden_dims, noise)
             self.behaviour_optimizer = Adam(self.behaviour_velocity.parameters(), config.learning_rate)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.velocity_field.parameters(), config.learning_rate)
-        if self.log_entropy_coef.requires_grad:
-            self.temperature_optimizer = Adam([self.log_entropy_coef], config.learning_rate)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
         noise_std = self.config.collect_noise_std if mode == "collect" else self.config.evaluate_noise_std
         return self.action_chunk(self.rollout(obs, noise, "act", noise_std))
 
-    def rollout(self, obs: Tensor, noise: Noise, draw: str, noise_std: float) -> Path:
+    def rollout(self, obs: Tensor, noise: Noise, draw: str, noise_std: float) -> NoisyPath:
         """The policy's path at obs (S, B, O), from numbers drawn under names that begin with `draw`."""
-        x_0, step_noise = self.draw_noise(obs.shape[1], noise, draw)
+        x_0 = noise.normal(f"{draw}_noise", obs.shape[1], self.chunk_dim)
+        step_noise = noise.normal(f"{draw}_step_noise", self.config.flow_steps, *x_0.shape[1:])
         x_1 = noisy_rollout(self.velocity_field(obs), x_0, step_noise, noise_std, self.config.noise_scheme)
-        return Path(x_0, step_noise, x_1)
+        return NoisyPath(noise_std, x_0, step_noise, x_1)
 
-    def draw_noise(self, batch_size: int, noise: Noise, draw: str) -> tuple[Tensor, Tensor]:
-        """x_0 (S, B, D) and step noise (S, K, B, D) of a rollout."""
-        x_0 = noise.normal(f"{draw}_noise", batch_size, self.chunk_dim)
-        return x_0, noise.normal(f"{draw}_step_noise", self.config.flow_steps, *x_0.shape[1:])
-
-    def action_chunk(self, path: Path) -> Tensor:
+    def action_chunk(self, path: NoisyPath) -> Tensor:
         """tanh(x_1), (S, B, H, A)."""
         return path.x_1.tanh().unflatten(-1, (self.chunk_length, -1))
 
-    def path_log_prob(self, path: Path, noise_std: float) -> Tensor:
+    def path_log_prob(self, path: NoisyPath) -> Tensor:
         """Log density (S, B) of the path, 0 where there is no entropy term."""
-        config, (x_0, step_noise, x_1) = self.config, path
+        config = self.config
         if config.temperature == "off":
-            return torch.zeros_like(x_1[..., 0])
-        std = step_std(noise_std, config.flow_steps, config.noise_scheme)
-        log_prob = path_log_prob(x_0, step_noise, std, x_1, config.tanh_log_det)
+            return torch.zeros_like(path.x_1[..., 0])
+        std = step_std(path.noise_std, config.flow_steps, config.noise_scheme)
+        log_prob = path_log_prob(path.x_0, path.step_noise, std, path.x_1, config.tanh_log_det)
         if config.entropy_reference == "centred":
             log_prob = log_prob + path_entropy(self.chunk_dim, config.flow_steps, std)
         return log_prob
-
-    @property
-    def entropy_coef(self) -> Tensor:
-        """alpha (S,), a constant for every loss but its own."""
-        return self.log_entropy_coef.detach().exp()
 
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
         """A matching step and a policy step on the same batch: two optimiser steps, as released."""
@@ -176,11 +156,11 @@ class SACFlow(Agent):
         if self.config.critic_updates_per_offline_step == 2:
             critic_loss, critic_metrics = self.critic_loss(batch, noise)
             metrics = critic_metrics | metrics
-            polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
-            steps.append((self.critic_optimizer, critic_loss))
+            self.critic.follow()
+            steps.append((self.critic.optimizer, critic_loss))
         if self.config.temperature == "released":
             # The released code steps the temperature here too, with entropy 0: momentum goes on moving it.
-            steps.append((self.temperature_optimizer, self.temperature_loss(torch.zeros_like(self.entropy_coef))))
+            steps.append((self.temperature.optimizer, self.temperature_loss(torch.zeros_like(self.temperature.coef))))
         gradient_step(*steps)
         return metrics
 
@@ -188,30 +168,28 @@ class SACFlow(Agent):
         """One step of critic, policy and temperature."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise, bc_coef)
-        steps = [(self.critic_optimizer, critic_loss), (self.policy_optimizer, policy_loss)]
+        steps = [(self.critic.optimizer, critic_loss), (self.policy_optimizer, policy_loss)]
         if self.config.bc_target == "flow":
             cloning_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
             steps.append((self.behaviour_optimizer, cloning_loss))
-        if self.log_entropy_coef.requires_grad:
-            steps.append((self.temperature_optimizer, self.temperature_loss(policy_metrics["entropy"])))
-        policy_metrics["entropy_coef"] = self.entropy_coef
-        polyak_update(self.target_critic, self.critic, self.config.target_update_rate)
+        if self.temperature.learnt:
+            steps.append((self.temperature.optimizer, self.temperature_loss(policy_metrics["entropy"])))
+        policy_metrics["entropy_coef"] = self.temperature.coef
+        self.critic.follow()
         gradient_step(*steps)
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """Squared error to the chunk's return plus the soft target value of the policy's next chunk."""
+        """Squared error (S,) to the chunk's return plus the soft target value of the policy's next chunk."""
         with torch.no_grad():
-            std = self.config.target_noise_std
-            path = self.rollout(batch.next_obs, noise, "next", std)
-            next_q = self.target_critic(batch.next_obs, self.action_chunk(path))  # (S, N, B)
-            next_value = aggregate_q(next_q, self.config.q_aggregation, self.config.pessimism)
-            next_value = next_value - self.entropy_coef.unsqueeze(-1) * self.path_log_prob(path, std)
+            path = self.rollout(batch.next_obs, noise, "next", self.config.target_noise_std)
+            next_value = self.critic.target_value(batch.next_obs, self.action_chunk(path))
+            next_value = next_value - self.temperature.coef.unsqueeze(-1) * self.path_log_prob(path)
             target = batch.chunk_return + batch.bootstrap * next_value  # (S, B)
-        return td_loss(self.critic(batch.obs, batch.action_chunk), target, batch)
+        return self.critic.loss(batch, target)
 
     def matching_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """The policy's field is matched to the batch's chunks although its actions are tanh(x_K), as released."""
+        """Matching (S,) of the policy's field to the batch's chunks although its actions are tanh(x_K), as released."""
         target = batch.action_chunk
         if self.config.fm_space == "pretanh":
             target = target.clamp(-0.98, 0.98).atanh()
@@ -219,26 +197,27 @@ class SACFlow(Agent):
         return loss, {"matching_loss": loss.detach()}
 
     def policy_loss(self, batch: Batch, noise: Noise, bc_coef: float) -> tuple[Tensor, Metrics]:
-        """`loss_of_path` of a noisy rollout, through which its gradient runs back."""
+        """`loss_of_path` (S,) of a noisy rollout, through which its gradient runs back."""
         return self.loss_of_path(self.rollout(batch.obs, noise, "policy", self.config.policy_noise_std), batch, bc_coef)
 
-    def loss_of_path(self, path: Path, batch: Batch, bc_coef: float) -> tuple[Tensor, Metrics]:
-        """-Q and entropy of a path, and the squared distance of its end to what the policy is held to."""
-        action_chunk, log_prob = self.action_chunk(path), self.path_log_prob(path, self.config.policy_noise_std)
+    def loss_of_path(self, path: NoisyPath, batch: Batch, bc_coef: float) -> tuple[Tensor, Metrics]:
+        """-Q and entropy of a path, and the squared distance of its end to what the policy is held to, (S,)."""
+        action_chunk, log_prob = self.action_chunk(path), self.path_log_prob(path)
         squared_distance = (action_chunk - self.bc_target(path, batch)).square()
         if self.config.mask_bc_by_valid:
             squared_distance = squared_distance * batch.valid.unsqueeze(-1)
-        bc_loss = squared_distance.mean((1, 2, 3))
+        distance = squared_distance.mean((1, 2, 3))
 
         q = self.critic(batch.obs, action_chunk, constant=True).mean(1)  # (S, B)
-        q_loss = (self.entropy_coef.unsqueeze(-1) * log_prob - q).mean(1)
+        q_loss = (self.temperature.coef.unsqueeze(-1) * log_prob - q).mean(1)
 
-        loss = bc_coef * bc_loss + q_loss
-        metrics = {"policy_loss": loss, "bc_loss": bc_loss, "q_loss": q_loss, "entropy": -log_prob.mean(1)}
+        loss = bc_coef * distance + q_loss
+        metrics = {"policy_loss": loss, "q_loss": q_loss, "entropy": -log_prob.mean(1)}
+        metrics["bc_loss" if self.config.bc_target == "batch" else "distill_loss"] = distance
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     @torch.no_grad()
-    def bc_target(self, path: Path, batch: Batch) -> Tensor:
+    def bc_target(self, path: NoisyPath, batch: Batch) -> Tensor:
         """The batch's chunk (S, B, H, A), or the end of the cloned flow from the start of the path."""
         if self.config.bc_target == "batch":
             return batch.action_chunk
@@ -248,19 +227,18 @@ class SACFlow(Agent):
     def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
         config = self.config
         bc_coef = config.bc_coef if phase == "offline" else config.bc_coef_online
-        x_0, step_noise = self.draw_noise(batch.obs.shape[1], noise, "policy")
+        with torch.no_grad():
+            path = self.rollout(batch.obs, noise, "policy", config.policy_noise_std)
 
         def step(k: int, x: Tensor) -> Tensor:
             velocity = self.velocity_field(batch.obs)
-            return noisy_step(velocity, x, k, step_noise, config.policy_noise_std, config.noise_scheme)
+            return noisy_step(velocity, x, k, path.step_noise, path.noise_std, config.noise_scheme)
 
         def loss(x_1: Tensor) -> Tensor:
-            return self.loss_of_path(Path(x_0, step_noise, x_1), batch, bc_coef)[0]
+            return self.loss_of_path(path._replace(x_1=x_1), batch, bc_coef)[0]
 
-        return rollout_gradient_norms(step, x_0, config.flow_steps, loss, self.velocity_field.parameters())
+        return rollout_gradient_norms(step, path.x_0, config.flow_steps, loss, self.velocity_field.parameters())
 
     def temperature_loss(self, entropy: Tensor) -> Tensor:
         """Loss (S,) of alpha. The released rule has the entropy's sign inverted: alpha decays while entropy < 0."""
-        target_entropy = self.config.target_entropy * self.chunk_dim
-        excess = entropy - target_entropy if self.config.temperature == "auto" else -entropy - target_entropy
-        return self.log_entropy_coef.exp() * excess
+        return self.temperature.loss(entropy if self.config.temperature == "auto" else -entropy)

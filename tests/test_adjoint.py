@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.blocks.adjoint import adjoint_matching_loss, lean_adjoint, memoryless_rollout, memoryless_std
+from agents.blocks.config import with_settings
 from agents.blocks.flow import integrate
 from agents.blocks.velocities import Velocity
 from agents.qam import QAM, QAMConfig
@@ -179,7 +180,7 @@ def test_a_quadratic_reward_tilts_mean_and_variance_as_bayes_rule_does() -> None
 def build(variant: str = "plain", seeds: tuple[int, ...] = (0,), **changes: Any) -> QAM:
     settings: dict[str, Any] = {"variant": variant, "flow_steps": 3, "num_critics": 2}
     settings |= {"policy_hidden_dims": (16, 16), "critic_hidden_dims": (16, 16)}
-    return QAM(QAMConfig(**(settings | changes)), OBS_DIM, ACTION_DIM, SeededNoise(seeds))
+    return QAM(with_settings(QAMConfig(), **(settings | changes)), OBS_DIM, ACTION_DIM, SeededNoise(seeds))
 
 
 def set_output(network: Any, bias: float) -> None:
@@ -218,7 +219,7 @@ def test_the_base_is_the_polyak_copy_of_the_behaviour_flow() -> None:
 def test_the_adjoint_starts_at_minus_the_weighted_gradient_of_the_mean_target_critic_inside_the_box() -> None:
     agent, obs = build(inverse_temperature=3.0), torch.randn(1, 4, OBS_DIM)
     with torch.no_grad():
-        for parameter in agent.critic.parameters():
+        for parameter in agent.critic.online.parameters():
             parameter.zero_()
     x = torch.rand(1, 4, 10) - 0.5
     x[..., 3], x[..., 7] = 1.5, -1.01
@@ -226,7 +227,7 @@ def test_the_adjoint_starts_at_minus_the_weighted_gradient_of_the_mean_target_cr
     assert (found[..., [3, 7]] == 0).all() and (found[..., :3] != 0).all()
     for i in (0, 9):
         shift = step * torch.eye(10)[i]
-        q = [agent.target_critic(obs, (x + sign * shift).clamp(-1, 1)).mean(1) for sign in (1, -1)]
+        q = [agent.critic.target(obs, (x + sign * shift).clamp(-1, 1)).mean(1) for sign in (1, -1)]
         torch.testing.assert_close(found[..., i], -3 * (q[0] - q[1]) / (2 * step), rtol=1e-2, atol=1e-3)
 
 
@@ -254,10 +255,10 @@ def test_edits_stay_within_their_scale_and_actions_within_the_box() -> None:
 
 def test_the_entropy_coefficient_grows_while_edits_have_too_little_entropy() -> None:
     agent = build("edit", entropy_coef=0.5, target_entropy=-0.3)
-    assert float(agent.temperature_loss(torch.tensor([-5.0])).detach()) == pytest.approx(0.5 * (-5 + 0.3 * 10))
+    assert float(agent.temperature.loss(torch.tensor([-5.0])).detach()) == pytest.approx(0.5 * (-5 + 0.3 * 10))
     set_output(agent.edit_policy.mlp, -5.0)
     train(agent, [0], offline=1, online=0)
-    assert float(agent.log_entropy_coef.detach().exp()) > 0.5
+    assert float(agent.temperature.log_coef.detach().exp()) > 0.5
 
 
 def test_the_edit_loss_weighs_its_entropy_and_the_target_does_not() -> None:
@@ -266,7 +267,7 @@ def test_the_edit_loss_weighs_its_entropy_and_the_target_does_not() -> None:
     torch.testing.assert_close(loss, metrics["q_loss"] - 0.5 * metrics["entropy"])
     before = agent.critic_loss(batch, SeededNoise([0]))[0]
     with torch.no_grad():
-        agent.log_entropy_coef.add_(3)
+        agent.temperature.log_coef.add_(3)
     assert torch.equal(agent.critic_loss(batch, SeededNoise([0]))[0], before)
 
 
@@ -287,8 +288,8 @@ def test_the_one_step_policy_is_pulled_towards_the_end_of_the_flow_from_the_same
     set_output(agent.one_step_policy, 1.2)
     noise = RecordedNoise({"policy_noise": torch.full((BATCH_SIZE, 10), 0.4)})
     loss, metrics = agent.one_step_loss(batch, noise)
-    torch.testing.assert_close(metrics["bc_loss"], torch.tensor([0.7**2]))  # not of the clipped policy
-    torch.testing.assert_close(loss, 7 * metrics["bc_loss"] + metrics["q_loss"])
+    torch.testing.assert_close(metrics["distill_loss"], torch.tensor([0.7**2]))  # not of the clipped policy
+    torch.testing.assert_close(loss, 7 * metrics["distill_loss"] + metrics["q_loss"])
     q = agent.critic(batch.obs, torch.ones_like(batch.action_chunk)).mean((1, 2))
     torch.testing.assert_close(metrics["q_loss"], -q)
 

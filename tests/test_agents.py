@@ -1,8 +1,10 @@
 """What holds for every agent, whatever its algorithm; and what each option of a config changes."""
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from agents import AGENTS
-from agents.blocks.base import Adam, Agent, OnPolicyAgent, gradient_step, polyak_update
+from agents.blocks.base import Adam, Agent, OnPolicyAgent, current_names, gradient_step, polyak_update
+from agents.blocks.config import settings_of, with_settings
 from agents.blocks.flow import matching_loss, path_entropy
 from agents.fql import FQL, FQLConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
@@ -45,8 +48,7 @@ def tiny_config(name: str, **changes: Any) -> Any:
         "max_gradient_norm": 1e9,  # whose clipping would mix the gradients of critic and policy
     }
     config = AGENTS[name][1]
-    known = {field.name for field in fields(config)}
-    return replace(config, **({key: value for key, value in small.items() if key in known} | changes))
+    return with_settings(config, **({k: v for k, v in small.items() if k in settings_of(config)} | changes))
 
 
 def build(name: str, seeds: list[int], **changes: Any) -> Any:
@@ -139,10 +141,13 @@ def test_act_needs_only_the_policy_modules(name: str) -> None:
     train(trained, [0])
     for module in trained.policy_modules:
         fresh.get_submodule(module).load_state_dict(trained.get_submodule(module).state_dict())
+    loaded = build(name, [2])
+    loaded.load_policy(trained.policy_tensors())
     obs = torch.randn(1, 4, OBS_DIM)
     for mode in ("collect", "evaluate"):
         expected = trained.act(obs, SeededNoise([3]), mode)
-        assert torch.equal(fresh.act(obs, SeededNoise([3]), mode), expected)
+        for agent in (fresh, loaded):
+            assert torch.equal(agent.act(obs, SeededNoise([3]), mode), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -208,6 +213,84 @@ def test_states_that_do_not_fit_are_refused() -> None:
         agent.load_seed_states([state, other.state_of_seed(0)])
 
 
+# How names began before critics and temperatures were blocks.
+EARLIER = {
+    "critic.online.mlp.": "critic.mlp.",
+    "critic.target.mlp.": "target_critic.mlp.",
+    "critic.optimizer/steps": "critic_optimizer/steps",
+    "temperature.log_coef": "log_entropy_coef",
+    "temperature.optimizer/steps": "temperature_optimizer/steps",
+}
+
+
+def under_earlier_names(state: State) -> State:
+    renamed = {}
+    for name, tensor in state.items():
+        prefix = next((prefix for prefix in EARLIER if name.startswith(prefix)), "")
+        renamed[EARLIER.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_and_policies_of_older_code_load(name: str) -> None:
+    agent, loaded, acting = build(name, [1, 2]), build(name, [8, 9]), build(name, [8, 9])
+    train(agent, [1, 2], offline=1, online=0)
+    states = [under_earlier_names(agent.state_of_seed(seed)) for seed in (0, 1)]
+    earlier = {key for key in states[0] if key not in agent.state_tensors()}
+    assert bool(earlier) == (name in WITH_CRITIC)
+    assert not any(key.startswith(("critic.", "temperature.")) and "critic.mlp." not in key for key in states[0])
+    loaded.load_seed_states(states)
+    assert_equal_states(loaded.state_tensors(), agent.state_tensors())
+    acting.load_policy(under_earlier_names(agent.policy_tensors()))
+    obs = torch.randn(2, 3, OBS_DIM)
+    found, expected = (some.act(obs, SeededNoise([1, 2]), "evaluate") for some in (acting, agent))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("temperature", ["off", "fixed"])
+def test_older_states_without_a_learnt_temperature_load(temperature: str) -> None:
+    agent, loaded = (build("sac_flow_g", [seed], temperature=temperature) for seed in (1, 2))
+    loaded.load_seed_states([under_earlier_names(agent.state_of_seed(0))])
+    assert_equal_states(loaded.state_tensors(), agent.state_tensors())
+
+
+def test_an_agent_may_give_an_earlier_name_to_something_else() -> None:
+    ours, other = torch.zeros(1), torch.ones(1)
+    state = {"log_entropy_coef": ours, "critic.mlp.out.bias": other}
+    assert current_names(state, {"log_entropy_coef": ours}) == {
+        "log_entropy_coef": ours,
+        "critic.online.mlp.out.bias": other,
+    }
+
+
+def test_a_policy_of_another_agent_or_size_is_refused() -> None:
+    policy = build("qc", [0]).policy_tensors()
+    assert {name.split(".mlp.")[0] for name in policy} == {"behaviour_velocity", "critic.online"}
+    with pytest.raises(ValueError, match="of another agent or config"):
+        build("qc_fql", [0]).load_policy(policy)
+    with pytest.raises(ValueError, match="has shape"):
+        build("qc", [0], critic_hidden_dims=(17, 16)).load_policy(policy)
+
+
+class Scheduled(Agent):
+    """Keeps the schedule of a diffusion, which all seeds share, in a buffer."""
+
+    def __init__(self, num_seeds: int, inside: bool) -> None:
+        super().__init__(AGENTS["bc"][1], OBS_DIM, ACTION_DIM, SeededNoise(range(num_seeds)))
+        self.schedule = nn.Module()
+        (self.schedule if inside else self).register_buffer("betas", torch.tensor([0.1, 0.2, 0.3, 0.4]))
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+@pytest.mark.parametrize(("inside", "name"), [(False, "Scheduled.betas"), (True, "Scheduled.schedule.betas")])
+def test_a_buffer_without_a_seed_dimension_is_refused_by_name(num_seeds: int, inside: bool, name: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Scheduled(num_seeds, inside)
+    message = str(error.value)
+    assert message.startswith(f"{name} has shape (4,)") and "\n" not in message
+    assert f"here {num_seeds}" in message and "plain attribute, not a buffer" in message
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_that_is_nan_does_not_harm_its_neighbours(name: str) -> None:
     healthy, ill = build(name, [0, 1, 2]), build(name, [0, 1, 2])
@@ -225,11 +308,11 @@ def test_the_policy_loss_does_not_reach_the_critic(name: str, gradients: dict[Te
     # Although Q of the policy's action is differentiated through the critic.
     agent, batch = build(name, [0]), batch_of([0], tiny_config(name).chunk_length)
     critic_loss = agent.critic_loss(batch, SeededNoise([0]))[0].sum()
-    alone = torch.autograd.grad(critic_loss, list(agent.critic.parameters()))
+    alone = torch.autograd.grad(critic_loss, list(agent.critic.online.parameters()))
     agent.update_online(batch, SeededNoise([0]))
-    for parameter, expected in zip(agent.critic.parameters(), alone, strict=True):
+    for parameter, expected in zip(agent.critic.online.parameters(), alone, strict=True):
         assert torch.equal(gradients[parameter], expected)
-    assert not any(parameter in gradients for parameter in agent.target_critic.parameters())
+    assert not any(parameter in gradients for parameter in agent.critic.target.parameters())
 
 
 @pytest.mark.parametrize("name", WITH_CRITIC)
@@ -238,7 +321,7 @@ def test_the_critic_loss_does_not_reach_the_policy(name: str) -> None:
     agents[0].update_online(batch, SeededNoise([0]))
     agents[1].update_online(replace(batch, chunk_return=batch.chunk_return - 100), SeededNoise([0]))
     assert changed(agents[0].critic, parameters_of(agents[1].critic))
-    for module in set(agents[0].policy_modules) - {"critic"}:
+    for module in set(agents[0].policy_modules) - {"critic.online"}:
         assert not changed(agents[0].get_submodule(module), parameters_of(agents[1].get_submodule(module)))
 
 
@@ -247,11 +330,12 @@ def test_every_trainable_parameter_is_trained_and_targets_are_not(name: str) -> 
     agent = build(name, [0])
     before = parameters_of(agent)
     train(agent, [0], offline=2, online=1)
-    optimised = {p for value in vars(agent).values() if isinstance(value, Adam) for p in value.parameters}
+    optimised = {parameter for adam in agent.optimizers().values() for parameter in adam.parameters}
     for key, parameter in agent.named_parameters():
+        is_target = key.startswith(("target_", "critic.target."))
         assert parameter.requires_grad == (parameter in optimised), key
-        assert parameter.requires_grad != key.startswith("target_") or ".query." in key or ".key." in key
-        moves = parameter.requires_grad or key.startswith("target_")
+        assert parameter.requires_grad != is_target or ".query." in key or ".key." in key
+        moves = parameter.requires_grad or is_target
         assert moves == (not torch.equal(parameter, before[key])), key
 
 
@@ -259,19 +343,19 @@ def test_every_trainable_parameter_is_trained_and_targets_are_not(name: str) -> 
 def test_windows_that_leave_their_episode_do_not_train_the_critic(name: str) -> None:
     agent, batch = build(name, [0]), batch_of([0], tiny_config(name).chunk_length)
     batch = replace(batch, valid=torch.zeros_like(batch.valid))
-    before = parameters_of(agent.critic)
+    before = parameters_of(agent.critic.online)
     metrics = agent.update_online(batch, SeededNoise([0]))
     assert float(metrics["critic_loss"]) == 0
-    assert not changed(agent.critic, before)
+    assert not changed(agent.critic.online, before)
 
 
 @pytest.mark.parametrize("name", WITH_CRITIC)
 def test_the_target_critic_follows_the_critic_of_before_the_step(name: str) -> None:
     agent = build(name, [0], target_update_rate=0.25)
     train(agent, [0], offline=0, online=1)  # now the two differ
-    critic, target = parameters_of(agent.critic), parameters_of(agent.target_critic)
+    critic, target = parameters_of(agent.critic.online), parameters_of(agent.critic.target)
     train(agent, [0], offline=0, online=1)
-    for key, value in parameters_of(agent.target_critic).items():
+    for key, value in parameters_of(agent.critic.target).items():
         torch.testing.assert_close(value, 0.75 * target[key] + 0.25 * critic[key])
 
 
@@ -295,6 +379,55 @@ def test_q_metrics_are_those_of_the_batch(name: str) -> None:
         torch.testing.assert_close(metrics[key], value.reshape(1))
 
 
+# --- metrics and their names
+
+VOCABULARY_FILE = Path(__file__).parent.parent / "results" / "README.md"
+# Options whose metrics no registry entry has.
+OPTIONS_WITH_METRICS = [("sac_flow_t", {"bc_target": "flow"}), ("sac", {"bc_coef": 0.1})]
+
+
+def vocabulary() -> set[str]:
+    """The metric names of the table in the results' README."""
+    table = VOCABULARY_FILE.read_text().split("| metric | |\n|---|---|\n")[1].split("\n\n")[0]
+    return {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+def test_every_metric_has_its_meaning_in_the_vocabulary_and_none_there_is_unused() -> None:
+    found: set[str] = set()
+    for name, changes in [*((name, {}) for name in NAMES), *OPTIONS_WITH_METRICS]:
+        agent = build(name, [0], **changes)
+        logged = set().union(*train(agent, [0], offline=1, online=1))
+        logged |= set(agent.policy_metrics(batch_of([0], agent.chunk_length), SeededNoise([0])))
+        assert logged <= vocabulary(), (name, logged - vocabulary())
+        found |= logged
+    assert found == vocabulary()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_policy_metrics_are_of_the_action_of_an_evaluation_and_change_nothing(name: str) -> None:
+    agent = build(name, [0, 1])
+    train(agent, [0, 1], offline=1, online=1)
+    batch, before = batch_of([0, 1], agent.chunk_length), agent.state_of_seed(1)
+    metrics = agent.policy_metrics(batch, SeededNoise([0, 1]))
+    assert_equal_states(agent.state_of_seed(1), before)
+    assert all(parameter.grad is None for parameter in agent.parameters())
+    action_chunk = agent.act(batch.obs, SeededNoise([0, 1]), "evaluate")
+    for seed in (0, 1):
+        valid = batch.valid[seed].bool()
+        distance = (action_chunk[seed][valid] - batch.action_chunk[seed][valid]).square().mean()
+        torch.testing.assert_close(metrics["action_mse"][seed], distance)
+    assert set(metrics) == {"action_mse", "policy_q"} - (set() if name in WITH_CRITIC else {"policy_q"})
+    if name in WITH_CRITIC:
+        torch.testing.assert_close(metrics["policy_q"], agent.critic(batch.obs, action_chunk).detach().mean((1, 2)))
+    assert all(value.shape == (2,) and not value.requires_grad for value in metrics.values())
+
+
+def test_the_distance_to_data_without_a_valid_step_is_a_number() -> None:
+    agent, batch = build("bc", [0]), batch_of([0], 5)
+    batch = replace(batch, valid=torch.zeros_like(batch.valid))
+    assert float(agent.policy_metrics(batch, SeededNoise([0]))["action_mse"]) == 0
+
+
 # Options under which an agent reads a field that no registry entry needs.
 OPTIONS_WITH_FIELDS: dict[type[Agent], tuple[dict[str, Any], ...]] = {SACFlow: ({"bc_target": "flow"},)}
 
@@ -305,19 +438,23 @@ def test_an_agent_reads_every_field_of_its_config(name: str) -> None:
     read: set[str] = set()
     agent_class, config = AGENTS[name]
 
-    class Recording(type(config)):
-        def __getattribute__(self, key: str) -> Any:
-            read.add(key)
-            return super().__getattribute__(key)
+    def recording(config: Any) -> Any:
+        class Recording(type(config)):
+            def __getattribute__(self, key: str) -> Any:
+                read.add(key)
+                return super().__getattribute__(key)
 
-    names = {field.name for field in fields(config)}
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        return Recording(**{key: recording(value) if is_dataclass(value) else value for key, value in values.items()})
+
+    names = set(settings_of(config))
     read_in_use: set[str] = set()
     variants = [tiny_config(other) for other in NAMES if AGENTS[other][0] is agent_class]
     variants += [replace(variants[0], **option) for option in OPTIONS_WITH_FIELDS.get(agent_class, ())]
     for variant in variants:
-        recording = Recording(**{key: getattr(variant, key) for key in names})
+        recorded = recording(variant)
         read.clear()  # what the check at construction read does not count
-        agent = agent_class(recording, OBS_DIM, ACTION_DIM, SeededNoise([0]))
+        agent = agent_class(recorded, OBS_DIM, ACTION_DIM, SeededNoise([0]))
         train(agent, [0], offline=1, online=1)
         for mode in ("collect", "evaluate"):
             agent.act(torch.randn(1, 1, OBS_DIM), SeededNoise([0]), mode)
@@ -348,16 +485,38 @@ BAD_VALUES = [
     ("diffusion_ql", "step_dim", 5, "even and at least 4"),
     ("idql", "policy_hidden_dims", (256, 128), "equal numbers"),
     ("sac_flow_g", "policy_noise_std", 0.0, "above 0 unless temperature = 'off'"),
+    ("fql", "critic", None, "a CriticConfig"),
 ]
 
 
 @pytest.mark.parametrize(("name", "field", "value", "expected"), BAD_VALUES)
 def test_a_bad_config_value_is_named_with_what_is_allowed(name: str, field: str, value: Any, expected: str) -> None:
+    config = AGENTS[name][1]
     with pytest.raises(ValueError) as error:
-        replace(AGENTS[name][1], **{field: value})
+        with_settings(config, **{field: value})
     message = str(error.value)
-    assert message.startswith(f"{type(AGENTS[name][1]).__name__}.{field} = {value!r}: must be ")
+    holder = config if hasattr(config, field) else config.critic
+    assert message.startswith(f"{type(holder).__name__}.{field} = {value!r}: must be ")
     assert expected in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("sac", {}), ("rlpd", {}), ("dsrl", {}), ("qam_e", {}), ("sac_flow_g", {"temperature": "released"}),
+     ("sac_flow_t", {"temperature": "auto"})],
+)  # fmt: skip
+def test_a_learnt_temperature_does_not_begin_at_zero(name: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^\w+Config\.entropy_coef = 0\.0: must be above 0, its logarithm is learnt$"):
+        with_settings(AGENTS[name][1], entropy_coef=0.0, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("qam", {}), ("qam_f", {}), ("qam_e", {"edit_scale": 0.0}), ("sac_flow_g", {"temperature": "off"}),
+     ("sac_flow_g", {"temperature": "fixed"}), ("reinflow", {})],
+)  # fmt: skip
+def test_a_coefficient_that_nobody_learns_may_be_zero(name: str, changes: dict[str, Any]) -> None:
+    train(build(name, [0], entropy_coef=0.0, **changes), [0], offline=1, online=0)
 
 
 def two_modes(num_rows: int = 64) -> Batch:
@@ -435,12 +594,12 @@ def test_the_policy_keeps_two_modes_offline_and_moves_to_the_better_one_online(n
     agent_class, config = AGENTS[name]
     small = {"policy_hidden_dims": (32, 32), "critic_hidden_dims": (32, 32), "gate_dim": 16, "decoder_dim": 16}
     every: dict[str, Any] = {**small, "num_critics": 2}
-    sizes = {key: value for key, value in every.items() if hasattr(config, key)}
+    sizes = {key: value for key, value in every.items() if key in settings_of(config)}
     both, only_offline, only_online = TWO_MODES[name]
-    common = replace(config, **({"chunk_length": 1, "learning_rate": 1e-2} | sizes | both))
+    common = with_settings(config, **({"chunk_length": 1, "learning_rate": 1e-2} | sizes | both))
     batch, obs, noise = two_modes(), torch.zeros(1, 500, 1), SeededNoise([0])
 
-    offline = agent_class(replace(common, **only_offline), 1, 1, noise)
+    offline = agent_class(with_settings(common, **only_offline), 1, 1, noise)
     for _ in range(OFFLINE_UPDATES.get(name, 100)):
         offline.update_offline(batch, noise)
     cloned = offline.act(obs, noise, "evaluate").flatten()
@@ -454,13 +613,13 @@ def test_the_policy_keeps_two_modes_offline_and_moves_to_the_better_one_online(n
 
     if name in NO_REWARD:
         return
-    online = agent_class(replace(common, **only_online), 1, 1, noise)
+    online = agent_class(with_settings(common, **only_online), 1, 1, noise)
     online.load_seed_states([offline.state_of_seed(0)])
     for _ in range(ONLINE_UPDATES.get(name, 100)):
-        own: Any = batch
+        experience: Any = batch
         if isinstance(online, OnPolicyAgent):
-            own = decisions_of(online, noise, torch.zeros(1, 64, 1), lambda chunk: chunk.sum((2, 3)))
-        online.update_online(own, noise)
+            experience = decisions_of(online, noise, torch.zeros(1, 64, 1), lambda chunk: chunk.sum((2, 3)))
+        online.update_online(experience, noise)
     assert float((online.act(obs, noise, "evaluate") > 0.4).float().mean()) > 0.9
 
 
@@ -544,7 +703,7 @@ def test_the_matching_step_trains_the_critic_only_if_asked_to(name: str, critic_
 def test_an_offline_update_makes_the_stated_number_of_critic_updates(name: str, critic_updates: int) -> None:
     agent = build(name, [0], critic_updates_per_offline_step=critic_updates)
     train(agent, [0], offline=1, online=0)
-    assert float(agent.state_of_seed(0)["critic_optimizer/steps"]) == critic_updates
+    assert float(agent.state_of_seed(0)["critic.optimizer/steps"]) == critic_updates
 
 
 @pytest.mark.parametrize("name", WITH_TWO_STEPS)
@@ -561,11 +720,11 @@ def test_the_target_takes_mean_minimum_or_a_pessimistic_value_of_the_critics(nam
     for aggregation in ("mean", "min", "pessimistic"):
         agent = build(name, [0], num_critics=2, q_aggregation=aggregation, pessimism=0.25)
         with torch.no_grad():  # the two target critics return 1 and 5 for every input
-            agent.target_critic.mlp.out.weight.zero_()
-            agent.target_critic.mlp.out.bias.copy_(torch.tensor([[[1.0], [5.0]]]))
-            agent.critic.mlp.out.weight.zero_()
-            if hasattr(agent, "log_entropy_coef"):
-                agent.log_entropy_coef.fill_(-math.inf)
+            agent.critic.target.mlp.out.weight.zero_()
+            agent.critic.target.mlp.out.bias.copy_(torch.tensor([[[1.0], [5.0]]]))
+            agent.critic.online.mlp.out.weight.zero_()
+            if hasattr(agent, "temperature"):
+                agent.temperature.log_coef.fill_(-math.inf)
         batch = batch_of([0], agent.chunk_length)
         batch = replace(batch, chunk_return=torch.zeros_like(batch.chunk_return), valid=torch.ones_like(batch.valid))
         batch = replace(batch, bootstrap=torch.full_like(batch.bootstrap, 0.9))
@@ -578,20 +737,20 @@ def test_the_target_takes_mean_minimum_or_a_pessimistic_value_of_the_critics(nam
 @pytest.mark.parametrize("name", WITH_CRITIC)
 def test_num_critics_sets_the_size_of_the_ensemble(name: str) -> None:
     agent = build(name, [0], num_critics=3)
-    assert agent.critic.mlp.out.weight.shape[1] == agent.target_critic.mlp.out.weight.shape[1] == 3
+    assert agent.critic.online.mlp.out.weight.shape[1] == agent.critic.target.mlp.out.weight.shape[1] == 3
     train(agent, [0])
 
 
 def test_normalized_q_has_mean_magnitude_one() -> None:
     agent, batch = build("qc_fql", [0], normalize_q=True), batch_of([0], 5)
     with torch.no_grad():
-        agent.critic.mlp.out.weight.zero_()
-        agent.critic.mlp.out.bias.fill_(-40.0)
+        agent.critic.online.mlp.out.weight.zero_()
+        agent.critic.online.mlp.out.bias.fill_(-40.0)
     assert float(agent.policy_loss(batch, SeededNoise([0]))[1]["q_loss"]) == pytest.approx(1.0)
 
 
 def test_fql_distils_the_endpoint_of_the_flow_from_the_same_noise() -> None:
-    agent = FQL(FQLConfig(policy_hidden_dims=(8,), critic_hidden_dims=(8,)), OBS_DIM, ACTION_DIM, SeededNoise([0]))
+    agent = FQL(FQLConfig(policy_hidden_dims=(8,)), OBS_DIM, ACTION_DIM, SeededNoise([0]))
     with torch.no_grad():
         for network in (agent.behaviour_velocity.mlp, agent.one_step_policy):
             network.out.weight.zero_()
@@ -600,7 +759,7 @@ def test_fql_distils_the_endpoint_of_the_flow_from_the_same_noise() -> None:
     draws["matching_t"] = torch.zeros(BATCH_SIZE, 1)
     metrics = agent.policy_loss(batch_of([0], 5), RecordedNoise(draws))[1]
     # The flow ends at .4 + .1, the policy at .1.
-    torch.testing.assert_close(metrics["bc_loss"], torch.tensor([0.16]))
+    torch.testing.assert_close(metrics["distill_loss"], torch.tensor([0.16]))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -623,7 +782,7 @@ def test_a_policy_held_to_a_flow_is_pulled_to_where_the_flow_leads_from_the_same
         agent.behaviour_velocity.mlp.out.weight.zero_()
         agent.behaviour_velocity.mlp.out.bias.fill_(0.2)
     path = agent.rollout(batch.obs, SeededNoise([0]), "policy", 0.05)
-    found = agent.loss_of_path(path, batch, 1.0)[1]["bc_loss"]
+    found = agent.loss_of_path(path, batch, 1.0)[1]["distill_loss"]
     expected = (agent.action_chunk(path) - (path.x_0 + 0.2).clamp(-1, 1).unflatten(-1, (5, -1))).square().mean()
     torch.testing.assert_close(found, expected.detach().reshape(1))
 
@@ -718,7 +877,7 @@ def test_the_exact_tanh_term_changes_the_entropy_of_saturated_actions() -> None:
 def test_each_temperature_rule_moves_the_coefficient_its_way(temperature: str, direction: int | None) -> None:
     agent = build("sac_flow_g", [0], temperature=temperature)
     train(agent, [0])
-    coef = float(agent.entropy_coef)
+    coef = float(agent.temperature.coef)
     if direction is None:
         assert coef == 0
     elif direction == 0:
@@ -730,7 +889,7 @@ def test_each_temperature_rule_moves_the_coefficient_its_way(temperature: str, d
 def test_without_temperature_the_entropy_is_in_no_loss() -> None:
     # The released rule with a coefficient of 0 computes the densities, "off" does not.
     off, released = (build("sac_flow_t", [0], temperature=rule) for rule in ("off", "released"))
-    released.log_entropy_coef.data.fill_(-math.inf)
+    released.temperature.log_coef.data.fill_(-math.inf)
     batch = batch_of([0], 5)
     for loss in ("critic_loss", "policy_loss"):
         extra = (1.0,) if loss == "policy_loss" else ()
@@ -747,13 +906,13 @@ def test_target_entropy_counts_nats_of_each_coordinate(temperature: str, sign: i
 
 def test_released_temperature_decays_as_in_the_log_of_the_authors() -> None:
     # Two Adam steps an iteration, the first with a zero gradient; entropy -128.9 throughout.
-    config = SACFlowConfig(velocity_field="plain", policy_hidden_dims=(4,), critic_hidden_dims=(4,))
+    config = SACFlowConfig(velocity_field="plain", policy_hidden_dims=(4,))
     agent = SACFlow(config, OBS_DIM, ACTION_DIM, SeededNoise([0]))
     coefs = {}
     for iteration in range(1, 5001):
         for entropy in (0.0, -128.9):
-            gradient_step((agent.temperature_optimizer, agent.temperature_loss(torch.tensor([entropy]))))
-        coefs[iteration] = agent.entropy_coef
+            gradient_step((agent.temperature.optimizer, agent.temperature_loss(torch.tensor([entropy]))))
+        coefs[iteration] = agent.temperature.coef
     assert float(coefs[1000]) == pytest.approx(0.135, abs=1e-3)
     assert float(coefs[5000]) == pytest.approx(0.03348, abs=1e-4)
 
@@ -762,13 +921,13 @@ def test_textbook_temperature_grows_without_bound_against_a_constant_entropy() -
     config = SACFlowConfig(velocity_field="plain", policy_hidden_dims=(4,), temperature="auto")
     agent = SACFlow(config, OBS_DIM, ACTION_DIM, SeededNoise([0]))
     for _ in range(1000):
-        gradient_step((agent.temperature_optimizer, agent.temperature_loss(torch.tensor([-128.9]))))
-    assert float(agent.entropy_coef) == pytest.approx(0.276, abs=2e-3)
+        gradient_step((agent.temperature.optimizer, agent.temperature_loss(torch.tensor([-128.9]))))
+    assert float(agent.temperature.coef) == pytest.approx(0.276, abs=2e-3)
 
 
 def test_the_released_rule_steps_the_temperature_in_the_matching_step_too() -> None:
     agent = build("sac_flow_g", [0])
     train(agent, [0], offline=0, online=1)
-    before = float(agent.entropy_coef)
+    before = float(agent.temperature.coef)
     agent.matching_step(batch_of([0], 5), SeededNoise([0]))
-    assert float(agent.entropy_coef) < before  # by momentum: its gradient is zero
+    assert float(agent.temperature.coef) < before  # by momentum: its gradient is zero

@@ -11,6 +11,7 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 
 from agents import AGENTS
 from agents.blocks.base import polyak_update
+from agents.blocks.config import settings_of, with_settings
 from agents.blocks.flow import matching_loss
 from agents.blocks.gaussian import TanhGaussian
 from datasets.batch import Batch
@@ -22,7 +23,7 @@ OBS_DIM, ACTION_DIM, BATCH_SIZE = 3, 2, 6
 def build(name: str, **changes: Any) -> Any:
     small = {"policy_hidden_dims": (8,), "num_critics": 2, "critic_hidden_dims": (8,)}
     config = AGENTS[name][1]
-    config = replace(config, **{key: value for key, value in small.items() if hasattr(config, key)} | changes)
+    config = with_settings(config, **{k: v for k, v in small.items() if k in settings_of(config)} | changes)
     return AGENTS[name][0](config, OBS_DIM, ACTION_DIM, SeededNoise([0]))
 
 
@@ -107,13 +108,13 @@ def test_sac_and_rlpd_are_one_algorithm_with_the_published_settings(
 ) -> None:
     agent_class, config = AGENTS[name]
     assert agent_class is AGENTS["sac"][0]
-    assert (config.entropy_coef, config.target_entropy, config.num_critics) == (alpha, target, critics)
+    assert (config.entropy_coef, config.target_entropy, config.critic.num_critics) == (alpha, target, critics)
     assert (config.activation, config.critic_layer_norm, config.chunk_length) == (activation, norms, chunk)
-    assert (config.q_aggregation, config.entropy_in_target, config.bc_coef) == (aggregation, in_target, 0)
+    assert (config.critic.q_aggregation, config.entropy_in_target, config.bc_coef) == (aggregation, in_target, 0)
     agent = build(name)
-    assert len(agent.critic.mlp.norms) == norms
+    assert len(agent.critic.online.mlp.norms) == norms
     x = torch.tensor([-3.0])
-    for network in (agent.critic.mlp, agent.policy.mlp):
+    for network in (agent.critic.online.mlp, agent.policy.mlp):
         assert (float(network.activation(x)) == 0) == (activation == "relu")
 
 
@@ -121,8 +122,8 @@ def test_sac_and_rlpd_are_one_algorithm_with_the_published_settings(
 def test_the_target_is_soft_for_sac_and_plain_for_rlpd(name: str, soft: bool) -> None:
     agent = build(name, entropy_coef=0.3)
     batch = batch_of(agent.chunk_length)
-    set_constant(agent.target_critic.mlp, 2.0, 4.0)
-    set_constant(agent.critic.mlp, 1.0, 1.0)
+    set_constant(agent.critic.target.mlp, 2.0, 4.0)
+    set_constant(agent.critic.online.mlp, 1.0, 1.0)
     dim = agent.chunk_dim
     set_constant(agent.policy.mlp, *[0.2] * dim, *[-1.0] * dim)
     eps = torch.full((BATCH_SIZE, dim), 0.5)
@@ -137,7 +138,7 @@ def test_the_target_is_soft_for_sac_and_plain_for_rlpd(name: str, soft: bool) ->
 @pytest.mark.parametrize(("aggregation", "value"), [("mean", 3.0), ("min", 1.0), ("pessimistic", 2.5)])
 def test_the_policy_loss_is_alpha_log_density_minus_the_same_aggregate(aggregation: str, value: float) -> None:
     agent = build("sac", entropy_coef=0.3, q_aggregation=aggregation, pessimism=0.25)
-    set_constant(agent.critic.mlp, 1.0, 5.0)
+    set_constant(agent.critic.online.mlp, 1.0, 5.0)
     loss, metrics = agent.policy_loss(batch_of(1), SeededNoise([0]))
     log_prob = agent.sample(batch_of(1).obs, SeededNoise([0]), "policy_noise")[1].mean(1)
     torch.testing.assert_close(loss, 0.3 * log_prob - value)
@@ -149,8 +150,8 @@ def test_alpha_grows_below_the_target_entropy_and_shrinks_above(name: str) -> No
     agent = build(name)
     target = AGENTS[name][1].target_entropy * ACTION_DIM * agent.chunk_length
     for entropy, sign in ((target - 2.0, -1), (target, 0), (target + 2.0, 1)):
-        loss = agent.temperature_loss(torch.tensor([entropy]))
-        (gradient,) = torch.autograd.grad(loss.sum(), agent.log_entropy_coef)
+        loss = agent.temperature.loss(torch.tensor([entropy]))
+        (gradient,) = torch.autograd.grad(loss.sum(), agent.temperature.log_coef)
         assert float(gradient) == pytest.approx(2 * sign * AGENTS[name][1].entropy_coef, abs=1e-6)
 
 
@@ -173,7 +174,7 @@ def test_a_coefficient_without_logarithm_is_refused() -> None:
 def test_rebrac_normalises_q_and_sums_the_squared_distance_over_the_chunk() -> None:
     agent = build("rebrac", bc_coef=0.5)
     batch = batch_of(5)
-    set_constant(agent.critic.mlp, -10.0, -30.0)  # mean - .5 std = -25
+    set_constant(agent.critic.online.mlp, -10.0, -30.0)  # mean - .5 std = -25
     set_constant(agent.policy, *[math.atanh(0.25)] * 10)
     loss, metrics = agent.policy_loss(batch, SeededNoise([0]))
     distance = masked_mean((0.25 - batch.action_chunk).square().sum((2, 3)), batch)
@@ -186,7 +187,7 @@ def test_the_normaliser_of_q_is_a_constant() -> None:
     # Were it differentiated, a Q of one sign would have no gradient at all.
     agent, batch = build("rebrac", bc_coef=0.0), batch_of(5)
     with torch.no_grad():
-        agent.critic.mlp.out.bias.fill_(-100.0)
+        agent.critic.online.mlp.out.bias.fill_(-100.0)
     action_chunk = agent.policy(batch.obs).tanh().view_as(batch.action_chunk)
     q = agent.critic(batch.obs, action_chunk)
     q = q.mean(1) - 0.5 * q.std(1, correction=0)
@@ -198,7 +199,7 @@ def test_the_normaliser_of_q_is_a_constant() -> None:
 
 def test_a_critic_that_is_zero_everywhere_breaks_no_policy() -> None:
     agent = build("rebrac", q_aggregation="mean")
-    set_constant(agent.critic.mlp, 0.0, 0.0)
+    set_constant(agent.critic.online.mlp, 0.0, 0.0)
     agent.update_online(batch_of(5), SeededNoise([0]))
     assert all(parameter.isfinite().all() for parameter in agent.parameters())
 
@@ -214,7 +215,7 @@ def test_rebrac_adds_clipped_noise_to_the_target_policy_and_while_acting() -> No
         torch.testing.assert_close(action_chunk, added.view(1, 1, 5, 1).expand_as(action_chunk))
     found = agent.critic_loss(batch, RecordedNoise({"next_noise": eps.expand(BATCH_SIZE, 10)}))[0]
     next_chunk = (0.7 + added).clamp(-1, 1).view(1, 1, 5, 1).expand_as(batch.action_chunk)
-    next_q = agent.target_critic(batch.next_obs, next_chunk)
+    next_q = agent.critic.target(batch.next_obs, next_chunk)
     target = batch.chunk_return + 0.9 * (next_q.mean(1) - 0.5 * next_q.std(1, correction=0))
     error = agent.critic(batch.obs, batch.action_chunk) - target.unsqueeze(1)
     torch.testing.assert_close(found, masked_mean(error.square().mean(1), batch))
@@ -224,7 +225,7 @@ def test_rebrac_adds_clipped_noise_to_the_target_policy_and_while_acting() -> No
 def test_targets_move_at_every_interval_th_update_and_the_policy_at_each(interval: int) -> None:
     agent = build("rebrac", target_update_interval=interval, target_update_rate=0.25)
     with torch.no_grad():
-        for network in (agent.critic.mlp, agent.policy):  # now a step to them shows from the first update on
+        for network in (agent.critic.online.mlp, agent.policy):  # now a step to them shows from the first update on
             network.out.bias.add_(1)
     for update in range(1, 7):
         before = {key: value.clone() for key, value in agent.state_tensors().items()}
@@ -262,7 +263,7 @@ def test_rebrac_begins_near_the_middle_of_the_box() -> None:
 
 def test_the_value_of_iql_is_the_expectile_of_the_lower_target_critic() -> None:
     agent, batch = build("iql", expectile=0.9), batch_of(1)
-    set_constant(agent.target_critic.mlp, 1.0, 5.0)
+    set_constant(agent.critic.target.mlp, 1.0, 5.0)
     for value, expected in ((0.0, 0.9), (3.0, 0.1 * 4)):
         set_constant(agent.value.mlp, value)
         loss = agent.value_loss(batch)[0]
@@ -272,7 +273,7 @@ def test_the_value_of_iql_is_the_expectile_of_the_lower_target_critic() -> None:
 def test_the_critic_of_iql_is_fitted_to_the_value_of_the_next_state() -> None:
     agent, batch = build("iql"), batch_of(1)
     set_constant(agent.value.mlp, 2.0)
-    set_constant(agent.critic.mlp, 1.0, 1.0)
+    set_constant(agent.critic.online.mlp, 1.0, 1.0)
     found = agent.critic_loss(batch, SeededNoise([0]))[0]
     torch.testing.assert_close(found, masked_mean((1 - batch.chunk_return - 0.9 * 2).square(), batch))
 
@@ -280,7 +281,7 @@ def test_the_critic_of_iql_is_fitted_to_the_value_of_the_next_state() -> None:
 @pytest.mark.parametrize(("advantage", "weight"), [(0.0, 1.0), (-0.2, math.exp(-2)), (0.3, math.exp(3)), (0.5, 100.0)])
 def test_weights_of_iql_are_exponential_and_end_at_100(advantage: float, weight: float) -> None:
     agent, batch = build("iql", inverse_temperature=10.0), batch_of(1)
-    set_constant(agent.critic.mlp, 1.0 + advantage, 7.0)  # the lower one counts
+    set_constant(agent.critic.online.mlp, 1.0 + advantage, 7.0)  # the lower one counts
     set_constant(agent.value.mlp, 1.0)
     set_constant(agent.policy, 0.3, -0.3)
     torch.testing.assert_close(agent.weights(batch), torch.full((1, BATCH_SIZE), weight), rtol=1e-4, atol=0)

@@ -8,6 +8,8 @@ import pytest
 
 import datasets
 from agents import AGENTS
+from agents.blocks.config import setting_types, settings_of, with_settings
+from agents.blocks.critic import CriticConfig
 from bench.protocol.config import ConfigError, RunConfig, config_difference, default_agent_config, parse_value
 from bench.protocol.schedule import total_updates, updates_after
 from bench.protocol.suites import SUITES
@@ -31,10 +33,111 @@ def test_every_suite_is_a_grid_of_distinct_runs_with_a_docstring(suite):
         assert RunConfig.from_json(config.to_json()) == config
 
 
+# Of seed 0, from the time when an agent's config was one flat dataclass.
+HASHES = {
+    "baselines-cube/cube-double-task1/sac_flow_t": "eabe01798e968fd8",
+    "baselines-cube/cube-double-task1/sac_flow_g": "ae71de24614836b8",
+    "baselines-cube/cube-double-task1/flow_mlp": "f2d3fd6381eddf6d",
+    "baselines-cube/cube-double-task1/naive_sac_flow": "ab56f79cb264022f",
+    "baselines-cube/cube-double-task1/fbrac": "f104cacfabd278bc",
+    "baselines-cube/cube-double-task1/qc_fql": "1698eb477b230216",
+    "baselines-cube/cube-double-task1/qc": "5d334d9173d36730",
+    "baselines-cube/cube-double-task1/ifql": "d38193bc773a4f98",
+    "baselines-cube/cube-double-task1/fawac": "41b91f0e906f6c78",
+    "baselines-cube/cube-double-task1/dsrl": "57e450019653b3b5",
+    "baselines-cube/cube-double-task1/qam": "3005d5e7f7560d2a",
+    "baselines-cube/cube-double-task1/qam_e": "1cee433baa7b5d3f",
+    "baselines-cube/cube-double-task1/qam_f": "573343282453a885",
+    "baselines-cube/cube-double-task1/dac": "416f68afcdbab512",
+    "baselines-cube/cube-double-task1/qsm": "b51c424d22231467",
+    "baselines-cube/cube-double-task1/diffusion_ql": "db20ce3f2c0e7e0e",
+    "baselines-cube/cube-double-task1/idql": "0f5bdd6c98e9b19a",
+    "baselines-cube/cube-double-task1/dppo": "4051c6e5d657b9b6",
+    "baselines-cube/cube-double-task1/reinflow": "996ffc2eff1d4a23",
+    "baselines-cube/cube-double-task1/rlpd_ac": "7d739ce14d76e561",
+    "baselines-cube/cube-double-task1/sac": "a4cf7875ad89e0d4",
+    "baselines-cube/cube-double-task1/rebrac": "8bc967aabede4bb5",
+    "baselines-cube/cube-double-task1/iql": "60391abdb1784c33",
+    "baselines-cube/cube-double-task1/bc": "1b59ae2ade438b21",
+    "baselines-cube/cube-double-task1/bc_diffusion": "077c19aced08f4c4",
+    "quick/cube-single-task1/sac_flow_g": "ea48f05817dc100b",
+    "robomimic-quick/lift-mh/flow_mlp": "470dfdcfdf18d8e4",
+    "baselines-quick/cube-single-task1/rlpd": "4e35f4589673d2fb",
+    "baselines-quick/cube-single-task1/bfn": "f9105f3f96eeb537",
+    "ogbench-antmaze-large/antmaze-large-task1/fql": "df3084b7a80552eb",
+    "sac-flow-ablations/cube-double-task2/sac_flow_t@distilled": "e905005b4a06d0be",
+    "sac-flow-ablations/cube-double-task2/qc_fql@ten-pessimistic-critics": "54e497992fac9527",
+    "bullet/hopper-bullet-medium/sac_flow_t": "45bce761b42e21bf",
+}
+
+
+def test_runs_of_earlier_code_keep_their_hashes():
+    """Every agent, and suites with settings of their own; a run whose hash changes would be trained anew."""
+    suites = {name: SUITES[name]() for name in {key.split("/")[0] for key in HASHES}}
+    found = {
+        f"{config.suite}/{config.task}/{config.label}": config.to_json()["config_hash"]
+        for configs in suites.values()
+        for config in configs
+        if config.seed == 0
+    }
+    assert {key: found[key] for key in HASHES} == HASHES
+
+
+def test_settings_of_critics_stand_beside_the_others_in_files_and_commands():
+    config = default_agent_config("qc_fql", {"num_critics": "10", "critic_hidden_dims": "8,8", "bc_coef": "3"})
+    assert config.critic == CriticConfig(10, "mean", critic_hidden_dims=(8, 8)) and config.bc_coef == 3
+    written = tiny_config("qc_fql").replace(agent_config=config).to_json()["agent_config"]
+    assert written["num_critics"] == 10 and written["q_aggregation"] == "mean" and "critic" not in written
+    with pytest.raises(ConfigError, match=r"fql has no option 'num_critic' \(did you mean 'num_critics'\?\)"):
+        default_agent_config("fql", {"num_critic": "2"})
+    with pytest.raises(ConfigError, match=r"fql: CriticConfig.num_critics = 0: must be a whole number"):
+        default_agent_config("fql", {"num_critics": "0"})
+
+
+# Whole numbers of which few are allowed, or that others bound.
+CHOICES = ("critic_updates_per_offline_step", "decoder_dim", "step_dim")
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_settings_have_types_and_are_replaced_by_flat_names(agent):
+    config = AGENTS[agent][1]
+    settings = settings_of(config)
+    assert settings.keys() == setting_types(type(config)).keys()
+    assert with_settings(config, **settings) == config
+    for name, value in settings.items():
+        if isinstance(value, int) and not isinstance(value, bool) and name not in CHOICES:
+            assert settings_of(with_settings(config, **{name: value + 1})) == settings | {name: value + 1}
+    with pytest.raises(TypeError, match="critic_size"):
+        with_settings(config, critic_size=3)
+
+
+def test_two_fields_of_one_flat_name_are_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Twice:
+        num_critics: int = 1
+        critic: CriticConfig = CriticConfig(2, "mean")
+
+    with pytest.raises(TypeError, match="Twice and its nested configs have two fields 'num_critics'"):
+        setting_types(Twice)
+
+
+def test_a_later_field_is_left_out_of_the_hash_for_its_own_class_alone(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Gloomy:
+        chunk_length: int = 5
+        pessimism: float = 0.5  # of another meaning than a critic's
+
+    monkeypatch.setitem(AGENTS, "gloomy", (AGENTS["bc"][0], Gloomy()))
+    config = tiny_config("bc").replace(agent="gloomy", agent_config=Gloomy())
+    assert config.to_json()["agent_config"] == {"chunk_length": 5, "pessimism": 0.5}
+    assert "pessimism" not in tiny_config("fql").to_json()["agent_config"]
+    assert RunConfig.from_json(config.to_json()) == config
+
+
 @pytest.mark.parametrize("domain", TUNED)
 def test_tuned_settings_fit_their_agents(domain):
     for agent, settings in TUNED[domain].items():
-        dataclasses.replace(AGENTS[agent][1], **settings)
+        with_settings(AGENTS[agent][1], **settings)
 
 
 def test_the_release_holds_chunks_and_critics_fixed():
@@ -45,8 +148,8 @@ def test_the_release_holds_chunks_and_critics_fixed():
         agent = config.agent_config
         assert agent.chunk_length == 5 and config.online_steps == 500_000
         assert config.offline_updates == (0 if config.agent in ("rlpd_ac", "sac") else 1_000_000)
-        if hasattr(agent, "num_critics"):
-            assert (agent.num_critics, agent.q_aggregation, agent.pessimism) == (10, "pessimistic", 0.5)
+        if hasattr(agent, "critic"):
+            assert agent.critic == CriticConfig(10, "pessimistic", 0.5)
     by_task = {(config.task, config.agent): config.agent_config for config in configs}
     assert by_task["cube-triple-task2", "qc_fql"].bc_coef == 30
     assert by_task["cube-quadruple-task1", "qam_f"].inverse_temperature == 0.3
@@ -74,8 +177,8 @@ def test_ablations_change_what_their_names_say():
     assert base.temperature == "off"
     for label, changed in (("one-critic-update", {"critic_updates_per_offline_step"}), ("distilled", {"bc_target"}),
                            ("ten-critics", {"num_critics"}), ("paper-sde", {"noise_scheme"})):  # fmt: skip
-        other = configs[f"sac_flow_t@{label}"]
-        assert {f.name for f in dataclasses.fields(base) if getattr(base, f.name) != getattr(other, f.name)} == changed
+        other = settings_of(configs[f"sac_flow_t@{label}"])
+        assert {name for name, value in settings_of(base).items() if value != other[name]} == changed
 
 
 def test_published_weights_are_those_of_the_table():
@@ -116,7 +219,7 @@ def test_runs_of_before_a_setting_existed_keep_their_hash():
     written = config.to_json()
     assert "pessimism" not in written["agent_config"]
     assert RunConfig.from_json(written) == config
-    other = config.replace(agent_config=dataclasses.replace(config.agent_config, pessimism=1.0))
+    other = config.replace(agent_config=with_settings(config.agent_config, pessimism=1.0))
     assert RunConfig.from_json(other.to_json()) == other
 
 

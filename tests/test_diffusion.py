@@ -14,7 +14,6 @@ from agents.blocks.diffusion import (
     ScheduleName,
     StepStd,
     add_noise,
-    ddim_sample,
     ddpm_sample,
     denoising_loss,
     make_schedule,
@@ -49,11 +48,6 @@ def moments(sample: Any, num_noises: int) -> tuple[float, float]:
 def ddpm_moments(mean: float, variance: float, schedule: Schedule, std: StepStd) -> tuple[float, float]:
     predict = gaussian_predictor(mean, variance, schedule)
     return moments(lambda x, z: ddpm_sample(predict, x, z, schedule, "none", std), schedule.num_steps - 1)
-
-
-def ddim_moments(mean: float, variance: float, schedule: Schedule, num_steps: int) -> tuple[float, float]:
-    predict = gaussian_predictor(mean, variance, schedule)
-    return moments(lambda x, z: ddim_sample(predict, x, schedule, num_steps, "none"), 0)
 
 
 # --- schedules
@@ -93,7 +87,7 @@ def test_levels_hold_the_gaussian_conditional_of_the_step_before(name: ScheduleN
         assert level.posterior_std == pytest.approx(math.sqrt(variance))
         assert level.clean_weight == pytest.approx(variance * math.sqrt(schedule.alpha_bars[t - 1]) / prior)
         assert level.noisy_weight == pytest.approx(variance * math.sqrt(alpha) / beta)
-        assert level.signal**2 + level.noise**2 == pytest.approx(1)
+        assert level.signal**2 + level.noise_std**2 == pytest.approx(1)
     first = schedule.at(1)
     assert (first.clean_weight, first.noisy_weight, first.posterior_std) == pytest.approx((1, 0, 0))
 
@@ -119,10 +113,9 @@ def test_steps_of_samples_have_the_levels_of_their_steps(name: ScheduleName) -> 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("num_steps", [1, 3, 10])
-def test_both_samplers_end_at_a_single_data_point(name: ScheduleName, num_steps: int) -> None:
+def test_the_sampler_ends_at_a_single_data_point(name: ScheduleName, num_steps: int) -> None:
     schedule = make_schedule(name, num_steps, CPU)
-    for found in (ddpm_moments(0.7, 0.0, schedule, "beta"), ddim_moments(0.7, 0.0, schedule, 1 + num_steps // 2)):
-        assert found == pytest.approx((0.7, 0.0), abs=1e-9)
+    assert ddpm_moments(0.7, 0.0, schedule, "beta") == pytest.approx((0.7, 0.0), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -134,14 +127,6 @@ def test_ddpm_with_the_large_noise_keeps_standard_normal_data_but_for_its_last_s
     schedule = make_schedule(name, num_steps, CPU)
     mean, variance = ddpm_moments(0.0, 1.0, schedule, "beta")
     assert (mean, variance) == pytest.approx((0, schedule.alphas[1]), abs=1e-9)
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_ddim_shrinks_standard_normal_data_by_the_cosines_of_its_turns(name: ScheduleName) -> None:
-    schedule = make_schedule(name, 20, CPU)
-    angles = [math.acos(math.sqrt(schedule.alpha_bars[t])) for t in (20, 15, 10, 5, 0)]
-    expected = math.prod(math.cos(a - b) ** 2 for a, b in itertools.pairwise(angles))
-    assert ddim_moments(0.0, 1.0, schedule, 4) == pytest.approx((0, expected))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -162,12 +147,11 @@ def test_ddpm_moments_follow_the_recursion_of_the_gaussian_case(name: ScheduleNa
 
 
 @pytest.mark.parametrize("name", ["vp", "cosine"])
-def test_samplers_tend_to_the_data_as_steps_grow(name: ScheduleName) -> None:
+def test_the_sampler_tends_to_the_data_as_steps_grow(name: ScheduleName) -> None:
     errors = []
     for num_steps in (20, 50, 500):
         schedule = make_schedule(name, num_steps, CPU)
         found = [ddpm_moments(0.5, 0.25, schedule, std) for std in ("beta", "posterior")]
-        found.append(ddim_moments(0.5, 0.25, schedule, num_steps))
         errors.append([abs(mean - 0.5) + abs(variance - 0.25) for mean, variance in found])
     for few, more, many in zip(*errors, strict=True):
         assert few > more > many
@@ -181,7 +165,6 @@ def test_clips_bound_what_they_say() -> None:
     wild = lambda t, x: -9 * x  # noqa: E731
     for clip in ("clean", "sample"):
         assert float(ddpm_sample(wild, x, z, schedule, clip).abs().max()) <= 1 + 1e-6
-        assert float(ddim_sample(wild, x, schedule, 3, clip).abs().max()) <= 1 + 1e-6
     assert float(ddpm_sample(wild, x, z, schedule, "none").abs().max()) > 10
     mean, _ = posterior(wild, x, 3, schedule, "clean")
     level = schedule.at(3)
@@ -217,7 +200,7 @@ def test_a_predictor_of_zero_loses_one_and_of_the_noise_nothing_where_valid() ->
     torch.testing.assert_close(loss, torch.ones(2), rtol=0, atol=0.03)
     loss = denoising_loss(lambda t, x: 0 * x, target, valid, SeededNoise([0, 1]), schedule)
     torch.testing.assert_close(loss, torch.full((2,), 0.5), rtol=0, atol=0.03)
-    perfect = lambda t, x: x / schedule.at(t).noise  # noqa: E731  # of zeros
+    perfect = lambda t, x: x / schedule.at(t).noise_std  # noqa: E731  # of zeros
     assert float(denoising_loss(perfect, target, valid, SeededNoise([0, 1]), schedule).max()) < 1e-9
 
 
@@ -294,7 +277,7 @@ def make_constant(denoiser: Any, value: float) -> None:
 def test_score_losses_have_the_gradient_of_their_formula_on_a_quadratic_critic(name: str) -> None:
     changes = {"inverse_temperature": 1.7} if name == "qsm" else {}
     agent, batch = build(name, [0], bc_coef=0.6, **changes), batch_of([0], 5)
-    agent.target_critic = QuadraticCritic(0.2, 1.0)
+    agent.critic.target = QuadraticCritic(0.2, 1.0)
     make_constant(agent.denoiser, 0.3)
     bias = agent.denoiser.mlp.out.bias
     (found,) = torch.autograd.grad(agent.policy_loss(batch, SeededNoise([0]))[0].sum(), bias)
@@ -313,7 +296,7 @@ def test_gradients_are_clipped_together_or_each_alone(name: str, gradients: dict
     train(agent, [0], offline=1, online=0)
     squares = [
         sum(float(gradients[p].square().sum()) for p in module.parameters())
-        for module in (agent.critic, agent.denoiser)
+        for module in (agent.critic.online, agent.denoiser)
     ]
     if name == "diffusion_ql":
         assert squares == pytest.approx([1e-6, 1e-6], rel=1e-3)
@@ -345,8 +328,8 @@ def test_qsm_steps_to_the_clean_estimate_or_to_the_mean_of_the_step_before(sampl
 def test_diffusion_ql_divides_one_critic_by_the_magnitude_of_the_other(uniform: float, expected: float) -> None:
     agent, batch = build("diffusion_ql", [0]), batch_of([0], 5)
     with torch.no_grad():
-        agent.critic.mlp.out.weight.zero_()
-        agent.critic.mlp.out.bias.copy_(torch.tensor([[[2.0], [-8.0]]]))
+        agent.critic.online.mlp.out.weight.zero_()
+        agent.critic.online.mlp.out.bias.copy_(torch.tensor([[[2.0], [-8.0]]]))
     noise = RecordedNoise({"q_choice": torch.tensor([uniform])})
     assert float(agent.q_loss(batch.obs, batch.action_chunk, noise)) == pytest.approx(expected)
 
@@ -379,7 +362,7 @@ def test_the_averaged_policy_follows_the_policy_of_before_the_step(name: str) ->
 def test_diffusion_ql_acts_by_the_softmax_of_q() -> None:
     agent, rows = build("diffusion_ql", [0], num_candidates=2, denoising_steps=1, chunk_length=1), 4000
     make_constant(agent.denoiser, 0.0)
-    agent.target_critic = QuadraticCritic(scale=0.25)  # Q of the two candidates below: .5 and -.5
+    agent.critic.target = QuadraticCritic(scale=0.25)  # Q of the two candidates below: .5 and -.5
     draws = {
         "act_noise": torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).repeat(rows, 1),
         "act_choice": SeededNoise([0]).uniform("choice", rows, 2)[0],
@@ -394,7 +377,7 @@ def test_idql_takes_the_candidate_with_the_highest_q() -> None:
     agent = build("idql", [0], num_candidates=4, denoising_steps=1, chunk_length=1)
     make_constant(agent.target_denoiser, 0.0)
     signal = agent.schedule.at(1).signal
-    agent.target_critic = QuadraticCritic(0.3, 0.3)
+    agent.critic.target = QuadraticCritic(0.3, 0.3)
     candidates = torch.tensor(
         [[0.9, 0.9], [-0.3, 0.3], [0.25, 0.4], [0.0, 0.0], [0.1, 0.1], [1, -1], [-1, 1], [-1, -1]]
     )
@@ -406,11 +389,11 @@ def test_idql_takes_the_candidate_with_the_highest_q() -> None:
 def test_idql_fits_q_to_the_next_value_and_the_value_to_the_aggregated_target_q() -> None:
     for aggregation, q in (("min", 1.0), ("mean", 3.0), ("pessimistic", 2.0)):
         agent, batch = build("idql", [0], expectile=0.8, q_aggregation=aggregation), batch_of([0], 5)
-        for linear, value in ((agent.value.mlp.out, 2.5), (agent.critic.mlp.out, 4.0)):
+        for linear, value in ((agent.value.mlp.out, 2.5), (agent.critic.online.mlp.out, 4.0)):
             set_constant(linear, value)
         with torch.no_grad():
-            agent.target_critic.mlp.out.weight.zero_()
-            agent.target_critic.mlp.out.bias.copy_(torch.tensor([[[1.0], [5.0]]]))
+            agent.critic.target.mlp.out.weight.zero_()
+            agent.critic.target.mlp.out.bias.copy_(torch.tensor([[[1.0], [5.0]]]))
         weight = batch.valid[..., -1]
         error = 4 - (batch.chunk_return + 2.5 * batch.bootstrap)
         critic_loss = agent.critic_loss(batch, SeededNoise([0]))[0]

@@ -1,7 +1,6 @@
 """Every way of executing updates gives what eager execution gives, and says so when it does not."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
+from agents.blocks.config import settings_of, with_settings
 from bench.protocol.config import ConfigError
 from bench.training.engine import COMPILE_FROM, NOISE_BLOCK, Engine, pick_device, pick_mode
 from bench.training.execution import available_cores
@@ -57,7 +57,8 @@ class Setup:
     def __init__(self, agent: str, seeds: tuple[int, ...] = (0, 1), device: torch.device = CPU, **options: Any):
         placement = options.pop("placement", "auto")
         agent_class, config = AGENTS[agent][0], small_agent_config(agent)
-        config = replace(config, **{name: value for name, value in FEW_OPERATIONS.items() if hasattr(config, name)})
+        few = {name: value for name, value in FEW_OPERATIONS.items() if name in settings_of(config)}
+        config = with_settings(config, **few)
         self.agent = agent_class(config, OBS_DIM, ACTION_DIM, SeedStreams(seeds, device, "init"))
         self.replay = Replay(
             made_up_transitions(),

@@ -54,7 +54,7 @@ def test_the_candidate_with_the_highest_value_is_acted(name: str, statistic: str
     """The mean of the critics for qc and bfn, the minimum for ifql; each observation among its own candidates."""
     agent = build(name, [0], num_candidates=6)
     set_velocity(agent.behaviour_velocity, 0.25)
-    scramble(agent.critic)
+    scramble(agent.critic.online)
     obs, x_0 = torch.randn(1, 20, OBS_DIM), torch.randn(20 * 6, agent.chunk_dim)
     candidates = (x_0 + 0.25).clamp(-1, 1).reshape(20, 6, agent.chunk_length, ACTION_DIM)
     best: dict[str, list[int]] = {"mean": [], "min": []}
@@ -75,21 +75,21 @@ def test_one_candidate_is_a_sample_of_the_flow_whatever_the_critic() -> None:
     actions = []
     for _ in range(2):
         actions.append(agent.act(obs, RecordedNoise({"act_noise": x_0}), "evaluate"))
-        scramble(agent.critic)
+        scramble(agent.critic.online)
     assert torch.equal(*actions)
 
 
 def test_qc_chooses_the_next_chunk_by_the_critic_and_values_it_by_the_target_critics() -> None:
     agent, batch = build("qc", [0], num_candidates=4), plain_batch(5)
     set_velocity(agent.behaviour_velocity, 0.0)
-    scramble(agent.target_critic)
+    scramble(agent.critic.target)
     x_0 = torch.randn(BATCH_SIZE * 4, 10)
     candidates = x_0.clamp(-1, 1).reshape(BATCH_SIZE, 4, 5, ACTION_DIM)
     by_critic, by_target = (
         torch.stack(
             [network(batch.next_obs, candidates[None, :, i]).mean(1)[0].detach() for i in range(4)], 1
         )  # (B, 4) of the mean over two critics
-        for network in (agent.critic, agent.target_critic)
+        for network in (agent.critic.online, agent.critic.target)
     )
     chosen = by_critic.argmax(1)
     assert not torch.equal(chosen, by_target.argmax(1))
@@ -111,11 +111,11 @@ def test_bfn_is_qc_of_single_actions_with_four_candidates() -> None:
 def test_ifql_value_is_the_expectile_of_q_of_the_data(expectile: float) -> None:
     """Two chunks, the worse one in 12 of 16 rows: m = (k p b + (1 - k)(1 - p) a) / (k p + (1 - k)(1 - p))."""
     agent = build("ifql", [0], expectile=expectile, pessimism=0.25)
-    scramble(agent.target_critic)
+    scramble(agent.critic.target)
     rows = torch.arange(BATCH_SIZE)
     chunk = torch.where((rows < 4)[:, None, None], 0.8, -0.3).expand(BATCH_SIZE, 5, ACTION_DIM)[None]
     batch = plain_batch(5, obs=torch.ones(1, BATCH_SIZE, OBS_DIM), action_chunk=chunk)
-    members = agent.target_critic(batch.obs, chunk).detach()[0]  # (N, B)
+    members = agent.critic.target(batch.obs, chunk).detach()[0]  # (N, B)
     q = members.mean(0) - 0.25 * members.std(0, correction=0)
     (a, n_a), (b, n_b) = sorted([(float(q[0]), 4), (float(q[-1]), 12)])
     above, below = expectile * n_b, (1 - expectile) * n_a
@@ -132,7 +132,7 @@ def test_ifql_value_is_the_expectile_of_q_of_the_data(expectile: float) -> None:
 
 def test_ifql_target_is_the_next_state_value_and_no_action() -> None:
     agent, batch = build("ifql", [0]), plain_batch(5)
-    set_constant(agent.critic.mlp, 0.0)
+    set_constant(agent.critic.online.mlp, 0.0)
     set_constant(agent.value.mlp, 3.0)
     loss, _ = agent.critic_loss(batch, RecordedNoise({}))  # draws nothing
     assert float(loss.detach()) == pytest.approx((0.9 * 3) ** 2)
@@ -160,8 +160,8 @@ def test_windows_that_leave_their_episode_do_not_train_the_value(name: str) -> N
 )
 def test_fawac_weight_grows_exponentially_with_the_advantage_up_to_a_hundred(value: float, weight: float) -> None:
     agent, batch = build("fawac", [0], num_critics=2, inverse_temperature=0.5), plain_batch(5)
-    set_constant(agent.critic.mlp, 1.0, 5.0)  # their mean counts, 3
-    set_constant(agent.target_critic.mlp, 70.0, 70.0)
+    set_constant(agent.critic.online.mlp, 1.0, 5.0)  # their mean counts, 3
+    set_constant(agent.critic.target.mlp, 70.0, 70.0)
     set_constant(agent.value.mlp, value)
     torch.testing.assert_close(agent.advantage_weight(batch), torch.full((1, BATCH_SIZE), weight))
     assert MAX_WEIGHT == 100
@@ -185,7 +185,7 @@ def test_a_weight_multiplies_the_matching_loss_of_its_chunk() -> None:
 
 def test_fawac_value_is_fitted_to_every_target_critic() -> None:
     agent, batch = build("fawac", [0], num_critics=2), plain_batch(5)
-    set_constant(agent.target_critic.mlp, 1.0, 5.0)
+    set_constant(agent.critic.target.mlp, 1.0, 5.0)
     set_constant(agent.value.mlp, 2.0)
     loss = agent.value_loss(batch)[0]
     assert float(loss.detach()) == pytest.approx(((2 - 1) ** 2 + (2 - 5) ** 2) / 2)
@@ -229,7 +229,7 @@ def test_fbrac_gradient_is_that_of_q_through_every_flow_step() -> None:
 def test_fbrac_q_has_no_gradient_where_the_box_cuts_the_action(shift: float, inside: bool) -> None:
     """v = b: the flow ends at x_0 + b, so the gradient of -Q by b is -dQ/da there, summed over samples, or 0."""
     agent, batch = build("fbrac", [0]), plain_batch(5)
-    scramble(agent.critic)
+    scramble(agent.critic.online)
     set_velocity(agent.policy_velocity, shift)
     x_0 = 0.8 * torch.rand(1, BATCH_SIZE, 10) - 0.4
     q_loss = agent.q_loss(agent.endpoint(batch.obs, x_0), batch)
@@ -243,7 +243,7 @@ def test_fbrac_q_has_no_gradient_where_the_box_cuts_the_action(shift: float, ins
 
 def test_fbrac_divides_q_by_its_coefficient() -> None:
     agent, batch = build("fbrac", [0], num_critics=2, bc_coef=0.25), plain_batch(5)
-    set_constant(agent.critic.mlp, 1.0, 5.0)
+    set_constant(agent.critic.online.mlp, 1.0, 5.0)
     loss, metrics = agent.policy_loss(batch, SeededNoise([0]))
     torch.testing.assert_close(metrics["q_loss"], torch.tensor([-3.0]))
     torch.testing.assert_close(loss.detach(), metrics["matching_loss"] - 3 / 0.25)
@@ -254,7 +254,7 @@ def test_fbrac_divides_q_by_its_coefficient() -> None:
 
 def test_each_critic_of_z_is_fitted_to_its_critic_of_the_action_that_the_flow_copy_makes() -> None:
     agent, batch = build("dsrl", [0]), plain_batch(5)
-    scramble(agent.critic)
+    scramble(agent.critic.online)
     set_velocity(agent.target_behaviour_velocity, 0.3)
     z = torch.randn(BATCH_SIZE, 10)
     action_chunk = (z[None] + 0.3).clamp(-1, 1).unflatten(-1, (5, ACTION_DIM))
@@ -265,7 +265,7 @@ def test_each_critic_of_z_is_fitted_to_its_critic_of_the_action_that_the_flow_co
 
     torch.testing.assert_close(found(), expected)
     before = found()
-    for other in (agent.target_critic, agent.behaviour_velocity, agent.latent_policy):
+    for other in (agent.critic.target, agent.behaviour_velocity, agent.latent_policy):
         scramble(other)
     assert torch.equal(found(), before)
     trainable = {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}
@@ -297,7 +297,7 @@ def test_dsrl_acts_by_the_flow_copy_from_the_actor_noise() -> None:
 def test_the_actor_of_z_maximises_the_critics_of_z_and_its_entropy() -> None:
     agent, batch = build("dsrl", [0], num_critics=2, entropy_coef=0.5), plain_batch(5)
     set_constant(agent.latent_critic.mlp, 1.0, 5.0)
-    set_constant(agent.critic.mlp, 70.0, 70.0)
+    set_constant(agent.critic.online.mlp, 70.0, 70.0)
     loss, metrics = agent.policy_loss(batch, SeededNoise([0]))
     torch.testing.assert_close(loss.detach(), -0.5 * metrics["entropy"] - 3)
 
@@ -305,7 +305,7 @@ def test_the_actor_of_z_maximises_the_critics_of_z_and_its_entropy() -> None:
 def test_dsrl_has_no_entropy_in_the_critic_target() -> None:
     agent, batch = build("dsrl", [0]), plain_batch(5)
     before = agent.critic_loss(batch, SeededNoise([0]))[0]
-    agent.log_entropy_coef.data.fill_(3.0)
+    agent.temperature.log_coef.data.fill_(3.0)
     assert torch.equal(agent.critic_loss(batch, SeededNoise([0]))[0], before)
 
 
@@ -314,12 +314,12 @@ def test_dsrl_temperature_grows_while_the_entropy_is_below_its_target(target_ent
     # A coordinate in [-1, 1] has an entropy of at most log 2 = .693.
     agent = build("dsrl", [0], target_entropy=target_entropy)
     train(agent, [0], offline=3, online=3)
-    assert (float(agent.entropy_coef) - 1) * direction > 1e-3
+    assert (float(agent.temperature.coef) - 1) * direction > 1e-3
 
 
 def test_dsrl_target_entropy_counts_nats_of_each_coordinate() -> None:
     agent = build("dsrl", [0], entropy_coef=0.3)
-    loss = float(agent.temperature_loss(torch.tensor([-7.0])).detach())
+    loss = float(agent.temperature.loss(torch.tensor([-7.0])).detach())
     assert loss == pytest.approx(0.3 * (-7 + 0.5 * 10))
 
 

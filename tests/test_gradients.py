@@ -109,7 +109,7 @@ def test_norms_are_those_of_the_loss_that_trains_the_policy(name: str, phase: An
     assert list(norms) == names_of(flow_steps) and len(calls) == flow_steps
     gradients = torch.autograd.grad(loss.sum(), [x for x, _ in calls])
     # The entropy term holds the density of x_0 itself: what that adds does not come back through the rollout.
-    direct = agent.entropy_coef.reshape(2, 1, 1) * calls[0][0] if hasattr(agent, "path_log_prob") else 0.0
+    direct = agent.temperature.coef.reshape(2, 1, 1) * calls[0][0] if hasattr(agent, "path_log_prob") else 0.0
     for k, gradient in enumerate(gradients):
         of_samples = gradient * batch.obs.shape[1] + (direct if k == 0 else 0.0)
         expected = torch.linalg.vector_norm(of_samples, dim=2).mean(1)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from agents.blocks.critics import Critic
+from agents.blocks.critic import QEnsemble
 from agents.blocks.flow import integrate
-from agents.blocks.networks import MLP, Activation, LayerNorm, Linear, affine, by_member, gelu, layer_norm
+from agents.blocks.kernels import affine, by_member, gelu, layer_norm
+from agents.blocks.networks import MLP, Activation, LayerNorm, Linear
 from agents.blocks.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from tests.seeded_noise import SeededNoise
 
@@ -30,7 +31,7 @@ def set_constant(linear: nn.Module, value: float) -> None:
 
 def test_networks_have_the_parameter_counts_of_the_official_code() -> None:
     noise = SeededNoise([0])
-    assert count(Critic(46, 25, HIDDEN, 2, noise)) == 1_658_882
+    assert count(QEnsemble(46, 25, HIDDEN, 2, noise)) == 1_658_882
     assert count(PlainVelocity(46, 25, HIDDEN, noise)) == 838_169
     assert count(MLP(46 + 25, HIDDEN, 25, noise)) == 837_657
     assert count(GatedVelocity(46, 25, HIDDEN, 256, noise)) == 863_282
@@ -47,7 +48,8 @@ def test_decoded_field_has_the_parameter_counts_of_the_official_code(
 
 
 def test_parameters_grow_with_seeds_only() -> None:
-    assert count(Critic(5, 3, (8,), 2, SeededNoise(range(3)))) == 3 * count(Critic(5, 3, (8,), 2, SeededNoise([0])))
+    pack, alone = (QEnsemble(5, 3, (8,), 2, SeededNoise(seeds)) for seeds in ([0, 1, 2], [0]))
+    assert count(pack) == 3 * count(alone)
 
 
 def test_initial_weights_have_the_stated_distribution() -> None:
@@ -62,10 +64,10 @@ def test_initial_weights_have_the_stated_distribution() -> None:
 
 
 def test_seeds_and_critics_start_different_and_a_seed_does_not_depend_on_its_pack() -> None:
-    pack = Critic(5, 3, (8,), 2, SeededNoise([4, 7]))
+    pack = QEnsemble(5, 3, (8,), 2, SeededNoise([4, 7]))
     weight = pack.mlp.out.weight
     assert not torch.equal(weight[0], weight[1]) and not torch.equal(weight[:, 0], weight[:, 1])
-    assert torch.equal(Critic(5, 3, (8,), 2, SeededNoise([7])).mlp.out.weight[0], weight[1])
+    assert torch.equal(QEnsemble(5, 3, (8,), 2, SeededNoise([7])).mlp.out.weight[0], weight[1])
 
 
 def test_every_member_sees_its_own_input_and_parameters() -> None:
@@ -106,7 +108,7 @@ def test_mlp_applies_gelu_then_the_norm() -> None:
 
 
 def test_critics_do_not_see_each_other() -> None:
-    critic = Critic(4, 6, (8, 8), 3, SeededNoise([0, 1]))
+    critic = QEnsemble(4, 6, (8, 8), 3, SeededNoise([0, 1]))
     obs, action_chunk = torch.randn(2, 5, 4), torch.randn(2, 5, 2, 3)
     before = critic(obs, action_chunk)
     assert before.shape == (2, 3, 5)
@@ -281,7 +283,7 @@ def test_affine_and_its_gradients_equal_those_in_double_precision(batch: int, in
 
 
 def test_a_constant_critic_passes_gradient_to_the_action_alone() -> None:
-    critic = Critic(3, 10, (16,), 2, SeededNoise([0, 1]))
+    critic = QEnsemble(3, 10, (16,), 2, SeededNoise([0, 1]))
     obs, action_chunk = torch.randn(2, 4, 3), torch.randn(2, 4, 2, 5, requires_grad=True)
     free = torch.autograd.grad(critic(obs, action_chunk).sum(), action_chunk)[0]
     critic(obs, action_chunk, constant=True).sum().backward()

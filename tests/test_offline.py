@@ -1,10 +1,11 @@
 """Runs that differ only after the hand-over train their offline phase once, and end as if each had trained its own."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
 from agents import AGENTS
+from agents.blocks.config import settings_of, with_settings
 from agents.fql import FQL
 from bench.grid.plan import make_plan, run_plan
 from bench.runs.contract import OFFLINE_PHASES
@@ -70,13 +71,11 @@ def test_whatever_acts_offline_makes_another_phase(agent):
     config = tiny_config(agent)
     for change in ({"seed": 1}, {"discount": 0.5}, {"offline_updates": 31}, {"eval_episodes": 3}, {"batch_size": 9}):
         assert offline_phase(config) != offline_phase(config.replace(**change))
-    for field in fields(config.agent_config):
-        if field.name in AGENTS[agent][0].online_only or not isinstance(
-            getattr(config.agent_config, field.name), float
-        ):
+    for name, value in settings_of(config.agent_config).items():
+        if name in AGENTS[agent][0].online_only or not isinstance(value, float):
             continue
-        other = replace(config.agent_config, **{field.name: getattr(config.agent_config, field.name) * 0.9 + 3e-4})
-        assert offline_phase(config) != offline_phase(config.replace(agent_config=other)), field.name
+        other = with_settings(config.agent_config, **{name: value * 0.9 + 3e-4})
+        assert offline_phase(config) != offline_phase(config.replace(agent_config=other)), name
 
 
 def test_a_plan_trains_a_shared_offline_phase_once_and_before_its_runs(data_cache, tmp_path):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents import AGENTS
 from agents.blocks.base import Agent
+from agents.blocks.config import with_settings
 from bench.training.engine import set_up_compiler
 from datasets.batch import Batch
 from tests.seeded_noise import RecordedNoise, SeededNoise
@@ -27,9 +28,11 @@ TOLERANCE = 1e-5  # of a tensor's largest entry
 
 # Paths of the official code -> names of ours; the first that matches an agent's path applies.
 NAMES = [
-    (r"critic/value_net/Dense_4/", "critic.mlp.out/"),
-    (r"critic/value_net/Dense_(\d)/", r"critic.mlp.hidden.\1/"),
-    (r"critic/value_net/LayerNorm_(\d)/", r"critic.mlp.norms.\1/"),
+    (r"^critic/value_net/", "critic.online.mlp."),
+    (r"^target_critic/value_net/", "critic.target.mlp."),
+    (r"^(critic\.\w+\.mlp\.)Dense_4/", r"\1out/"),
+    (r"^(critic\.\w+\.mlp\.)Dense_(\d)/", r"\1hidden.\2/"),
+    (r"^(critic\.\w+\.mlp\.)LayerNorm_(\d)/", r"\1norms.\2/"),
     (r"mlp/Dense_4/", "mlp.out/"),
     (r"mlp/Dense_(\d)/", r"mlp.hidden.\1/"),
     (r"actor_bc_flow/", "behaviour_velocity."),
@@ -70,7 +73,7 @@ METRICS = {
     "critic/q_max": "q_max",
     "actor/actor_loss": "policy_loss",
     "actor/bc_flow_loss": "matching_loss",
-    "actor/distill_loss": "bc_loss",
+    "actor/distill_loss": "distill_loss",
     "actor/q_loss": "q_loss",
     "actor/actor_entropy": "entropy",
     "alpha/alpha_value": "entropy_coef",
@@ -78,7 +81,6 @@ METRICS = {
 
 
 def our_name(path: str, agent_name: str) -> str:
-    path = path.removeprefix("target_") if (is_target := path.startswith("target_")) else path
     if path.startswith("actor_onestep_flow/"):
         inner = path.removeprefix("actor_onestep_flow/")
         if agent_name in ("fql", "qc_fql", "naive_sac_flow"):
@@ -91,7 +93,7 @@ def our_name(path: str, agent_name: str) -> str:
         path = ONE_STEP_FLOW[agent_name] + inner
     for pattern, replacement in NAMES:
         path = re.sub(pattern, replacement, path)
-    return "target_" + path if is_target else path
+    return path
 
 
 def arrays_under(file: dict[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ def build(file: dict[str, np.ndarray], name: str, num_seeds: int) -> Agent:
     """The agent of a file with its starting parameters, the same for each seed."""
     official = json.loads(str(file["config_json"]))
     agent_class, config = AGENTS[name]
-    config = replace(
+    config = with_settings(
         config,
         chunk_length=official["horizon_length"],
         bc_coef=official["alpha"],
@@ -120,7 +122,7 @@ def build(file: dict[str, np.ndarray], name: str, num_seeds: int) -> Agent:
         loaded.add(our_name(path, name))
         with torch.no_grad():
             parameters[our_name(path, name)].copy_(value.expand_as(parameters[our_name(path, name)]))
-    assert set(parameters) - {"log_entropy_coef"} == loaded
+    assert set(parameters) - {"temperature.log_coef"} == loaded
     return agent
 
 
@@ -188,6 +190,8 @@ def test_updates_equal_those_of_the_official_code(
 
         for official_name, value in arrays_under(file, f"step{step}/metric/").items():
             our = METRICS.get(official_name)
+            if our == "distill_loss" and our not in metrics:
+                our = "bc_loss"  # what the SAC Flow code calls so is the distance to the batch's chunk
             if our in metrics:
                 far[f"step {step} {our}"] = distance(metrics[our], value) / TOLERANCE
         for official_path, value in arrays_under(file, f"step{step}/grad/").items():
@@ -202,7 +206,7 @@ def test_updates_equal_those_of_the_official_code(
             checked += 1
         if f"step{step}/entropy_coef_after" in file:
             value = torch.from_numpy(file[f"step{step}/entropy_coef_after"])
-            entropy_coef = agent.get_parameter("log_entropy_coef").exp()
+            entropy_coef = agent.get_parameter("temperature.log_coef").exp()
             far[f"step {step} entropy_coef"] = distance(entropy_coef, value) / TOLERANCE
 
     assert checked >= len(parameters) - 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents import AGENTS
-from agents.blocks.ppo import RolloutStatistics, clipped_loss, normalised
+from agents.blocks.ppo import RolloutStatistics, clipped_loss, normalised, pack_chain, unpack_chain
 from agents.dppo import DPPO, DPPOConfig
 from agents.reinflow import ReinFlow, ReinFlowConfig
 from datasets.batch import Decisions, Trajectories
@@ -163,3 +163,11 @@ def test_evaluation_adds_no_noise_of_exploration(name: str) -> None:
 def test_settings_that_contradict_each_other_are_named(name: str, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         type(AGENTS[name][1])(**changes)
+
+
+def test_a_record_gives_back_the_chain_that_was_packed() -> None:
+    points, log_prob = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 6)
+    record = pack_chain(points, log_prob)
+    assert record.shape == (2, 3, 5 * 4 + 6)
+    for found, expected in zip(unpack_chain(record, 4, 6), (points, log_prob), strict=True):
+        assert torch.equal(found, expected)

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agents import AGENTS
+from agents.blocks.config import settings_of, with_settings
 from bench.protocol.config import RunConfig
 from tests.conftest import TINY_DATASET
 
@@ -64,8 +64,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 def small_agent_config(agent: str) -> Any:
     """The agent's default config with networks of a few units."""
     default = AGENTS[agent][1]
-    names = {field.name for field in fields(default)}
-    return replace(default, **{name: value for name, value in SMALL.items() if name in names})
+    return with_settings(default, **{name: value for name, value in SMALL.items() if name in settings_of(default)})
 
 
 def tiny_config(agent: str = "sac_flow_g", seed: int = 0, **changes: Any) -> RunConfig:

@@ -1,11 +1,9 @@
-"""What every agent is: the interface, the optimiser step, the target average and the check of a config."""
+"""What every agent is: the interface, its state in files, the optimiser step and the target average."""
 
 import copy
-import difflib
+import itertools
 import math
-import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -39,11 +37,33 @@ class Noise(Protocol):
         ...
 
 
-class Agent(nn.Module):
-    """One algorithm training S seeds at once; every parameter has a leading seed dimension.
+# How names of tensors began in older checkpoints and policies -> how they begin now.
+EARLIER_NAMES = {
+    "critic.mlp.": "critic.online.mlp.",
+    "target_critic.": "critic.target.",
+    "critic_optimizer/": "critic.optimizer/",
+    "log_entropy_coef": "temperature.log_coef",
+    "temperature_optimizer/": "temperature.optimizer/",
+}
 
-    Subclasses set `policy_modules`, the names of the submodules that `act` needs (an evaluator copies only these), and
-    `online_only`, the config fields that change nothing before the first online step (runs may share what precedes it).
+
+class _CheckedAtConstruction(type):
+    """A class whose objects are checked once the constructors of all its subclasses have run."""
+
+    def __call__(cls, *args, **kwargs):
+        agent = super().__call__(*args, **kwargs)
+        agent.check_seed_dimension()
+        return agent
+
+
+class Agent(nn.Module, metaclass=_CheckedAtConstruction):
+    """One algorithm training S seeds at once; every parameter and buffer has a leading seed dimension.
+
+    A subclass has `act` and `update`, or instead of `update` the two phases' updates where they differ. It sets
+    `policy_modules`, paths of the submodules that `act` needs (an evaluator copies only these), and `online_only`, the
+    config fields that change nothing before the first online step (runs may share what precedes it). Where it values
+    actions, `critic` does so (`agents.blocks.critic.Critic`). A tensor that all seeds share, such as a schedule, is a
+    plain attribute and no buffer.
     No update synchronises with the device, branches on a tensor's value or counts steps: each may become a CUDA graph.
     """
 
@@ -58,6 +78,16 @@ class Agent(nn.Module):
         self.chunk_length: int = config.chunk_length
         self.chunk_dim = self.chunk_length * action_dim  # D, of the flattened chunk
 
+    def check_seed_dimension(self) -> None:
+        """ValueError for a parameter or buffer that does not begin with the seeds: one seed could not be saved."""
+        for name, tensor in itertools.chain(self.named_parameters(), self.named_buffers()):
+            if tensor.shape[:1] != (self.num_seeds,):
+                raise ValueError(
+                    f"{type(self).__name__}.{name} has shape {tuple(tensor.shape)}: the first dimension of parameters "
+                    f"and buffers is that of the seeds, here {self.num_seeds}; a tensor that all seeds share is a "
+                    "plain attribute, not a buffer"
+                )
+
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
         """Action chunks (S, B, H, A) in [-1, 1] for obs (S, B, O), without gradient."""
         raise NotImplementedError
@@ -68,12 +98,35 @@ class Agent(nn.Module):
         return action_chunk, action_chunk.new_zeros(*action_chunk.shape[:2], 0)
 
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        """One iteration of the offline phase."""
-        raise NotImplementedError
+        """One iteration of the offline phase; `update` where the agent says nothing else."""
+        return self.update(batch, noise)
 
     def update_online(self, batch: Any, noise: Noise) -> Metrics:
-        """One gradient update of the online phase, on a Batch; of an `OnPolicyAgent` on Decisions."""
+        """One gradient update of the online phase, on a Batch; of an `OnPolicyAgent` on Decisions.
+
+        `update` where the agent says nothing else.
+        """
+        return self.update(batch, noise)
+
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
+        """One gradient update of an agent whose phases have the same one."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def policy_metrics(self, batch: Batch, noise: Noise) -> Metrics:
+        """What the policy that is evaluated does at the batch's observations; changes nothing.
+
+        action_mse: mean squared distance of its actions to the batch's, over the steps that are valid.
+        policy_q: mean over critics and batch of Q of its chunks; only where there are critics.
+        They tell a policy that is held too close to the data (a small action_mse) from one that has left it for actions
+        that the critics overrate (a large one, and policy_q far above q_mean).
+        """
+        action_chunk = self.act(batch.obs, noise, "evaluate")
+        distance = (action_chunk - batch.action_chunk).square().mean(-1)  # (S, B, H)
+        metrics = {"action_mse": (batch.valid * distance).sum((1, 2)) / batch.valid.sum((1, 2)).clamp(min=1)}
+        if (critic := getattr(self, "critic", None)) is not None:
+            metrics["policy_q"] = critic(batch.obs, action_chunk).mean((1, 2))
+        return metrics
 
     def gradient_norms(self, batch: Batch, noise: Noise, phase: Phase) -> Metrics:
         """Norms of the gradient of the phase's policy loss along the flow steps that it runs back through.
@@ -83,61 +136,97 @@ class Agent(nn.Module):
         """
         return {}
 
-    @torch.no_grad()
-    def policy_metrics(self, batch: Batch, noise: Noise) -> Metrics:
-        return {}
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """What `act` needs, by name, with a leading seed dimension; the tensors themselves."""
+        prefixes = tuple(f"{module}." for module in self.policy_modules)
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(prefixes)}
+
+    def load_policy(self, policy: Mapping[str, Tensor]) -> None:
+        """Load what `policy_tensors` gave, under today's or earlier names, in place. ValueError if it does not fit."""
+        tensors = self.policy_tensors()
+        policy = current_names(policy, tensors)
+        _check_names(policy, tensors)
+        for name, tensor in tensors.items():
+            if policy[name].shape != tensor.shape:
+                raise ValueError(f"{name}: {_shapes(policy[name].shape, tensor.shape)}")
+        self.load_state_dict(policy, strict=False)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything that an update changes, by name; the tensors themselves.
+
+        Parameters, buffers and Adam's moments begin with the seed dimension; Adam's step counts, which the seeds share,
+        have no dimension.
+        """
+        names = {parameter: name for name, parameter in self.named_parameters()}
+        tensors: dict[str, Tensor] = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        for path, adam in self.optimizers().items():
+            tensors[f"{path}/steps"] = adam.steps
+            for parameter, mean, mean_sq in zip(adam.parameters, adam.exp_avg, adam.exp_avg_sq, strict=True):
+                entry = names[parameter]
+                if f"{entry}/exp_avg" in tensors:  # of another Adam, in another phase
+                    entry = f"{entry}/{path}"
+                tensors |= {f"{entry}/exp_avg": mean, f"{entry}/exp_avg_sq": mean_sq}
+        return tensors
+
+    def optimizers(self) -> dict[str, "Adam"]:
+        """Every Adam of the agent and of its submodules, by its path, such as `critic.optimizer`."""
+        return {
+            f"{path}.{name}".removeprefix("."): value
+            for path, module in self.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Adam)
+        }
 
     def state_of_seed(self, seed_index: int) -> dict[str, Tensor]:
         """All that seed `seed_index` of the pack needs to go on, on the CPU: parameters, targets, Adam moments.
 
-        The state fits every slot of every pack of the same config (`load_seed_states`). Adam's step counts are shared
-        by the seeds of a pack.
+        The state fits every slot of every pack of the same config (`load_seed_states`).
         """
         return {
-            name: (tensor[seed_index] if per_seed else tensor).detach().cpu().clone()
-            for name, tensor, per_seed in self._state()
+            name: (tensor[seed_index] if tensor.dim() else tensor).detach().cpu().clone()
+            for name, tensor in self.state_tensors().items()
         }
 
+    @torch.no_grad()
     def load_seed_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Load one state per seed, in place. ValueError if they do not fit the agent or differ in step counts."""
+        """Load one state per seed, under today's or earlier names, in place.
+
+        ValueError if they do not fit the agent or differ in step counts.
+        """
         if len(states) != self.num_seeds:
             raise ValueError(f"{len(states)} seed states for an agent of {self.num_seeds} seeds")
-        own = list(self._state())
+        tensors = self.state_tensors()
+        states = [current_names(state, tensors) for state in states]
         for state in states:
-            if mismatch := {name for name, _, _ in own} ^ set(state):
-                raise ValueError(f"the state is of another agent or config: {sorted(mismatch)[0]} is only on one side")
-        for name, tensor, per_seed in own:
+            _check_names(state, tensors)
+        for name, tensor in tensors.items():
             rows = [state[name] for state in states]
-            shape = tensor.shape[1:] if per_seed else tensor.shape
-            if any(row.shape != shape for row in rows):
-                raise ValueError(f"{name}: the state has shape {tuple(rows[0].shape)}, the agent {tuple(shape)}")
-            if not per_seed and any(not torch.equal(row, rows[0]) for row in rows):
+            for row in rows:
+                if row.shape != tensor.shape[1:]:
+                    raise ValueError(f"{name}: {_shapes(row.shape, tensor.shape[1:])}")
+            if not tensor.dim() and any(not torch.equal(row, rows[0]) for row in rows):
                 raise ValueError(f"{name}: seeds of one pack must have made the same number of updates")
-            with torch.no_grad():
-                tensor.copy_(torch.stack(rows) if per_seed else rows[0])
+            tensor.copy_(torch.stack(rows) if tensor.dim() else rows[0])
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Everything that an update changes, by name; the tensors themselves."""
-        return {name: tensor for name, tensor, _ in self._state()}
 
-    def _state(self) -> Iterable[tuple[str, Tensor, bool]]:
-        """(name, tensor, has a seed dimension) of every parameter, buffer and Adam entry."""
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self.named_parameters()}
-        for parameter, name in names.items():
-            yield name, parameter, True
-        for name, buffer in self.named_buffers():
-            yield name, buffer, True
-        optimised: set[Tensor] = set()
-        for name, adam in vars(self).items():
-            if isinstance(adam, Adam):
-                yield f"{name}/steps", adam.steps, False
-                for parameter, mean, mean_sq in zip(adam.parameters, adam.exp_avg, adam.exp_avg_sq, strict=True):
-                    entry = names[parameter]
-                    if parameter in optimised:  # by another Adam, in another phase
-                        entry = f"{entry}/{name}"
-                    optimised.add(parameter)
-                    yield f"{entry}/exp_avg", mean, True
-                    yield f"{entry}/exp_avg_sq", mean_sq, True
+def current_names(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` with earlier names replaced, except where a name is among `expected`, those of today's agent."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        earlier = next((prefix for prefix in EARLIER_NAMES if name.startswith(prefix)), None)
+        if earlier is not None and name not in expected:
+            name = EARLIER_NAMES[earlier] + name.removeprefix(earlier)
+        renamed[name] = tensor
+    return renamed
+
+
+def _check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    if mismatch := found.keys() ^ expected.keys():
+        raise ValueError(f"the state is of another agent or config: {min(mismatch)} is only on one side")
+
+
+def _shapes(found: torch.Size, expected: torch.Size) -> str:
+    return f"the state has shape {tuple(found)}, the agent {tuple(expected)}"
 
 
 class OnPolicyAgent(Agent):
@@ -228,11 +317,11 @@ def gradient_step(*steps: tuple[Adam, Tensor], max_norm: float = math.inf) -> No
     # Summed over S, so that no seed's gradient depends on another's.
     gradients = [torch.autograd.grad(loss.sum(), adam.parameters, materialize_grads=True) for adam, loss in steps]
     if max_norm < math.inf:
-        squares = [gradient.unflatten(0, (-1, 1)).flatten(1).square().sum(1) for own in gradients for gradient in own]
+        squares = [g.unflatten(0, (-1, 1)).flatten(1).square().sum(1) for of_step in gradients for g in of_step]
         scale = (max_norm / torch.stack(squares).sum(0).sqrt()).clamp(max=1.0)  # (S,)
-        gradients = [[g * scale.view(-1, *[1] * (g.dim() - 1)) for g in own] for own in gradients]
-    for (adam, _), own in zip(steps, gradients, strict=True):
-        adam.step(own)
+        gradients = [[g * scale.view(-1, *[1] * (g.dim() - 1)) for g in of_step] for of_step in gradients]
+    for (adam, _), of_step in zip(steps, gradients, strict=True):
+        adam.step(of_step)
 
 
 @torch.no_grad()
@@ -248,37 +337,3 @@ def polyak_update(target: nn.Module, online: nn.Module, rate: float | Tensor) ->
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             list(target.parameters()), list(online.parameters()), rate
         )
-
-
-def check_config(config: Any, **ranges: tuple[float, float]) -> None:
-    """Check a config dataclass against its annotations; `ranges` overrides [0, inf) of a float field, ends included.
-
-    Integers are counts (>= 1), tuples hold counts. ValueError names field, value, what is allowed and the nearest name.
-    """
-    hints = typing.get_type_hints(type(config))
-    for name in (field.name for field in fields(config)):
-        value, kind = getattr(config, name), hints[name]
-        if typing.get_origin(kind) is Literal:
-            allowed = typing.get_args(kind)
-            ok = any(type(value) is type(option) and value == option for option in allowed)
-            expected = "one of " + ", ".join(map(repr, allowed)) + _nearest(value, allowed)
-        elif kind is float:
-            low, high = ranges.get(name, (0.0, math.inf))
-            ok = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
-            expected = f"a finite number in [{low}, {high}]"
-        elif kind is int:
-            ok, expected = type(value) is int and value >= 1, "a whole number of at least 1"
-        elif kind is bool:
-            ok, expected = type(value) is bool, "True or False"
-        elif kind == tuple[int, ...]:
-            ok = type(value) is tuple and len(value) > 0 and all(type(v) is int and v >= 1 for v in value)
-            expected = "a non-empty tuple of whole numbers of at least 1"
-        else:
-            raise TypeError(f"{type(config).__name__}.{name}: no check for a field of type {kind}")
-        if not ok:
-            raise ValueError(f"{type(config).__name__}.{name} = {value!r}: must be {expected}")
-
-
-def _nearest(value: Any, allowed: Sequence[Any]) -> str:
-    close = difflib.get_close_matches(str(value), [str(option) for option in allowed], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.blocks.base import Noise
-from agents.blocks.networks import MLP, Dims, LayerNorm, Linear, by_member
+from agents.blocks.kernels import by_member
+from agents.blocks.networks import MLP, Dims, LayerNorm, Linear
 
 # eps(t, x): t (S, B or 1, 1), a whole number as float, x (S, B, D) -> (S, B, D)
 Predictor = Callable[[Tensor, Tensor], Tensor]

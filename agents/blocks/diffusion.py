@@ -26,7 +26,7 @@ class Level(NamedTuple):
     """What a schedule says about step t: floats, or tensors (S, B, 1) for a step of each sample."""
 
     signal: Any  # sqrt(alpha_bar_t)
-    noise: Any  # sqrt(1 - alpha_bar_t)
+    noise_std: Any  # sqrt(1 - alpha_bar_t)
     clean_weight: Any  # the mean of x_{t-1} given x_t and x_0 is clean_weight x_0 + noisy_weight x_t
     noisy_weight: Any
     beta_std: Any  # sqrt(beta_t)
@@ -38,7 +38,7 @@ class Level(NamedTuple):
 
     def clean(self, eps: Tensor, x: Tensor) -> Tensor:
         """The estimate of x_0 from x_t and the noise in it."""
-        return (x - self.noise * eps) / self.signal
+        return (x - self.noise_std * eps) / self.signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def make_schedule(name: ScheduleName, num_steps: int, device: torch.device) -> S
         levels.append(
             Level(
                 signal=math.sqrt(bar),
-                noise=math.sqrt(1 - bar),
+                noise_std=math.sqrt(1 - bar),
                 clean_weight=math.sqrt(previous) * beta / (1 - bar),
                 noisy_weight=math.sqrt(alphas[t]) * (1 - previous) / (1 - bar),
                 beta_std=math.sqrt(beta),
@@ -116,7 +116,7 @@ def add_noise(target: Tensor, noise: Noise, schedule: Schedule) -> Noised:
     uniform = noise.uniform("denoising_t", x_0.shape[1], 1)
     t = (uniform * schedule.num_steps).floor().clamp(max=schedule.num_steps - 1) + 1  # a product may round up
     level = schedule.at(t)
-    return Noised(level.signal * x_0 + level.noise * eps, t, eps, level.noise)
+    return Noised(level.signal * x_0 + level.noise_std * eps, t, eps, level.noise_std)
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
@@ -185,23 +185,6 @@ def draw_noise(name: str, shape: tuple[int, int], noise: Noise, schedule: Schedu
     if schedule.num_steps == 1:
         return x_T, x_T[:, None, :0]
     return x_T, noise.normal(f"{name}_step_noise", schedule.num_steps - 1, *shape)
-
-
-def ddim_sample(predict: Predictor, x_T: Tensor, schedule: Schedule, num_steps: int, clip: Clip) -> Tensor:
-    """x_0 (S, B, D) by `num_steps` <= T evenly spaced steps without noise (DDIM, arXiv 2010.02502, eta 0)."""
-    x = x_T
-    visited = [round(schedule.num_steps * k / num_steps) for k in range(num_steps, -1, -1)]  # T ... 0
-    for t, after in itertools.pairwise(visited):
-        level, next_level = schedule.at(t), schedule.at(after)
-        eps = predict(step_of(x, t), x)
-        clean = level.clean(eps, x)
-        if clip == "clean":
-            clean = clean.clamp(-1, 1)
-            eps = (x - level.signal * clean) / level.noise  # what is left in x beside the clipped estimate
-        x = next_level.signal * clean + next_level.noise * eps
-        if clip == "sample":
-            x = x.clamp(-1, 1)
-    return x
 
 
 def step_of(x: Tensor, t: int | Tensor) -> Tensor:

@@ -107,9 +107,9 @@ def rollout_gradient_norms(
     of_points, of_parameters = [_mean_norm(gradient)], []
     for k in reversed(range(flow_steps)):
         x = path[k].requires_grad_()
-        gradient, *own = torch.autograd.grad(step(k, x), [x, *parameters], gradient, materialize_grads=True)
+        gradient, *of_step = torch.autograd.grad(step(k, x), [x, *parameters], gradient, materialize_grads=True)
         of_points.append(_mean_norm(gradient))
-        of_parameters.append(torch.cat([part.flatten(1) for part in own], 1).norm(dim=1))
+        of_parameters.append(torch.cat([part.flatten(1) for part in of_step], 1).norm(dim=1))
     norms = {f"gradient_norm_x_{k}": norm for k, norm in enumerate(reversed(of_points))}
     return norms | {f"gradient_norm_parameters_{k}": norm for k, norm in enumerate(reversed(of_parameters))}
 

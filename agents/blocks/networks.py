@@ -1,136 +1,26 @@
 """Networks of S seeds at once: parameters are (S, ...), or (S, N, ...) for an ensemble of N members.
 
 Initial values are drawn from the noise source under the name "init", so a seed's network does not depend on its pack.
-Conventions of the official JAX code: GELU is the tanh approximation, LayerNorm has eps 1e-6, biases start at 0.
+Conventions of the official JAX code: GELU is the tanh approximation, LayerNorm has eps 1e-6, biases start at 0. How
+they are computed is in `agents.blocks.kernels`.
 """
 
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.blocks.base import Noise
+from agents.blocks.kernels import affine, by_member, gelu, layer_norm
 
 Init = Literal["glorot", "lecun", "zeros"]
 Activation = Literal["gelu", "relu", "mish"]
 Dims = tuple[int, ...]  # widths of hidden layers
 Members = tuple[int, ...]  # (N,) for an ensemble, () for a single network
-GELU_LINEAR = 2 * math.sqrt(2 / math.pi)  # gelu(x) = x sigmoid(GELU_LINEAR x + GELU_CUBIC x^3)
-GELU_CUBIC = 0.044715 * GELU_LINEAR
-HAS_ONEDNN = torch.backends.mkldnn.is_available()
-
-
-def by_member(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
-    """`function(x, *parameters)` of every seed and member: x (S, *members, B, in) -> (S, *members, B, out).
-
-    On a GPU it is called once, with one leading dimension for all members. On a CPU it is called for each member alone:
-    that is faster than batched products, and the rounding of a seed's numbers does not depend on its pack.
-    """
-    leading = x.shape[:-2]
-    flat = [tensor.flatten(0, len(leading) - 1) for tensor in (x, *parameters)]
-    if x.is_cuda:
-        return function(*flat).unflatten(0, leading)
-    members = [function(*member) for member in zip(*flat, strict=True)]
-    y = torch.stack(members) if len(members) > 1 else members[0].unsqueeze(0)
-    return y.unflatten(0, leading)
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight + bias, of one member or with a leading dimension of members."""
-    if x.dim() == 3:
-        return torch.baddbmm(bias.unsqueeze(1), x, weight)
-    return _CPUAffine.apply(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
-
-
-class _CPUAffine(torch.autograd.Function):
-    """x (B, in) @ weight (in, out) + bias (out,) in float32, by oneDNN where that is the faster library.
-
-    torch.addmm calls MKL, which keeps to AVX2 on AMD processors: oneDNN needs 0.45 of its time there at 512 x 512 and
-    batch 256 (on Intel they are equal). Both compute in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (grad,) = grads
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (
-            _product(grad, weight.t()) if needs_x else None,
-            _product(x.t(), grad) if needs_weight else None,
-            grad.sum(0) if needs_bias else None,
-        )
-
-
-def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a (m, k) @ b (k, n) [+ bias (n,)]."""
-    # A product with few rows or columns (one observation, the last layer of a critic) is faster in MKL everywhere.
-    if HAS_ONEDNN and min(a.shape[0], b.shape[1]) >= 16:
-        return torch.ops.o2o_bench.onednn_product(_dense(a), _dense(b), bias)
-    return a @ b if bias is None else torch.addmm(bias, a, b)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x (m, n) without gaps between its rows or columns; with them, as in the gradient of a part of `torch.cat`, oneDNN
-    takes 40 to 100 times as long."""
-    return x if x.is_contiguous() or x.t().is_contiguous() else x.contiguous()
-
-
-# An operator of its own, because torch.compile takes oneDNN's linear layer only with constant weights.
-_operators = torch.library.Library("o2o_bench", "DEF")
-_operators.define("onednn_product(Tensor a, Tensor b, Tensor? bias) -> Tensor")
-
-
-@torch.library.impl(_operators, "onednn_product", "CPU")
-def _onednn_product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
-
-
-@torch.library.register_fake("o2o_bench::onednn_product", lib=_operators)
-def _onednn_product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-    return a.new_empty(a.shape[0], b.shape[1])
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU with the tanh approximation."""
-    if x.is_cuda:
-        return F.gelu(x, approximate="tanh")
-    return _CPUGELU.apply(x) if torch.is_grad_enabled() else x * _gelu_gate(x)
-
-
-class _CPUGELU(torch.autograd.Function):
-    """x * sigmoid(2 u), which equals x * (1 + tanh(u)) / 2 and takes half the time of torch's operator on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        gate = _gelu_gate(x)
-        ctx.save_for_backward(x, gate)
-        return x * gate
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        x, gate = ctx.saved_tensors
-        slope = x.square().mul_(3 * GELU_CUBIC).add_(GELU_LINEAR).mul_(x)
-        return slope.mul_(torch.addcmul(gate, gate, gate, value=-1)).add_(gate).mul_(grads[0])
-
-
-def _gelu_gate(x: Tensor) -> Tensor:
-    return x.square().mul_(GELU_CUBIC).add_(GELU_LINEAR).mul_(x).sigmoid_()
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Normalised last dimension, scaled and shifted, of one member or with a leading dimension of members."""
-    if x.dim() == 2:
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps=1e-6)
-    return torch.addcmul(bias.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=1e-6), weight.unsqueeze(1))
 
 
 class Linear(nn.Module):

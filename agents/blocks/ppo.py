@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.blocks.base import Adam, Metrics, Noise, OnPolicyAgent, gradient_step
-from agents.blocks.critics import Value
+from agents.blocks.critic import Value
 from datasets.batch import Decisions, Trajectories
 
 
@@ -54,7 +54,7 @@ class RolloutStatistics(nn.Module):
             self.register_buffer(name, torch.zeros(num_seeds, device=device))
 
     def scaled(self, trajectories: Trajectories) -> Trajectories:
-        """Counts a rollout; the same with its rewards scaled, those of this rollout included in the scale."""
+        """The rollout with its rewards divided by their scale, to which this rollout now belongs."""
         begins = trajectories.begins
         total, sums = torch.zeros_like(begins[:, 0]), torch.zeros_like(begins)
         for t in range(begins.shape[1]):
@@ -74,6 +74,17 @@ class RolloutStatistics(nn.Module):
         self.rollouts += 1
         std = (self.squares / self.count + 1e-8).sqrt()
         return replace(trajectories, chunk_return=trajectories.chunk_return / std[:, None, None])
+
+
+def pack_chain(points: Tensor, log_prob: Tensor) -> Tensor:
+    """A decision's record (S, B, W): the points (S, B, P, D) of its chain and their log densities (S, B, L)."""
+    return torch.cat([points.flatten(2), log_prob], -1)
+
+
+def unpack_chain(record: Tensor, chunk_dim: int, num_log_probs: int) -> tuple[Tensor, Tensor]:
+    """Points (S, B, P, D) and log densities (S, B, L) of what `pack_chain` made: D is `chunk_dim`, L the other."""
+    points, log_prob = record.tensor_split((-num_log_probs,), -1)
+    return points.unflatten(-1, (-1, chunk_dim)), log_prob
 
 
 def normalised(advantage: Tensor) -> Tensor:
@@ -111,7 +122,7 @@ class PPOAgent(OnPolicyAgent):
 
     @torch.no_grad()
     def estimate(self, trajectories: Trajectories) -> tuple[Tensor, Tensor]:
-        """Of scaled rewards."""
+        """Advantage and value target (S, T, E) of each decision, from rewards in units of their scale so far."""
         return estimate_advantages(self.statistics.scaled(trajectories), self.value, self.config.gae_lambda)
 
     def update_online(self, batch: Decisions, noise: Noise) -> Metrics:

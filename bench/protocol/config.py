@@ -4,15 +4,17 @@ import dataclasses
 import hashlib
 import json
 import re
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
+from agents.blocks.config import setting_types, settings_of, with_settings
+from agents.blocks.critic import CriticConfig
+from agents.sac_flow import SACFlowConfig
 from bench.runs.contract import SCHEMA_VERSION, VARIANT, ConfigError, RunName, flat, nearest
 from datasets.spec import DataError
 
@@ -23,8 +25,11 @@ LATER_FIELDS = {
     "warmup_actions": "policy",
     "online_batch_share": None,
 }
-# The same for fields of agents' configs.
-LATER_AGENT_FIELDS = {"pessimism": 0.5, "bc_target": "batch", "behaviour_flow_steps": 10}
+# The same for fields of agents' configs, and of those nested in them, by the class that has the field.
+LATER_AGENT_FIELDS: dict[type, dict[str, Any]] = {
+    CriticConfig: {"pessimism": 0.5},
+    SACFlowConfig: {"bc_target": "batch", "behaviour_flow_steps": 10},
+}
 
 
 @dataclass(frozen=True)
@@ -99,12 +104,12 @@ class RunConfig:
                 raise ConfigError(
                     f"{self.agent} is on-policy: it has neither online_batch_share nor random warmup_actions"
                 )
-            said = f"{self.agent}: rollout_steps is {self.rollout_steps}; it must be"
+            found = f"{self.agent}: rollout_steps is {self.rollout_steps}; it must be"
             if self.rollout_steps % self.num_envs:
-                raise ConfigError(f"{said} a multiple of num_envs, {self.num_envs}")
+                raise ConfigError(f"{found} a multiple of num_envs, {self.num_envs}")
             least = 2 * self.agent_config.chunk_length * self.num_envs  # so that each holds a whole decision
             if self.rollout_steps < least:
-                raise ConfigError(f"{said} at least two chunks in each environment, {least}")
+                raise ConfigError(f"{found} at least two chunks in each environment, {least}")
         if not 0.0 <= self.discount <= 1.0:
             raise ConfigError(f"discount is {self.discount!r}; it must lie in [0, 1]")
         if self.offline_updates + self.online_steps == 0:
@@ -136,11 +141,16 @@ class RunConfig:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """What config.json holds: all fields, the schema version and the hash of both."""
-        fields = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}))
-        for holder, later in ((fields, LATER_FIELDS), (fields["agent_config"], LATER_AGENT_FIELDS)):
+        """What config.json holds: all fields, the schema version and the hash of both.
+
+        The agent's settings are one flat object, those of nested configs among them under their own names.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["agent_config"] = settings_of(self.agent_config)
+        fields = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **values}))
+        for holder, later in ((fields, LATER_FIELDS), (fields["agent_config"], _later_settings(self.agent_config))):
             for name, absent in later.items():
-                if holder.get(name) == absent:
+                if holder[name] == absent:
                     del holder[name]
         canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return {**fields, "config_hash": hashlib.sha256(canonical.encode()).hexdigest()[:16]}
@@ -156,15 +166,24 @@ class RunConfig:
         if fields.get("agent") not in AGENTS:
             raise ConfigError(f"config names the unknown agent {fields.get('agent')!r}")
         try:
-            agent_config = default_agent_config(
-                fields["agent"], {k: str_value(v) for k, v in fields.pop("agent_config").items()}
-            )
+            settings = {name: str_value(value) for name, value in fields.pop("agent_config").items()}
+            later = _later_settings(AGENTS[fields["agent"]][1])
+            agent_config = default_agent_config(fields["agent"], {**later, **settings})
             config = cls(**fields, agent_config=agent_config)
         except (TypeError, KeyError) as error:
             raise ConfigError(f"config does not fit this checkout: {error}") from error
         if config.to_json()["config_hash"] != written_hash:
             raise ConfigError("config.json does not match its own hash: it was edited by hand")
         return config
+
+
+def _later_settings(config: Any) -> dict[str, Any]:
+    """LATER_AGENT_FIELDS of the config and of those nested in it, by flat name."""
+    later = dict(LATER_AGENT_FIELDS.get(type(config), {}))
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(value := getattr(config, field.name)):
+            later |= _later_settings(value)
+    return later
 
 
 def check_agent(name: str) -> None:
@@ -174,17 +193,20 @@ def check_agent(name: str) -> None:
 
 
 def default_agent_config(agent: str, overrides: Mapping[str, str | Any] = {}, base: Any = None) -> Any:
-    """The agent's config with fields replaced; values may be text as typed on a command line."""
+    """The agent's config, or `base`, with settings replaced by flat name.
+
+    Values may be text as typed on a command line. Raises ConfigError for a name or value that does not fit the agent.
+    """
     check_agent(agent)
     base = AGENTS[agent][1] if base is None else base
-    types = typing.get_type_hints(type(base))
+    types = setting_types(type(base))
     changes = {}
     for name, value in overrides.items():
         if name not in types:
             raise ConfigError(f"{agent} has no option {name!r}{nearest(name, types)}; options: {', '.join(types)}")
         changes[name] = parse_value(types[name], value, name) if isinstance(value, str) else value
     try:
-        return dataclasses.replace(base, **changes)
+        return with_settings(base, **changes)
     except ValueError as error:
         raise ConfigError(f"{agent}: {error}") from error
 
@@ -196,15 +218,15 @@ def str_value(value: Any) -> Any:
 
 def parse_value(kind: Any, text: str, name: str) -> Any:
     """Text to a config field's type: int, float, bool, str, Literal, tuple[int, ...], or one of these or None."""
-    options = [option for option in typing.get_args(kind) if option is not type(None)]
-    if typing.get_origin(kind) is Literal:
+    options = [option for option in get_args(kind) if option is not type(None)]
+    if get_origin(kind) is Literal:
         for option in options:
             if text == str(option):
                 return option
         raise ConfigError(
             f"{name} is {text!r}; it must be one of {', '.join(map(str, options))}{nearest(text, map(str, options))}"
         )
-    if typing.get_origin(kind) is tuple:
+    if get_origin(kind) is tuple:
         return tuple(parse_value(int, part, name) for part in text.replace(" ", ",").split(",") if part)
     if options:  # X | None
         return None if text.lower() == "none" else parse_value(options[0], text, name)
@@ -222,7 +244,7 @@ def config_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
     """Names the fields in which two `to_json` values differ, for messages."""
     flat_ours, flat_theirs = flat(ours), flat(theirs)
     names = [k for k in {**flat_ours, **flat_theirs} if flat_ours.get(k) != flat_theirs.get(k) and k != "config_hash"]
-    shown = [
+    first = [
         f"{name} {flat_theirs.get(name, 'absent')} there, {flat_ours.get(name, 'absent')} here" for name in names[:4]
     ]
-    return "; ".join(shown) + (f"; {len(names) - 4} more" if len(names) > 4 else "")
+    return "; ".join(first) + (f"; {len(names) - 4} more" if len(names) > 4 else "")

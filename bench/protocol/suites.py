@@ -1,10 +1,10 @@
 """SUITES: a name for each grid of runs, as data. Settings are here, in `bench.protocol.tuned` or in an agent's file."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from agents import AGENTS
+from agents.blocks.config import settings_of, with_settings
 from bench.protocol.config import RunConfig
 from bench.protocol.tuned import RELEASE, RELEASE_CRITIC, RUN_SETTINGS, TUNED
 from datasets.registry import TASKS
@@ -18,24 +18,23 @@ CHUNK_LENGTH = 5  # H where a suite holds it fixed
 
 def tuned_config(agent: str, domain: str) -> Any:
     """The agent's config with the domain's published settings."""
-    return replace(AGENTS[agent][1], **TUNED.get(domain, {}).get(agent, {}))
+    return with_settings(AGENTS[agent][1], **TUNED.get(domain, {}).get(agent, {}))
 
 
 def release_config(agent: str, domain: str) -> Any:
     """The agent's config as the 12-seed release of QAM has it, or would have it: its chunks, critics and weights."""
     config = tuned_config(agent, domain)
     fixed = {"chunk_length": CHUNK_LENGTH, **RELEASE_CRITIC}
-    known = {name: value for name, value in fixed.items() if hasattr(config, name)}
-    return replace(config, **known, **RELEASE.get(domain, {}).get(agent, {}))
+    fixed = {name: value for name, value in fixed.items() if name in settings_of(config)}
+    return with_settings(config, **fixed, **RELEASE.get(domain, {}).get(agent, {}))
 
 
 def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: Any) -> RunConfig:
     """A run on the task's own data with its tuned settings, unless `settings` say otherwise. What all runs of the agent
     do differently from everyone's (RUN_SETTINGS) holds in any case.
     """
-    own = RUN_SETTINGS.get(agent, {})
-    settings = {"agent_config": tuned_config(agent, task.domain), "dataset": task.dataset, **settings, **own}
-    return RunConfig(suite=suite, task=task.name, agent=agent, seed=seed, **settings)
+    settings = {"agent_config": tuned_config(agent, task.domain), "dataset": task.dataset, **settings}
+    return RunConfig(suite=suite, task=task.name, agent=agent, seed=seed, **(settings | RUN_SETTINGS.get(agent, {})))
 
 
 def _grid(
@@ -91,7 +90,7 @@ def baselines_quick() -> list[RunConfig]:
     """
     held = {"bc_coef": 50.0, "bc_coef_online": 50.0, "temperature": "off"}
     on_policy = {"num_envs": 4, "rollout_steps": 500, "learning_rate": 5e-5}
-    own: dict[str, dict[str, Any]] = {
+    changes: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("sac_flow_t", "sac_flow_g", "flow_mlp", "naive_sac_flow", "fql", "qc_fql"), held),
         "fbrac": {"bc_coef": 0.3},
         **{agent: {"num_candidates": 16} for agent in ("qc", "ifql", "idql")},
@@ -105,8 +104,8 @@ def baselines_quick() -> list[RunConfig]:
     same = {**_SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96), "num_critics": 2}
     settings = {}
     for agent, (_, config) in AGENTS.items():
-        every = {"q_aggregation": "mean", **same, **own.get(agent, {})}
-        settings[agent] = {name: value for name, value in every.items() if hasattr(config, name)}
+        every = {"q_aggregation": "mean", **same, **changes.get(agent, {})}
+        settings[agent] = {name: value for name, value in every.items() if name in settings_of(config)}
     return _quick(
         "baselines-quick",
         settings,
@@ -161,10 +160,10 @@ def _quick(suite: str, settings: dict[str, dict[str, Any]], **run: Any) -> list[
             suite=suite,
             agent=agent,
             seed=seed,
-            agent_config=replace(AGENTS[agent][1], **own),
+            agent_config=with_settings(AGENTS[agent][1], **changes),
             **{**small, **run, **RUN_SETTINGS.get(agent, {})},
         )
-        for agent, own in settings.items()
+        for agent, changes in settings.items()
         for seed in range(3)
     ]
 
@@ -311,7 +310,7 @@ def sac_flow_ablations() -> list[RunConfig]:
             agent,
             seed,
             variant=variant,
-            agent_config=replace(tuned_config(agent, task.domain), **changes),
+            agent_config=with_settings(tuned_config(agent, task.domain), **changes),
         )
         for task in _tasks("cube-double")
         for agent, variant, changes in ABLATIONS

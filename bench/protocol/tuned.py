@@ -32,7 +32,7 @@ def _flow_family(fql: float, qc_fql: float, sac_flow: float, sac_flow_online: fl
 def _single_actions(bc_coef: float, **settings: Any) -> dict[str, Settings]:
     """Every agent without chunks, as QAM (arXiv 2601.14234) runs all of its agents in mazes."""
     family = _flow_family(fql=bc_coef, qc_fql=bc_coef, sac_flow=bc_coef, sac_flow_online=bc_coef)
-    return {agent: {**own, "chunk_length": 1, **settings} for agent, own in family.items()}
+    return {agent: {**tuned, "chunk_length": 1, **settings} for agent, tuned in family.items()}
 
 
 # SAC Flow (arXiv 2509.25756), table of regulariser weights by environment. The official driver's command line falls

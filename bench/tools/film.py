@@ -71,7 +71,7 @@ def serve_stage(prepared: tuple[gymnasium.Env, Agent], requests: Requests, send,
     except DataError as error:
         send(str(error))
         return
-    agent.load_state_dict(safetensors.torch.load(policy), strict=False)
+    agent.load_policy(safetensors.torch.load(policy))
     recorder = Recorder(env, view)
     send((view.rate, view.cameras))
     while True:

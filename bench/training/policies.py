@@ -22,11 +22,10 @@ def policy_state(agent: Agent, seed_index: int) -> Policy:
     """The parameters that acting needs, of one seed: CPU tensors with S = 1."""
     return {
         name: value[seed_index : seed_index + 1].detach().cpu().clone()
-        for name, value in agent.state_dict().items()
-        if name.split(".")[0] in agent.policy_modules
+        for name, value in agent.policy_tensors().items()
     }
 
 
 def load_policy(agent: Agent, policy: bytes) -> None:
     """Puts a policy, as safetensors, in the place of the agent's; the other networks stay as they are."""
-    agent.load_state_dict(safetensors.torch.load(policy), strict=False)
+    agent.load_policy(safetensors.torch.load(policy))

@@ -13,7 +13,6 @@ compiled. An untrained policy fails, so that every evaluation episode has its fu
 
 import argparse
 import csv
-import dataclasses
 import json
 import os
 import subprocess
@@ -27,6 +26,7 @@ from unittest import mock
 import numpy as np
 
 from agents import AGENTS
+from agents.blocks.config import settings_of, with_settings
 from bench.protocol.config import RunConfig
 from bench.protocol.suites import SUITES
 from bench.training.engine import MODES
@@ -43,9 +43,9 @@ def configs_of(args: argparse.Namespace, seeds: int) -> list[RunConfig]:
     base = next(config for config in SUITES["ogbench-cube-double"]() if config.agent == args.agent)
     agent_config = base.agent_config
     if not args.paper_size:
-        names = {field.name for field in dataclasses.fields(agent_config)}
         small = {"policy_hidden_dims": (96, 96, 96), "critic_hidden_dims": (96, 96, 96), "gate_dim": 96}
-        agent_config = dataclasses.replace(agent_config, **{k: v for k, v in small.items() if k in names})
+        small = {name: value for name, value in small.items() if name in settings_of(agent_config)}
+        agent_config = with_settings(agent_config, **small)
     return [
         base.replace(
             suite="end-to-end",

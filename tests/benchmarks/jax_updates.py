@@ -102,10 +102,10 @@ def fql_loss(bc_coef: float, p: Tree, fixed: Tree, batch: Tree, noise: Tree) -> 
     flow_loss = matching_loss(plain_velocity, p["behaviour_velocity"], batch, noise)
     flow_action = integrate(plain_velocity, fixed["behaviour_velocity"], obs, x_0).clip(-1, 1)
     action_chunk = one_step_policy(p["one_step_policy"], obs, x_0)
-    bc_loss = jnp.square(action_chunk - flow_action).mean()
+    distill_loss = jnp.square(action_chunk - flow_action).mean()
     q_loss = -critic(fixed["critic"], obs, action_chunk.clip(-1, 1)).mean()
-    loss = flow_loss + bc_coef * bc_loss + q_loss
-    metrics |= {"policy_loss": loss, "matching_loss": flow_loss, "bc_loss": bc_loss, "q_loss": q_loss}
+    loss = flow_loss + bc_coef * distill_loss + q_loss
+    metrics |= {"policy_loss": loss, "matching_loss": flow_loss, "distill_loss": distill_loss, "q_loss": q_loss}
     return total + loss, metrics
 
 

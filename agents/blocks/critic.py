@@ -1,0 +1,174 @@
+"""Values of actions and of states: the critic block, losses of values, choice among candidates.
+
+What agents with a critic share, so that a comparison can hold the critic fixed. Its settings are the field `critic` of
+an agent's config.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.blocks.base import Adam, Metrics, Noise, frozen_copy, polyak_update
+from agents.blocks.config import check_config
+from agents.blocks.networks import MLP, Activation, Dims
+from datasets.batch import Batch
+
+QAggregation = Literal["mean", "min", "pessimistic"]  # over an ensemble; pessimistic: mean - pessimism * std
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Settings of the critics of any agent; the first two are what papers differ in."""
+
+    num_critics: int  # N
+    q_aggregation: QAggregation  # one value of the N, in the critic's target and wherever the agent says so
+    pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
+    target_update_rate: float = 0.005  # tau
+    critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of Q, and of V where the agent has one
+
+    def __post_init__(self) -> None:
+        check_config(self, target_update_rate=(0, 1))
+
+
+class QEnsemble(nn.Module):
+    """N networks Q(s, a) -> (S, N, B) of obs (S, B, O) and action chunk (S, B, H, A), or flat (S, B, D).
+
+    `constant`: no gradient reaches the parameters (a policy's loss moves only the action).
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        chunk_dim: int,
+        hidden_dims: Dims,
+        num_critics: int,
+        noise: Noise,
+        layer_norm: bool = True,
+        activation: Activation = "gelu",
+    ) -> None:
+        super().__init__()
+        self.num_critics = num_critics
+        self.mlp = MLP(
+            obs_dim + chunk_dim,
+            hidden_dims,
+            1,
+            noise,
+            members=(num_critics,),
+            layer_norm=layer_norm,
+            activation=activation,
+        )
+
+    def forward(self, obs: Tensor, action_chunk: Tensor, constant: bool = False) -> Tensor:
+        x = torch.cat([obs, action_chunk.flatten(2)], -1)
+        return self.mlp(x.unsqueeze(1).expand(-1, self.num_critics, -1, -1), constant).squeeze(-1)
+
+
+class Critic(nn.Module):
+    """Critics in training, `online`, their slow copies, `target`, and the optimiser: an agent's `self.critic`.
+
+    Called, it is the critics in training. An update takes `target_value` into the target of `loss`, calls `follow`, and
+    hands `optimizer` and loss to `gradient_step`.
+    """
+
+    def __init__(
+        self,
+        config: CriticConfig,
+        obs_dim: int,
+        chunk_dim: int,
+        learning_rate: float,
+        noise: Noise,
+        layer_norm: bool = True,
+        activation: Activation = "gelu",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.online = QEnsemble(
+            obs_dim, chunk_dim, config.critic_hidden_dims, config.num_critics, noise, layer_norm, activation
+        )
+        self.target = frozen_copy(self.online)
+        self.optimizer = Adam(self.online.parameters(), learning_rate)
+
+    def forward(self, obs: Tensor, action_chunk: Tensor, constant: bool = False) -> Tensor:
+        """Q (S, N, B) of the critics in training; `constant` as in `QEnsemble`."""
+        return self.online(obs, action_chunk, constant)
+
+    def aggregate(self, q: Tensor) -> Tensor:
+        """One value (S, B) of those of N critics (S, N, B), as configured."""
+        return aggregate_q(q, self.config.q_aggregation, self.config.pessimism)
+
+    def target_value(self, obs: Tensor, action_chunk: Tensor) -> Tensor:
+        """The target critics' value (S, B) of action chunks (S, B, H, A) at obs (S, B, O)."""
+        return self.aggregate(self.target(obs, action_chunk))
+
+    def loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
+        """Squared error (S,) of every critic at the batch's chunks to the target (S, B), a constant."""
+        q = self(batch.obs, batch.action_chunk)  # (S, N, B)
+        # A window that runs into the next episode has no meaningful target: weight 0.
+        weight = batch.valid[:, None, :, -1]
+        loss = (weight * (q - target.unsqueeze(1)).square()).mean((1, 2))
+        q = q.detach()
+        metrics = {"q_mean": q.mean((1, 2)), "q_min": q.amin((1, 2)), "q_max": q.amax((1, 2))}
+        return loss, {"critic_loss": loss.detach(), **metrics}
+
+    def follow(self) -> None:
+        """The target critics' Polyak step; before the gradient step, as `polyak_update` says."""
+        polyak_update(self.target, self.online, self.config.target_update_rate)
+
+
+class Value(nn.Module):
+    """V(s) -> (S, B) of obs (S, B, O)."""
+
+    def __init__(
+        self, obs_dim: int, hidden_dims: Dims, noise: Noise, layer_norm: bool = True, activation: Activation = "gelu"
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(obs_dim, hidden_dims, 1, noise, layer_norm=layer_norm, activation=activation)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.mlp(obs).squeeze(-1)
+
+
+def aggregate_q(q: Tensor, how: QAggregation, pessimism: float) -> Tensor:
+    """One value (S, B) of those of an ensemble (S, N, B); the standard deviation divides by N."""
+    if how == "min":
+        return q.amin(1)
+    if how == "mean":
+        return q.mean(1)
+    # Cut above 0, where the gradient of a standard deviation is not finite.
+    return q.mean(1) - pessimism * q.var(1, correction=0).clamp(min=1e-12).sqrt()
+
+
+def expectile_loss(value: Tensor, q: Tensor, expectile: float, weight: Tensor) -> Tensor:
+    """Loss (S,) whose minimiser over `value` (S, B) is the expectile of q (S, B), a constant; 0.5 is the mean.
+
+    `weight` (S, B) counts a sample, or not.
+    """
+    error = q - value
+    side = torch.where(error >= 0, expectile, 1 - expectile)
+    return (weight * side * error.square()).mean(1)
+
+
+def action_gradient(critic: QEnsemble, obs: Tensor, action: Tensor) -> Tensor:
+    """Gradient of the members' mean Q(s, a) with respect to each sample's action, of the action's shape; a constant."""
+    action = action.detach().requires_grad_()
+    q = critic(obs, action, constant=True).mean(1)  # (S, B)
+    return torch.autograd.grad(q.sum(), action)[0]
+
+
+def repeat_obs(obs: Tensor, num_candidates: int) -> Tensor:
+    """obs (S, B, O) with each row n times in sequence, (S, B * n, O)."""
+    return obs.repeat_interleave(num_candidates, 1)
+
+
+def choose(candidates: Tensor, index: Tensor) -> Tensor:
+    """The chunk (S, B, H, A) with number index (S, B) of each row's n candidates (S, B * n, H, A)."""
+    grouped = candidates.unflatten(1, (index.shape[1], -1))  # (S, B, n, H, A)
+    index = index[..., None, None, None].expand(-1, -1, 1, *candidates.shape[2:])
+    return grouped.gather(2, index).squeeze(2)
+
+
+def best_candidate(candidates: Tensor, score: Tensor, num_candidates: int) -> Tensor:
+    """The chunk (S, B, H, A) with the highest score (S, B * n) of each row's n candidates (S, B * n, H, A)."""
+    return choose(candidates, score.unflatten(1, (-1, num_candidates)).argmax(-1))
