@@ -4,12 +4,12 @@ The fields of a nested config stand beside the others under their own names: `nu
 `critic.num_critics` a detail of the code.
 """
 
-import difflib
 import math
 import typing
-from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
+
+from bench.runs.contract import nearest
 
 Config = TypeVar("Config")
 
@@ -63,7 +63,7 @@ def check_config(config: Any, **ranges: tuple[float, float]) -> None:
         elif typing.get_origin(kind) is Literal:
             allowed = typing.get_args(kind)
             ok = any(type(value) is type(option) and value == option for option in allowed)
-            expected = "one of " + ", ".join(map(repr, allowed)) + _nearest(value, allowed)
+            expected = "one of " + ", ".join(map(repr, allowed)) + nearest(value, allowed)
         elif kind is float:
             low, high = ranges.get(name, (0.0, math.inf))
             ok = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
@@ -79,8 +79,3 @@ def check_config(config: Any, **ranges: tuple[float, float]) -> None:
             raise TypeError(f"{type(config).__name__}.{name}: no check for a field of type {kind}")
         if not ok:
             raise ValueError(f"{type(config).__name__}.{name} = {value!r}: must be {expected}")
-
-
-def _nearest(value: Any, allowed: Sequence[Any]) -> str:
-    close = difflib.get_close_matches(str(value), [str(option) for option in allowed], n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
