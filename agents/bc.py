@@ -61,10 +61,7 @@ class BC(Agent):
             chunk = ddpm_sample(self.network(obs), x_T, step_noise, self.schedule, clip="clean")
         return chunk.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))  # the same in both modes
 
-    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
-        return self.update_online(batch, noise)
-
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
         """One step of the policy."""
         loss = self.policy_loss(batch, noise)
         gradient_step((self.policy_optimizer, loss))

@@ -60,11 +60,12 @@ class FQL(Agent):
         return self.one_step_policy(torch.cat([obs, x_0], -1)).unflatten(-1, (self.chunk_length, -1))
 
     def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        """`update`, once or twice on the same batch."""
         for _ in range(self.config.critic_updates_per_offline_step - 1):
-            self.update_online(batch, noise)
-        return self.update_online(batch, noise)
+            self.update(batch, noise)
+        return self.update(batch, noise)
 
-    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+    def update(self, batch: Batch, noise: Noise) -> Metrics:
         """One step of critic, flow and one-step policy."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
