@@ -13,8 +13,6 @@ import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
 from agents.blocks.config import setting_types, settings_of, with_settings
-from agents.blocks.critic import CriticConfig
-from agents.sac_flow import SACFlowConfig
 from bench.runs.contract import SCHEMA_VERSION, VARIANT, ConfigError, RunName, flat, nearest
 from datasets.spec import DataError
 
@@ -25,10 +23,10 @@ LATER_FIELDS = {
     "warmup_actions": "policy",
     "online_batch_share": None,
 }
-# The same for fields of agents' configs, and of those nested in them, by the class that has the field.
-LATER_AGENT_FIELDS: dict[type, dict[str, Any]] = {
-    CriticConfig: {"pessimism": 0.5},
-    SACFlowConfig: {"bc_target": "batch", "behaviour_flow_steps": 10},
+# The same for fields of agents' configs, and of those nested in them, by the name of the class that has the field.
+LATER_AGENT_FIELDS: dict[str, dict[str, Any]] = {
+    "CriticConfig": {"pessimism": 0.5},
+    "SACFlowConfig": {"bc_target": "batch", "behaviour_flow_steps": 10},
 }
 
 
@@ -179,7 +177,7 @@ class RunConfig:
 
 def _later_settings(config: Any) -> dict[str, Any]:
     """LATER_AGENT_FIELDS of the config and of those nested in it, by flat name."""
-    later = dict(LATER_AGENT_FIELDS.get(type(config), {}))
+    later = dict(LATER_AGENT_FIELDS.get(type(config).__name__, {}))
     for field in dataclasses.fields(config):
         if dataclasses.is_dataclass(value := getattr(config, field.name)):
             later |= _later_settings(value)
