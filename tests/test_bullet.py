@@ -192,7 +192,7 @@ def test_forked_workers_play_the_same_episodes():
 @needs_simulator
 def test_a_run_stopped_in_mid_episode_goes_on_to_the_same_bytes(own_cache):
     from bench.runs.checkpoint import Checkpoints
-    from bench.training.execution import Execution, Preempted
+    from bench.training.execution import Execution, Preemption
     from bench.training.train import run
 
     datasets.generate("hopper-bullet", "random", episodes=9)
@@ -208,7 +208,7 @@ def test_a_run_stopped_in_mid_episode_goes_on_to_the_same_bytes(own_cache):
     execution = Execution(device="cpu", env_workers=0)
     run([config], whole, execution, lambda: False)
     table = config.directory(stopped) / "train.csv"
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         run([config], stopped, execution, lambda: table.exists() and "\nonline,11,14," in table.read_text())
     saved = Checkpoints(config.directory(stopped)).load()
     rollouts = saved[max(saved)].rollouts

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.runs.claims import Claim, Claims, Owner, Superseded, clock_of, is_fresh, owner_of, process_start
+from bench.runs.claims import Claim, Claims, Owner, Takeover, clock_of, is_fresh, owner_of, process_start
 from bench.runs.contract import COMPLETE, StorageError, is_complete, read_json
 from bench.runs.writer import RunWriter
 from bench.training.execution import Execution
 from bench.training.pack import claim_runs
-from bench.training.train import Preempted, run
+from bench.training.train import Preemption, run
 from tests.tiny_runs import ROOT, tiny_config
 
 LEASE = 2.0  # seconds, for tests; long for a beat that is late on a busy machine
@@ -130,7 +130,7 @@ def test_slurm_s_next_start_of_a_job_takes_its_runs_at_once(tmp_path, monkeypatc
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     newer = take(tmp_path, lease=3600)
     newer.check()
-    with pytest.raises(Superseded, match=r"taken over by job 77 \(restart 1\), process"):
+    with pytest.raises(Takeover, match=r"taken over by job 77 \(restart 1\), process"):
         older.check()
     older.release()
     newer.check()  # whatever the loser does
@@ -177,7 +177,7 @@ def test_rows_of_two_live_processes_never_meet(tmp_path, monkeypatch):
         lambda: first.status("running"),
         first.complete,
     ):
-        with pytest.raises(Superseded):
+        with pytest.raises(Takeover):
             write()
     monkeypatch.setattr(older, "check", lambda: None)
     first.train("offline", 3, 0, {"loss": 666.0})
@@ -200,7 +200,7 @@ def test_a_process_that_loses_its_run_while_it_completes_takes_its_word_back(tmp
     monkeypatch.setattr(Owner, "is_gone", True)
     monkeypatch.setattr(older, "check", check)
     first.status("running")
-    with pytest.raises(Superseded):
+    with pytest.raises(Takeover):
         first.complete()
     assert asked == 3 and not is_complete(tmp_path)
 
@@ -234,7 +234,7 @@ def test_a_pack_that_waits_for_a_run_can_be_stopped(tmp_path):
     (tmp_path / "held").mkdir()
     holder = hold_elsewhere(tmp_path / "held")
     try:
-        with pytest.raises(Preempted):
+        with pytest.raises(Preemption):
             claim_runs({tiny_config("fql"): tmp_path / "held"}, Claims(60), lambda: True)
     finally:
         holder.kill()

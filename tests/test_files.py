@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.runs.checkpoint import Checkpoints
-from bench.runs.claims import Claim, Claims, Superseded
+from bench.runs.claims import Claim, Claims, Takeover
 from bench.runs.contract import HEADERS, StorageError, read_json, write_json
 from bench.runs.state import MetricSums, RunState, TrainingPoint
 from bench.runs.writer import RunWriter
@@ -142,7 +142,7 @@ def test_what_an_older_process_still_saves_is_never_looked_at(tmp_path, monkeypa
     newer = Checkpoints(tmp_path)
     held = claim(tmp_path)
     newer.adopt(held, newer.load()[at(1)])
-    with pytest.raises(Superseded, match="was taken over by process"):
+    with pytest.raises(Takeover, match="was taken over by process"):
         older.save(state(2), rows(10, 10))
     monkeypatch.setattr(Claim, "check", lambda self: None)  # as if it had not learned of the new owner in time
     older.save(state(9), rows(10, 10))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agents.blocks.flow import euler_step, rollout_gradient_norms
 from bench.protocol.config import ConfigError, RunConfig
-from bench.training.execution import Preempted
+from bench.training.execution import Preemption
 from tests.seeded_noise import SeededNoise
 from tests.test_agents import NAMES, WITH_TWO_STEPS, assert_equal_states, batch_of, build, train
 from tests.test_engine import TRACED, Setup
@@ -236,7 +236,7 @@ def test_a_run_with_norms_has_more_rows_and_is_else_the_same(agent: str, data_ca
     assert [row.split(",")[3] for row in own] == names_of(config.agent_config.flow_steps) * len(points)
 
     for polls in (8, 9):  # offline, then online
-        with pytest.raises(Preempted):
+        with pytest.raises(Preemption):
             execute([config], tmp_path / "stopped", stop_after=polls)
     execute([config], tmp_path / "stopped")
     assert results_of(config, tmp_path / "stopped") == ours

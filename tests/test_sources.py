@@ -15,7 +15,7 @@ import pytest
 import datasets
 from bench.__main__ import main
 from bench.tools.export import write_flat
-from bench.training.execution import Execution, Preempted
+from bench.training.execution import Execution, Preemption
 from bench.training.train import run
 from datasets.registry import EXTRAS, SOURCES, missing_extra, source_of
 from datasets.spec import DataError
@@ -153,7 +153,7 @@ def test_a_run_on_a_file_of_the_users_stops_and_goes_on_to_the_same_bytes(task: 
     whole, stopped = own_cache / "whole", own_cache / "stopped"
     run([config], whole, execution, lambda: False)
     table = config.directory(stopped) / "train.csv"
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         run([config], stopped, execution, lambda: table.exists() and "\nonline," in table.read_text())
     run([config], stopped, execution, lambda: False)
     for name in ("episodes.csv", "train.csv"):

@@ -25,7 +25,7 @@ from bench.runs.state import PendingEvaluation, RunState
 from bench.tools.export import collected
 from bench.training.engine import Engine
 from bench.training.evaluate import NICENESS
-from bench.training.execution import Execution, Preempted
+from bench.training.execution import Execution, Preemption
 from bench.training.pack import prepare_directory
 from bench.training.pack_files import DivergenceError
 from bench.training.train import run
@@ -53,7 +53,7 @@ def stop_online(configs: list[RunConfig], results: Path, env_steps: int, **execu
         rows = table(configs[0], results, "train.csv")
         return bool(rows) and int(rows[-1]["env_steps"]) >= env_steps
 
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         run(configs, results, Execution(**{"device": "cpu", "checkpoint_seconds": 1e9, **execution}), should_stop)
 
 
@@ -120,7 +120,7 @@ def test_a_compiled_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, da
     execute([config], tmp_path / "whole", engine="compiled")
     assert status_of(config.directory(tmp_path / "whole"))["engine"] == "compiled"
     for polls in (13, 52):
-        with pytest.raises(Preempted):
+        with pytest.raises(Preemption):
             execute([config], tmp_path / "stopped", stop_after=polls, engine="compiled")
     execute([config], tmp_path / "stopped", engine="compiled")
     assert results_of(config, tmp_path / "stopped") == results_of(config, tmp_path / "whole")
@@ -136,7 +136,7 @@ def test_agents_from_scratch_act_at_random_until_their_first_update_and_resume(d
         config = tiny_config(agent, online_batch_share=share, **settings)
         execute([config], tmp_path / "whole")
         for polls in (5, 20):
-            with pytest.raises(Preempted):
+            with pytest.raises(Preemption):
                 execute([config], tmp_path / "stopped", stop_after=polls)
         execute([config], tmp_path / "stopped")
         assert results_of(config, tmp_path / "stopped") == results_of(config, tmp_path / "whole")
@@ -307,10 +307,10 @@ def test_seeds_do_not_depend_on_their_pack(reference, data_cache, tmp_path):
 def test_a_pack_whose_members_were_saved_apart_goes_on_together(reference, data_cache, tmp_path):
     configs = [tiny_config("fql", seed) for seed in (0, 1)]
     execute(configs, tmp_path / "whole")
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         execute(configs, tmp_path / "killed", stop_after=12)
     # a kill between the two saves: the second member has no newer slot
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         execute(configs[:1], tmp_path / "killed", stop_after=9)
     execute(configs, tmp_path / "killed")
     for config in configs:
@@ -323,7 +323,7 @@ def test_a_seed_that_lags_behind_catches_up_and_joins_the_pack(reference, data_c
     """Seed 1 stopped offline, seeds 0 and 2 at points of the online phase; the numbers are those of each seed alone."""
     configs = [tiny_config("qc_fql", seed) for seed in (0, 1, 2)]
     stop_online(configs[:1], tmp_path, 28)
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         execute(configs[1:2], tmp_path, stop_after=9)
     stop_online(configs[2:], tmp_path, 7)
     execute(configs, tmp_path)
@@ -400,7 +400,7 @@ def test_a_ring_smaller_than_a_checkpoint_interval_loses_no_transition(data_cach
     rows = reference(config)
     transitions = provenance_of(config.directory(rows))["dataset"]["num_transitions"]
     assert transitions + 1 < 600  # the ring wraps
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         execute([config], tmp_path, stop_after=transitions + 60)
     execute([config], tmp_path)
     assert results_of(config, tmp_path) == results_of(config, rows)
@@ -408,7 +408,7 @@ def test_a_ring_smaller_than_a_checkpoint_interval_loses_no_transition(data_cach
 
 def test_a_diverged_seed_fails_alone(reference, data_cache, tmp_path):
     good, bad = tiny_config("qc_fql", 0), tiny_config("qc_fql", 1)
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         execute([good, bad], tmp_path, stop_after=10)
     for slot in (bad.directory(tmp_path) / "checkpoint").glob("slot-*.pt"):
         poison(slot)
@@ -441,7 +441,7 @@ def test_a_directory_of_another_config_is_refused_by_name(tmp_path):
 
 def test_changed_data_are_refused_on_resume(data_cache, tmp_path):
     config = tiny_config("fql")
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         execute([config], tmp_path, stop_after=3)
     path = config.directory(tmp_path) / "provenance.json"
     known = json.loads(path.read_text())
@@ -483,7 +483,7 @@ def test_timing_tells_where_the_time_went(reference):
 def test_a_stopped_run_on_a_gpu_ends_with_the_same_bytes(agent, data_cache, tmp_path):
     config = tiny_config(agent)
     execute([config], tmp_path / "whole", device="cuda")
-    with pytest.raises(Preempted):
+    with pytest.raises(Preemption):
         execute([config], tmp_path / "stopped", stop_after=40, device="cuda")
     execute([config], tmp_path / "stopped", device="cuda")
     assert results_of(config, tmp_path / "stopped") == results_of(config, tmp_path / "whole")

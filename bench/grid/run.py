@@ -15,7 +15,7 @@ from bench.runs.contract import CONFIG, ConfigError, read_json
 from bench.runs.quantities import duration, size
 from bench.tools.data import describe_data, ensure_data
 from bench.training.engine import pick_device, pick_mode
-from bench.training.execution import EXIT_PREEMPTED, Preempted
+from bench.training.execution import EXIT_PREEMPTED, Preemption
 
 
 def plan_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -85,7 +85,7 @@ def worker_command(options: argparse.Namespace, _: dict[str, str]) -> int:
         return EXIT_PREEMPTED
     try:
         run(configs, options.results, execution_of(options), stop)
-    except Preempted:
+    except Preemption:
         return EXIT_PREEMPTED
     return 0
 

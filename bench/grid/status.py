@@ -21,7 +21,7 @@ from rich.text import Text
 
 from bench.grid import slurm
 from bench.grid.launches import CANCELLED, launches
-from bench.grid.survey import STATES, GridStatus, Queue, RunStatus, survey
+from bench.grid.survey import STATE_COLOURS, GridStatus, Queue, RunStatus, survey
 from bench.runs.contract import GRIDS, LOG, ConfigError, StorageError, is_complete, named_run
 from bench.runs.quantities import duration
 
@@ -113,7 +113,8 @@ def table(grid: GridStatus) -> Table:
         cells.setdefault((run.name.suite, run.name.task, run.name.label), []).append(run)
     before = ("", "")
     for (suite, task, agent), runs in cells.items():
-        states = Text(", ").join(Text(f"{count} {state}", STATES[state]) for state, count in grid.count(runs).items())
+        counts = grid.count(runs).items()
+        states = Text(", ").join(Text(f"{count} {state}", STATE_COLOURS[state]) for state, count in counts)
         rates = [_mean(run.rates[key] for run in runs if key in run.rates and run.state == "running") for key in RATES]
         view.add_row(
             "" if suite == before[0] else suite,

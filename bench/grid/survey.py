@@ -28,7 +28,7 @@ from bench.runs.contract import (
 )
 from bench.runs.quantities import duration, size
 
-STATES = {  # in the order in which they are shown, with their colours
+STATE_COLOURS = {  # in the order in which they are shown, with their colours
     "complete": "green",
     "running": "cyan",
     "starting": "cyan",
@@ -49,7 +49,7 @@ class RunStatus:
 
     directory: Path
     name: RunName
-    state: str  # one of STATES
+    state: str  # one of STATE_COLOURS
     why: str  # of a state that asks for one
     offline_updates: int  # budgets
     online_steps: int
@@ -90,7 +90,7 @@ class GridStatus:
 
     def count(self, runs: Iterable[RunStatus] | None = None) -> dict[str, int]:
         counted = Counter(run.state for run in (self.runs if runs is None else runs))
-        return {state: counted[state] for state in STATES if counted[state]}
+        return {state: counted[state] for state in STATE_COLOURS if counted[state]}
 
 
 class Queue:
@@ -196,7 +196,7 @@ def state_of(
     launch: Launch | None,
     asked: bool,
 ) -> tuple[str, str]:
-    """One of STATES, and why. What a living process or the run's own files say comes before what Slurm says."""
+    """One of STATE_COLOURS, and why. What a living process or the run's own files say comes before what Slurm says."""
     written = status.get("state", "planned")
     if is_complete(directory) or written == "complete":
         return "complete", ""

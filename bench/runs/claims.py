@@ -29,7 +29,7 @@ FOLDER = "owner"
 _GONE = (errno.ENOENT, errno.ESTALE)  # of a file that another process, here or elsewhere, has removed
 
 
-class Superseded(Exception):
+class Takeover(Exception):
     """Another process has taken this run over; this one must not go on with it."""
 
 
@@ -128,7 +128,7 @@ class Claim:
         return self.owner.generation
 
     def check(self) -> None:
-        """Raises Superseded where another process owns the run by now. Opens the file anew each time, so that network
+        """Raises Takeover where another process owns the run by now. Opens the file anew each time, so that network
         file systems ask their server."""
         try:
             if json.loads(self._path.read_bytes())["nonce"] == self.owner.nonce:
@@ -136,7 +136,7 @@ class Claim:
         except OSError as error:
             if error.errno not in _GONE:
                 raise StorageError(f"cannot read {self._path}: {error.strerror}") from error
-        raise Superseded(f"{self.directory} was taken over by {owner_of(self.directory)}; {self.owner} stops")
+        raise Takeover(f"{self.directory} was taken over by {owner_of(self.directory)}; {self.owner} stops")
 
     def release(self) -> None:
         """Lets the next process have the run at once."""
@@ -144,7 +144,7 @@ class Claim:
         try:
             self.check()
             write_atomically(self._path, _text(replace(self.owner, released=True)))
-        except Superseded:
+        except Takeover:
             return  # nothing is left to release
         except StorageError as error:  # a full disk: the lease runs out instead
             print(f"warning: {error}", file=sys.stderr, flush=True)

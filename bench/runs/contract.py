@@ -60,6 +60,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def error_line(error: BaseException) -> str:
+    """`Type: message` of an exception, without line breaks."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
 def nearest(name: object, names: Iterable[object]) -> str:
     """` (did you mean 'x'?)` for the name closest to `name`, or the empty string where none is close."""
     matches = difflib.get_close_matches(str(name), [str(one) for one in names], n=1)

@@ -31,7 +31,7 @@ class RunWriter:
 
     Rows before `offsets` (a checkpoint's bytes per file) stay, later ones are cut off: files are copied up to there and
     put in the place of the old ones. An older process that is still alive goes on writing into files without a name,
-    so that rows of two processes never meet. Each write raises Superseded once the run is another's.
+    so that rows of two processes never meet. Each write raises Takeover once the run is another's.
 
     Args:
         source: the folder whose files are copied, of a run with the same offline phase; default this one.
@@ -126,7 +126,7 @@ class RunWriter:
         )
 
     def complete(self) -> None:
-        """Publishes `complete.json`, which says what the run's files hold. Raises Superseded for a process that has
+        """Publishes `complete.json`, which says what the run's files hold. Raises Takeover for a process that has
         lost the run, also when it loses it at this very moment."""
         self.offsets()
         marker = self.directory / COMPLETE

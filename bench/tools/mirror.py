@@ -32,9 +32,9 @@ from bench.runs.contract import (
     TRAIN,
     ConfigError,
     StorageError,
+    error_line,
     find_runs,
     is_complete,
-    one_line,
     read_json,
 )
 from bench.tools.mirror_process import LAST_ROWS_SECONDS
@@ -238,7 +238,7 @@ def follow_all(followers: list[Follower], failed: list[Path], last: bool = False
             else:
                 left.append(follower)
         except Exception as error:
-            line = one_line(f"{type(error).__name__}: {error}")
+            line = error_line(error)
             print(f"failed: {follower.directory}: {line}", file=sys.stderr, flush=True)
             failed.append(follower.directory)
     return left

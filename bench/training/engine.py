@@ -21,7 +21,7 @@ from torch import Tensor
 
 from agents.blocks.base import Agent, Metrics, Phase
 from bench.protocol.config import ConfigError
-from bench.runs.contract import nearest
+from bench.runs.contract import error_line, nearest
 from bench.training.meters import MetricMeans
 from bench.training.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from datasets.batch import Batch
@@ -78,7 +78,7 @@ def pick_mode(name: str, device: torch.device, updates: int) -> Mode:
     raise ConfigError(f"unknown engine {name!r}{nearest(name, MODES)}; engines: auto, {', '.join(MODES)}")
 
 
-class NotTheSame(Exception):
+class MismatchError(Exception):
     """A fast way of executing updates does not give what eager execution gives."""
 
 
@@ -251,7 +251,7 @@ class Engine:
                 self._make(phase, ways, number, checked)
                 apart = _distances(before, expected, self._state())
                 if any(not apart[kind] <= tolerance for kind, tolerance in TOLERANCE.items()):
-                    raise NotTheSame(f"{_list(apart)} from eager updates; allowed: {_list(TOLERANCE)}")
+                    raise MismatchError(f"{_list(apart)} from eager updates; allowed: {_list(TOLERANCE)}")
             except Exception as error:  # whatever a compiler or a capture may raise: it is said, and the rest goes on
                 slower = SLOWER[self.mode]
                 self.warning = f"{phase} updates are NOT {self.mode}, they run {slower} and take longer: {_line(error)}"
@@ -285,7 +285,7 @@ class Engine:
 
             pairs = zip(replay(), expected, strict=True)
             if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-4, equal_nan=True) for pair in pairs):
-                raise NotTheSame("a captured chunk differs from an eager one")
+                raise MismatchError("a captured chunk differs from an eager one")
         except Exception as error:  # as above: said, and done the slower way
             self.warning = f"training actions are NOT captured and take longer: {_line(error)}"
             _say(f"WARNING: {self.warning}")
@@ -362,7 +362,7 @@ def _list(shares: dict[str, float]) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return error_line(error)[:300]
 
 
 def _say(message: str) -> None:

@@ -9,7 +9,7 @@ from bench.runs.claims import LEASE_SECONDS
 EXIT_PREEMPTED = 75  # of a process whose runs were stopped: sysexits' EX_TEMPFAIL, start again to go on
 
 
-class Preempted(Exception):
+class Preemption(Exception):
     """The run was asked to stop (SIGTERM, Ctrl-C)."""
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bench.protocol.config import RunConfig, config_difference
 from bench.runs.checkpoint import BEFORE_ALL, Checkpoints
-from bench.runs.claims import Claim, Claims, Superseded
+from bench.runs.claims import Claim, Claims, Takeover
 from bench.runs.contract import CONFIG, ConfigError, is_complete, make_folder, read_json, write_json
 from bench.runs.state import RunState, TrainingPoint
-from bench.training.execution import Preempted
+from bench.training.execution import Preemption
 
 POLL_SECONDS = 0.5  # between looks at a run that another process holds
 
@@ -54,7 +54,7 @@ def claim_runs(
     """The runs that are not complete and that no other process holds.
 
     Waits for those that one holds, since it may be dying: it may still end them, or show no sign of life for its lease.
-    Where it goes on showing them, the run is left to it. Raises Preempted when asked to stop.
+    Where it goes on showing them, the run is left to it. Raises Preemption when asked to stop.
     """
     taken: dict[RunConfig, Claim] = {}
     waiting = dict(directories)
@@ -79,7 +79,7 @@ def claim_runs(
         if should_stop():
             for claim in taken.values():
                 claim.release()
-            raise Preempted
+            raise Preemption
         time.sleep(POLL_SECONDS)
 
 
@@ -87,7 +87,7 @@ def still_owned(claim: Claim) -> bool:
     """Whether the run is still this process'; says so on stderr where it is not."""
     try:
         claim.check()
-    except Superseded as error:
+    except Takeover as error:
         print(error, file=sys.stderr, flush=True)
         return False
     return True

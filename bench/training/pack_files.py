@@ -12,8 +12,8 @@ from torch import Tensor
 
 import datasets
 from bench.protocol.departures import departures
-from bench.runs.claims import Superseded
-from bench.runs.contract import CONFIG, POLICY, StorageError, one_line, read_json, write_atomically
+from bench.runs.claims import Takeover
+from bench.runs.contract import CONFIG, POLICY, StorageError, error_line, read_json, write_atomically
 from bench.runs.provenance import add_end, add_start
 from bench.runs.state import UNKNOWN_SCORE, RunState, TrainingPoint
 from bench.runs.writer import RunWriter
@@ -44,7 +44,7 @@ class PackFiles:
     def open(self, transitions: Transitions, start: Mapping[str, Any]) -> None:
         """Cuts each run's files back to its state and records the start.
 
-        Raises Superseded, ConfigError for other data than the run began with, StorageError.
+        Raises Takeover, ConfigError for other data than the run began with, StorageError.
         """
         for run in self.runs:
             self._writers.append(
@@ -78,7 +78,7 @@ class PackFiles:
         """Around whatever writes into the run's folder: a run that another process has taken over ends here."""
         try:
             yield
-        except Superseded as error:
+        except Takeover as error:
             self.alive[index] = False
             print(f"seed {self.runs[index].config.seed}: {error}", file=sys.stderr, flush=True)
 
@@ -128,7 +128,7 @@ class PackFiles:
 
     def fail(self, index: int, error: Exception, point: TrainingPoint, facts: Mapping[str, Any]) -> None:
         """Ends one run as failed."""
-        self.status("failed", point, facts, only=index, error=_line(error))
+        self.status("failed", point, facts, only=index, error=error_line(error))
         self.alive[index] = False
         self.failures.append(error)
 
@@ -136,7 +136,7 @@ class PackFiles:
         """The error that ends the process, into the status of all that are alive."""
         for index in self.living:
             try:
-                self.status("failed", point, facts, only=index, error=_line(error))
+                self.status("failed", point, facts, only=index, error=error_line(error))
             except StorageError as second:  # a full disk: the error that ends the run is already on its way
                 error.add_note(str(second))
 
@@ -195,7 +195,3 @@ def facts_of_run(run: PackedRun) -> dict[str, Any]:
         "departures": departures(run.config),
         "offline_phase": phase,
     }
-
-
-def _line(error: Exception) -> str:
-    return one_line(f"{type(error).__name__}: {error}")

@@ -24,13 +24,13 @@ from bench.protocol.schedule import (
     total_updates,
     updates_after,
 )
-from bench.runs.claims import Claims, Superseded
+from bench.runs.claims import Claims, Takeover
 from bench.runs.contract import LOG, is_complete
 from bench.runs.provenance import start_record
 from bench.runs.state import RunState, TrainingPoint
 from bench.training.engine import Engine, pick_device, pick_mode
 from bench.training.evaluate import Evaluation, Evaluator, prepare_worker, unfinished_evaluations
-from bench.training.execution import Execution, Preempted, available_cores
+from bench.training.execution import Execution, Preemption, available_cores
 from bench.training.meters import Clock, MetricMeans
 from bench.training.pack import PackedRun, claim_runs, prepare_directory, resume_groups, still_owned
 from bench.training.pack_files import DivergenceError, PackFiles, check_finite
@@ -50,7 +50,7 @@ MAX_PENDING = 2  # evaluations that training may run ahead of; each keeps a poli
 
 
 def run(configs: list[RunConfig], results: Path, execution: Execution, should_stop: Callable[[], bool]) -> None:
-    """Runs a pack: configs equal but for the seed. Goes on from checkpoints; raises Preempted when asked to stop.
+    """Runs a pack: configs equal but for the seed. Goes on from checkpoints; raises Preemption when asked to stop.
 
     Where checkpoints lie apart, those behind train until they reach the next ones and go on together with them.
     Every run ends with a status of its own: complete, failed (with the error) or preempted. A run that another process
@@ -79,7 +79,7 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
             try:
                 training.open()
                 training.run(until=ahead[0][0].point if ahead else None)
-            except Superseded:
+            except Takeover:
                 continue  # the next turn finds out whose run that was
             finally:
                 training.close()
@@ -153,7 +153,7 @@ class Training:
     def open(self) -> None:
         """Opens the runs' files, which records the start, and starts the worker processes.
 
-        Raises Superseded where another process owns a run by now, ConfigError, StorageError.
+        Raises Takeover where another process owns a run by now, ConfigError, StorageError.
         """
         resumed_from = None
         if self._states:
@@ -176,7 +176,7 @@ class Training:
     def run(self, until: TrainingPoint | None = None) -> None:
         """Trains to the end and marks the runs complete, or to a checkpoint at the point `until`.
 
-        Raises Preempted, after a checkpoint, when asked to stop.
+        Raises Preemption, after a checkpoint, when asked to stop.
         """
         config, self._until = self.config, until
         try:
@@ -192,7 +192,7 @@ class Training:
                 if is_over(config, self.updates, self.env_steps):
                     break
                 if self.should_stop():
-                    raise Preempted
+                    raise Preemption
                 self._take_in_evaluations()
                 if self._clock.due("checkpoint", self.execution.checkpoint_seconds) or self._ring_is_unsaved():
                     self._checkpoint()
@@ -213,7 +213,7 @@ class Training:
             self._checkpoint()
             self.files.complete(lambda index: policy_state(self.agent, index))
             self._status("complete")
-        except Preempted:
+        except Preemption:
             self._checkpoint()
             self.files.end_starts()
             self._status("preempted")
@@ -243,7 +243,7 @@ class Training:
         started = time.monotonic()
         while len(self.evaluator.pending) > at_most:
             if self.should_stop():
-                raise Preempted
+                raise Preemption
             self._take_in_evaluations(wait=0.2)
         self._clock.exclude(time.monotonic() - started)
 

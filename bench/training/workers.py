@@ -18,7 +18,7 @@ from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bench.runs.contract import one_line
+from bench.runs.contract import error_line
 
 Serve = Callable[..., None]  # (prepared, requests, send, *arguments): what a worker does, without end
 Requests = queue.SimpleQueue
@@ -181,4 +181,4 @@ def _receive(channel: Connection, requests: Requests) -> None:
 
 
 def _failure(error: Exception) -> Failure:
-    return Failure(one_line(f"{type(error).__name__}: {error}"))
+    return Failure(error_line(error))
