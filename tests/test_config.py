@@ -11,8 +11,9 @@ from agents import AGENTS
 from agents.blocks.config import setting_types, settings_of, with_settings
 from agents.blocks.critic import CriticConfig
 from bench.protocol.config import ConfigError, RunConfig, config_difference, default_agent_config, parse_value
+from bench.protocol.departures import departures
 from bench.protocol.schedule import total_updates, updates_after
-from bench.protocol.suites import SUITES
+from bench.protocol.suites import SUITES, release_config, run_config, tuned_config
 from bench.protocol.tuned import TUNED
 from tests.tiny_runs import tiny_config
 
@@ -307,3 +308,19 @@ def test_an_edited_or_foreign_config_file_is_refused():
 def test_the_difference_of_two_configs_names_the_fields():
     ours, theirs = tiny_config().to_json(), tiny_config(batch_size=16).to_json()
     assert config_difference(ours, theirs) == "batch_size 16 there, 8 here"
+
+
+def test_published_settings_are_no_departures_whatever_the_agent():
+    """Neither those of an agent's paper nor those of the 12-seed release, on no domain."""
+    tasks = {task.domain: task for task in datasets.TASKS.values() if task.suite == "ogbench"}
+    for agent in AGENTS:
+        for domain, task in tasks.items():
+            for settings in (tuned_config(agent, domain), release_config(agent, domain)):
+                config = run_config("s", task, agent, 0, agent_config=settings)
+                assert departures(config) == {}, (agent, domain)
+
+
+def test_a_departure_is_named_by_the_agents_own_setting():
+    changed = default_agent_config("fql", {"num_critics": "7", "bc_coef": "3"}, tuned_config("fql", "cube-single"))
+    found = departures(tiny_config("fql").replace(agent_config=changed))
+    assert found == {"bc_coef": {"value": 3.0, "released": 300.0}, "num_critics": {"value": 7, "released": 2}}

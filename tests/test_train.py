@@ -147,6 +147,20 @@ def test_agents_from_scratch_act_at_random_until_their_first_update_and_resume(d
     assert (actions["sac"][8:12] != actions["rlpd"][8:12]).any()
 
 
+@pytest.mark.parametrize("agent", ["fql", "dppo"])
+def test_what_the_policy_does_is_measured_at_every_log_point(agent, reference):
+    """action_mse for every agent, policy_q for those with critics."""
+    config = tiny_config(agent)
+    rows = [row for row in table(config, reference(config), "train.csv") if not row["name"].startswith("behaviour_")]
+    points = {(row["updates"], row["env_steps"]) for row in rows if row["name"] == "policy_loss"}
+    for name, expected in (("action_mse", points), ("policy_q", points if agent == "fql" else set())):
+        assert {(row["updates"], row["env_steps"]) for row in rows if row["name"] == name} == expected
+    assert all(0 <= float(row["value"]) <= 4 for row in rows if row["name"] == "action_mse")
+    provenance = provenance_of(config.directory(reference(config)))
+    small = {"policy_hidden_dims", "critic_hidden_dims"} if agent == "fql" else set()
+    assert small <= set(provenance["departures"])
+
+
 def test_an_on_policy_run_has_no_replay_to_export(reference):
     config = tiny_config("reinflow")
     with pytest.raises(ConfigError, match="reinflow is on-policy and keeps no replay"):

@@ -26,7 +26,7 @@ def release_config(agent: str, domain: str) -> Any:
     config = tuned_config(agent, domain)
     fixed = {"chunk_length": CHUNK_LENGTH, **RELEASE_CRITIC}
     fixed = {name: value for name, value in fixed.items() if name in settings_of(config)}
-    return with_settings(config, **fixed, **RELEASE.get(domain, {}).get(agent, {}))
+    return with_settings(config, **{**fixed, **RELEASE.get(domain, {}).get(agent, {})})
 
 
 def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: Any) -> RunConfig:
