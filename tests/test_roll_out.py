@@ -11,7 +11,7 @@ import safetensors.torch
 
 import datasets
 from bench.protocol.config import ConfigError, RunConfig
-from bench.tools.roll_out import POLICY, Recorder, record
+from bench.tools.roll_out import POLICY, Recorder, roll_out
 from bench.training.evaluate import FIRST_EPISODE_SEED, run_episode
 from bench.training.execution import Execution
 from bench.training.policies import build_agent
@@ -45,7 +45,7 @@ def finished(tiny_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(finished, tmp_path_factory) -> Path:
-    return record(finished, EPISODES, tmp_path_factory.mktemp("recorded") / "data.hdf5")
+    return roll_out(finished, EPISODES, tmp_path_factory.mktemp("recorded") / "data.hdf5")
 
 
 @pytest.fixture
@@ -103,7 +103,9 @@ def test_recorded_rewards_are_the_environments_on_replayed_actions(finished, rec
 
 def test_the_number_of_workers_changes_no_byte_and_progress_is_told(finished, recorded, tmp_path):
     told = []
-    file = record(finished, EPISODES, tmp_path / "data.hdf5", workers=2, progress=lambda *numbers: told.append(numbers))
+    file = roll_out(
+        finished, EPISODES, tmp_path / "data.hdf5", workers=2, progress=lambda *numbers: told.append(numbers)
+    )
     assert file.read_bytes() == recorded.read_bytes()
     assert told[0] == (0, EPISODES) and told[-1] == (EPISODES, EPISODES) and told == sorted(told)
     assert [path.name for path in tmp_path.iterdir()] == ["data.hdf5"], "nothing else is left"
@@ -145,8 +147,8 @@ def test_noise_has_the_asked_spread_and_stays_within_bounds():
 
 
 def test_noise_is_the_same_each_time(finished, recorded, tmp_path):
-    noisy = arrays(record(finished, 1, tmp_path / "noisy.hdf5", noise=0.4))
-    again = arrays(record(finished, 1, tmp_path / "again.h5", noise=0.4))
+    noisy = arrays(roll_out(finished, 1, tmp_path / "noisy.hdf5", noise=0.4))
+    again = arrays(roll_out(finished, 1, tmp_path / "again.h5", noise=0.4))
     for key, array in noisy.items():
         np.testing.assert_array_equal(again[key], array)
     plain = arrays(recorded)
@@ -155,24 +157,24 @@ def test_noise_is_the_same_each_time(finished, recorded, tmp_path):
 
 
 def test_another_seed_gives_other_episodes(finished, recorded, tmp_path):
-    other = arrays(record(finished, 1, tmp_path / "other.hdf5", seed=1))
+    other = arrays(roll_out(finished, 1, tmp_path / "other.hdf5", seed=1))
     assert (other["observations"][0] != arrays(recorded)["observations"][0]).any()
 
 
 def test_a_file_that_is_there_is_kept_and_never_replaced_by_another(finished, recorded, tmp_path):
     before = recorded.stat().st_mtime_ns
-    assert record(finished, EPISODES, recorded) == recorded
+    assert roll_out(finished, EPISODES, recorded) == recorded
     assert recorded.stat().st_mtime_ns == before
     with pytest.raises(ConfigError, match=rf"^{recorded} is there already and holds other data"):
-        record(finished, EPISODES, recorded, seed=1)
+        roll_out(finished, EPISODES, recorded, seed=1)
     (tmp_path / "notes.hdf5").write_text("mine")
     with pytest.raises(ConfigError, match="is there already and holds other data"):
-        record(finished, EPISODES, tmp_path / "notes.hdf5")
+        roll_out(finished, EPISODES, tmp_path / "notes.hdf5")
     assert (tmp_path / "notes.hdf5").read_text() == "mine"
 
 
 def test_without_a_file_the_cache_takes_it(finished, recorded, own_cache):
-    file = record(finished, EPISODES)
+    file = roll_out(finished, EPISODES)
     assert file.parent == own_cache / "recorded"
     assert file.name.startswith("cube-single-task1-fql-") and file.name.endswith("-3ep-noise0-seed0.hdf5")
     assert file.read_bytes() == recorded.read_bytes()
@@ -185,9 +187,9 @@ def test_only_complete_runs_are_recorded(copy, tmp_path):
     status = json.loads((copy / "status.json").read_text())
     (copy / "status.json").write_text(json.dumps(status | {"state": "preempted"}))
     with pytest.raises(ConfigError, match=rf"^the run in {copy} is preempted; its policy is written when it is comp"):
-        record(copy, 1, tmp_path / "x.hdf5")
+        roll_out(copy, 1, tmp_path / "x.hdf5")
     with pytest.raises(ConfigError, match=r"is no run: it holds no config\.json"):
-        record(tmp_path, 1, tmp_path / "x.hdf5")
+        roll_out(tmp_path, 1, tmp_path / "x.hdf5")
 
 
 def test_a_policy_that_is_missing_damaged_or_of_another_agent_is_refused(copy, tmp_path):
@@ -196,14 +198,14 @@ def test_a_policy_that_is_missing_damaged_or_of_another_agent_is_refused(copy, t
     name = next(iter(tensors))
     safetensors.torch.save_file({**tensors, name: tensors[name][..., :1].contiguous()}, policy)
     with pytest.raises(ConfigError, match=r"policy\.safetensors holds other networks than this checkout's fql$"):
-        record(copy, 1, tmp_path / "x.hdf5")
+        roll_out(copy, 1, tmp_path / "x.hdf5")
     policy.write_bytes(policy.read_bytes()[:100])
     with pytest.raises(ConfigError, match=r"policy\.safetensors cannot be read") as error:
-        record(copy, 1, tmp_path / "x.hdf5")
+        roll_out(copy, 1, tmp_path / "x.hdf5")
     assert "\n" not in str(error.value)
     policy.unlink()
     with pytest.raises(ConfigError, match=r"holds no checkpoint/policy\.safetensors$"):
-        record(copy, 1, tmp_path / "x.hdf5")
+        roll_out(copy, 1, tmp_path / "x.hdf5")
     assert not (tmp_path / "x.hdf5").exists()
 
 
@@ -212,12 +214,12 @@ def test_a_policy_that_is_missing_damaged_or_of_another_agent_is_refused(copy, t
 )
 def test_senseless_numbers_are_refused(finished, tmp_path, request_):
     with pytest.raises(ConfigError, match="episodes and workers must be at least 1, seed and noise at least 0"):
-        record(finished, **{"episodes": 1, "out": tmp_path / "x.hdf5", **request_})
+        roll_out(finished, **{"episodes": 1, "out": tmp_path / "x.hdf5", **request_})
 
 
 def test_the_file_must_be_named_as_hdf5(finished, tmp_path):
     with pytest.raises(ConfigError, match=r"x\.npz must be named as an HDF5 file: x\.hdf5$"):
-        record(finished, 1, tmp_path / "x.npz")
+        roll_out(finished, 1, tmp_path / "x.npz")
 
 
 # Any suite, and the command.
@@ -227,7 +229,7 @@ def test_a_walker_is_recorded_and_trained_on(own_cache, tmp_path):
     pytest.importorskip("pybullet_envs_gymnasium", reason="needs pybullet_envs_gymnasium (make setup EXTRAS=bullet)")
     datasets.generate("hopper-bullet", "random", episodes=20)
     walker = few_updates(task="hopper-bullet-random", dataset="hopper-bullet-random-generated-20ep-seed0")
-    file = record(finish(walker, tmp_path / "results"), 10, tmp_path / "hopper.hdf5", noise=0.1)
+    file = roll_out(finish(walker, tmp_path / "results"), 10, tmp_path / "hopper.hdf5", noise=0.1)
     name = datasets.register(file)
     data = datasets.load("hopper-bullet-medium", name)
     assert (data.origin, data.num_episodes) == ("generated", 10)

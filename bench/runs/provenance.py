@@ -41,7 +41,7 @@ def check_checkout() -> None:
             raise ForeignPackage(f"package {package} resolves to {origin}, not to {ROOT / package}; run from {ROOT}")
 
 
-def start_record(
+def describe_start(
     device: "torch.device", threads: int, engine: str, seeds_in_pack: list[int], resumed_from: dict[str, Any] | None
 ) -> dict[str, Any]:
     """One entry of provenance.json's `starts`."""

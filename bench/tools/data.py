@@ -211,7 +211,7 @@ def generate_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     if (options.run is None) == (options.task is None):
         raise ConfigError("name a task for its scripted expert (--task lift --kind mixed) or a run (--run DIR)")
     if options.run is not None:
-        return _record_run(options)
+        return _roll_out_run(options)
     spec = None if options.task in datasets.domains() else datasets.task(options.task)
     domain = spec.domain if spec else options.task
     kinds = source_of(spec).kinds(domain) if spec else datasets.kinds(domain)
@@ -235,12 +235,12 @@ def generate_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     return 0
 
 
-def _record_run(options: argparse.Namespace) -> int:
-    from bench.tools.roll_out import record
+def _roll_out_run(options: argparse.Namespace) -> int:
+    from bench.tools.roll_out import roll_out
 
     if options.kind:
         raise ConfigError("--kind is for scripted experts; a run has one policy, to which --noise adds")
-    path = record(
+    path = roll_out(
         options.run,
         options.episodes,
         options.out,

@@ -26,7 +26,7 @@ from datasets.flat_files.writing import Step, episode_arrays, write
 RECIPE_VERSION = 1  # raise it when a change to this module changes the data
 
 
-def record(
+def roll_out(
     directory: Path,
     episodes: int,
     out: Path | None = None,
@@ -75,7 +75,7 @@ def record(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as folder:
             parts = [Path(folder) / f"episode-{index:06}.npz" for index in range(episodes)]
-            _record_parts(config, policy, parts, noise, seed, min(workers, episodes), progress)
+            _roll_out_parts(config, policy, parts, noise, seed, min(workers, episodes), progress)
             with replacing(out) as partial:
                 write(parts, partial, recipe)
     except OSError as error:
@@ -106,14 +106,14 @@ class Recorder(gymnasium.Wrapper):
         return next_obs, float(reward), terminated, truncated, info
 
 
-def record_episode(env: gymnasium.Env, agent: Agent, noise: float, seed: int, index: int) -> dict[str, np.ndarray]:
+def roll_out_episode(env: gymnasium.Env, agent: Agent, noise: float, seed: int, index: int) -> dict[str, np.ndarray]:
     """Episode `index` under D4RL's keys, played as evaluations play theirs."""
     recorder = Recorder(env, noise, stream_key("recorded noise", seed, index))
     run_episode(recorder, agent, episode_seed=stream_key("recorded episode", seed, index) % 2**31)
     return episode_arrays(recorder.steps)
 
 
-def serve_recordings(
+def serve_rollouts(
     prepared: tuple[gymnasium.Env, Agent], requests: Requests, send, policy: bytes, noise: float, seed: int
 ) -> None:
     """A worker: (episode number, file) in, the number out once the file is written."""
@@ -121,7 +121,7 @@ def serve_recordings(
     load_policy(agent, policy)
     while True:
         index, file = requests.get()
-        arrays: dict[str, Any] = record_episode(env, agent, noise, seed, index)
+        arrays: dict[str, Any] = roll_out_episode(env, agent, noise, seed, index)
         with open(file, "wb") as handle:
             np.savez(handle, **arrays)
         send(index)
@@ -149,7 +149,7 @@ def finished_run(directory: Path) -> tuple[RunConfig, bytes]:
     return config, policy
 
 
-def _record_parts(
+def _roll_out_parts(
     config: RunConfig,
     policy: bytes,
     parts: list[Path],
@@ -162,8 +162,7 @@ def _record_parts(
     try:
         waiting = list(enumerate(map(os.fspath, parts)))[::-1]
         all_workers = [
-            template.fork(f"recording worker {number}", serve_recordings, policy, noise, seed)
-            for number in range(workers)
+            template.fork(f"rollout worker {number}", serve_rollouts, policy, noise, seed) for number in range(workers)
         ]
         for worker in all_workers:
             worker.send(waiting.pop())

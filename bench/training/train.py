@@ -26,7 +26,7 @@ from bench.protocol.schedule import (
 )
 from bench.runs.claims import Claims, Takeover
 from bench.runs.contract import LOG, is_complete
-from bench.runs.provenance import start_record
+from bench.runs.provenance import describe_start
 from bench.runs.state import RunState, TrainingPoint
 from bench.training.engine import Engine, pick_device, pick_mode
 from bench.training.evaluate import Evaluation, Evaluator, prepare_worker, unfinished_evaluations
@@ -159,7 +159,7 @@ class Training:
         if self._states:
             resumed_from = {"phase": self.point.phase, "updates": self.updates, "env_steps": self.env_steps}
         threads = self.execution.threads
-        start = start_record(self.device, threads, self.engine.mode, self.seeds, resumed_from)
+        start = describe_start(self.device, threads, self.engine.mode, self.seeds, resumed_from)
         self._opened.callback(self.files.close)
         self.files.open(self.transitions, start)
         self._template = Template(prepare_worker, self.config)
