@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from agents.awac import AWAC, AWACConfig
 from agents.bc import BC, BCConfig
 from agents.blocks.base import Agent
 from agents.blocks.critic import CriticConfig
@@ -67,6 +68,7 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "sac": (SAC, SACConfig()),
     "rebrac": (ReBRAC, ReBRACConfig()),
     "iql": (IQL, IQLConfig()),
+    "awac": (AWAC, AWACConfig()),
     "bc": (BC, BCConfig(policy="flow")),
     "bc_diffusion": (BC, BCConfig(policy="diffusion")),
 }

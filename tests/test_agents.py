@@ -573,6 +573,7 @@ TWO_MODES: dict[str, tuple[Settings, Settings, Settings]] = {
     **dict.fromkeys(SAC, ({"entropy_coef": 0.01}, {}, {})),
     "rebrac": ({"policy_noise": 0.05, "q_aggregation": "min", "num_critics": 2}, {"bc_coef": 30.0}, {}),
     "iql": ({}, {"inverse_temperature": 0.0}, {}),
+    "awac": ({}, {"inverse_temperature": 0.0}, {"inverse_temperature": 5.0}),
     **dict.fromkeys(("bc", "bc_diffusion"), ({}, {}, {})),
 }
 OFFLINE_UPDATES = {"diffusion_ql": 400}  # where 100 are too few
@@ -581,7 +582,7 @@ ONLINE_UPDATES = {"dsrl": 400, "rebrac": 200}  # dsrl: its temperature has to fa
 ONE_MODE = {
     **dict.fromkeys(WITH_TWO_STEPS, "its squared distance to the actions of the batch is smallest at their mean"),
     "rebrac": "its policy is deterministic, and its squared distance to those actions is smallest at their mean",
-    "iql": "its Gaussian has one mean, and evaluation acts by it",
+    **dict.fromkeys(("iql", "awac"), "its Gaussian has one mean, and evaluation acts by it"),
 }
 # Agents whose offline policy is held to no actions of the data, and why.
 NO_CLONING = dict.fromkeys(SAC, "made for online training: nothing but Q and the entropy moves its policy")

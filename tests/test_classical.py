@@ -1,4 +1,4 @@
-"""Formulas of SAC, RLPD, ReBRAC, IQL and behaviour cloning against closed forms, autograd and torch.distributions."""
+"""Formulas of SAC, RLPD, ReBRAC, IQL, AWAC and cloning against closed forms, autograd and torch.distributions."""
 
 import math
 from dataclasses import replace
@@ -300,6 +300,40 @@ def test_iql_acts_by_its_mean_and_collects_by_samples() -> None:
     collected = agent.act(obs, SeededNoise([0]), "collect")
     above = float((collected[..., 0] == 1).float().mean())  # the mass beyond the box
     assert above == pytest.approx(float(1 - Normal(0.3, 1.0).cdf(torch.tensor(1.0))), abs=0.03)
+
+
+# --- AWAC
+
+
+@pytest.mark.parametrize(("advantage", "weight"), [(0.0, 1.0), (-0.4, math.exp(-4)), (0.4, math.exp(4)), (0.5, 100.0)])
+def test_weights_of_awac_are_exponential_in_the_advantage_over_a_sample_and_end_at_100(
+    advantage: float, weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = build("awac", inverse_temperature=10.0, chunk_length=5)
+    set_constant(agent.policy.mlp, *[0.2] * 10, *[-1.0] * 10)
+    set_constant(agent.critic.target.mlp, 70.0, 70.0)  # the targets do not count
+    sample = math.tanh(0.2 + 0.5 * math.exp(-1))
+    batch = batch_of(5)
+    batch = replace(batch, action_chunk=torch.full_like(batch.action_chunk, sample + advantage))
+
+    def q(obs: Tensor, action_chunk: Tensor) -> Tensor:
+        return torch.stack([action_chunk[..., 0, 0] + 1, action_chunk[..., 0, 0] + 7 * action_chunk[..., 1, 1] + 9], 1)
+
+    monkeypatch.setattr(agent.critic, "forward", q)  # the lower one counts
+    loss, metrics = agent.policy_loss(batch, RecordedNoise({"policy_noise": torch.full((BATCH_SIZE, 10), 0.5)}))
+    torch.testing.assert_close(metrics["weight_mean"], torch.tensor([weight]), rtol=1e-4, atol=0)
+    gaussian = Independent(Normal(torch.full((10,), 0.2), math.exp(-1)), 1)
+    log_prob = TransformedDistribution(gaussian, [TanhTransform()]).log_prob(batch.action_chunk.flatten(2))
+    torch.testing.assert_close(loss, masked_mean(-weight * log_prob, batch), rtol=1e-4, atol=1e-5)
+    # The weight is a constant, although V moves with the policy.
+    unweighted = -masked_mean(agent.policy.log_prob(batch.obs, batch.action_chunk.flatten(2)), batch)
+    found, expected = (torch.autograd.grad(x.sum(), agent.policy.mlp.out.bias)[0] for x in (loss, unweighted))
+    torch.testing.assert_close(found, weight * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_awac_refuses_weights_that_fall_with_the_advantage() -> None:
+    with pytest.raises(ValueError, match=r"^AWACConfig.inverse_temperature = -1.0: must be a finite number in"):
+        replace(AGENTS["awac"][1], inverse_temperature=-1.0)
 
 
 # --- behaviour cloning

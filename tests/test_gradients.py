@@ -25,7 +25,7 @@ WITHOUT_ROLLOUT = {
     "dsrl": "critic of the noise",
     **dict.fromkeys(("qam", "qam_e", "qam_f"), "the adjoint is a constant target of the field"),
     **dict.fromkeys(("dppo", "reinflow"), "each step's density has its own part in the loss"),
-    **dict.fromkeys(("sac", "rlpd", "rlpd_ac", "rebrac", "iql"), "no chain from noise to action"),
+    **dict.fromkeys(("sac", "rlpd", "rlpd_ac", "rebrac", "iql", "awac"), "no chain from noise to action"),
 }
 WITH_ROLLOUT = [name for name in NAMES if name not in WITHOUT_ROLLOUT]
 
