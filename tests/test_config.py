@@ -14,7 +14,7 @@ from bench.protocol.config import ConfigError, RunConfig, config_difference, def
 from bench.protocol.departures import departures
 from bench.protocol.schedule import total_updates, updates_after
 from bench.protocol.suites import SUITES, release_config, run_config, tuned_config
-from bench.protocol.tuned import TUNED
+from bench.protocol.tuned import RELEASE, TUNED
 from tests.tiny_runs import tiny_config
 
 
@@ -311,13 +311,17 @@ def test_the_difference_of_two_configs_names_the_fields():
 
 
 def test_published_settings_are_no_departures_whatever_the_agent():
-    """Neither those of an agent's paper nor those of the 12-seed release, on no domain."""
+    """Neither those of an agent's paper nor, where it was in it, those of the 12-seed release."""
     tasks = {task.domain: task for task in datasets.TASKS.values() if task.suite == "ogbench"}
     for agent in AGENTS:
         for domain, task in tasks.items():
-            for settings in (tuned_config(agent, domain), release_config(agent, domain)):
+            released = release_config(agent, domain)
+            in_release = agent in RELEASE.get(domain, {})
+            for settings in (tuned_config(agent, domain), *([released] if in_release else [])):
                 config = run_config("s", task, agent, 0, agent_config=settings)
                 assert departures(config) == {}, (agent, domain)
+    chunks = run_config("s", tasks["cube-double"], "awac", 0, agent_config=release_config("awac", "cube-double"))
+    assert departures(chunks)["chunk_length"] == {"value": 5, "released": 1}  # AWAC was not in that release
 
 
 def test_a_departure_is_named_by_the_agents_own_setting():

@@ -5,13 +5,15 @@ from typing import Any
 import datasets
 from bench.protocol.config import RunConfig
 from bench.protocol.suites import release_config, tuned_config
+from bench.protocol.tuned import RELEASE
 
 
 def departures(config: RunConfig) -> dict[str, dict[str, Any]]:
     """By name of the agent's setting, its value and the published one, where they differ."""
     domain = datasets.task(config.task).domain
-    # Two sets of settings are published for most agents: their papers', and the 12-seed release of QAM's.
-    published = (tuned_config(config.agent, domain), release_config(config.agent, domain))
+    published = [tuned_config(config.agent, domain)]  # the paper's
+    if config.agent in RELEASE.get(domain, {}):  # and those of the 12-seed release of QAM, which ran it
+        published.append(release_config(config.agent, domain))
     return min((_differences(config, config.replace(agent_config=one)) for one in published), key=len)
 
 
