@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from matplotlib.image import imread
 from scipy import stats
 
 from agents import AGENTS
+from agents.blocks.config import settings_of
 from analysis.__main__ import main
 from analysis.loading.load import Suite, load_results
 from analysis.published import equality, overlay, verdict_tables, verdicts
@@ -649,7 +649,7 @@ QAM_RELEASE = ("fbrac", "fawac", "dac", "qsm", "ifql", "dsrl", "qam", "qam_e", "
 
 @pytest.mark.parametrize("agent", [*QAM_RELEASE, "qc_fql", "rlpd_ac"])
 def test_agents_at_the_protocol_of_the_qam_release_are_compared(tmp_path: Path, agent: str):
-    settings = json.loads(json.dumps(asdict(AGENTS[agent][1])))
+    settings = json.loads(json.dumps(settings_of(AGENTS[agent][1])))
     if agent in ("qc_fql", "rlpd_ac"):
         settings |= {"num_critics": 10, "q_aggregation": "pessimistic"}
     scratch: dict[str, Any] = {"offline_updates": 0} if agent == "rlpd_ac" else {}
