@@ -686,15 +686,6 @@ def test_two_critics_and_their_mean_are_those_of_the_qc_release(tmp_path: Path):
     assert {row.reason for row in rows.values()} == {"value of the critics: theirs mean, ours min"}
 
 
-def test_settings_in_an_object_of_their_own_are_compared_like_others(tmp_path: Path):
-    root = write_suite(tmp_path, TRIPLE, seeds=2, settings={"num_critics": None, "critic": {"num_critics": 10}})
-    for path in root.rglob("config.json"):
-        config = json.loads(path.read_text())
-        del config["agent_config"]["num_critics"]
-        path.write_text(json.dumps(config))
-    assert {row.reason for row in rows_of(root).values()} == {"critics: theirs 2, ours 10"}
-
-
 def test_agent_that_nobody_has_heard_of_is_judged_by_its_name_and_its_variants_are_not(tmp_path: Path):
     for agent in ("my_agent", "my_agent@deep"):
         folder = write_suite(tmp_path / "results", TRIPLE, seeds=5, agent=agent)

@@ -451,13 +451,13 @@ def test_card_names_the_departures_that_runs_have_recorded(tmp_path: Path):
             folder = write_run(tmp_path, task=task, seed=seed, agent="my_agent")
             depart(folder, temperature=("off", "released"), bc_coef=(weight, 10.0))
         depart(write_run(tmp_path, task=task, agent="fql"))
-    depart(write_run(tmp_path, task="a", agent="my_agent", variant="deep"), **{"critic.num_critics": (10, 2)})
+    depart(write_run(tmp_path, task="a", agent="my_agent", variant="deep"), num_critics=(10, 2))
     departures = card(tmp_path)["Departures from released code"]
     assert departures["fql"] == "none in its settings"
     assert departures["my_agent"] == (
         "bc_coef 100 instead of 10; bc_coef 300 instead of 10; temperature off instead of released"
     )
-    assert departures["my_agent@deep"] == "critic.num_critics 10 instead of 2"
+    assert departures["my_agent@deep"] == "num_critics 10 instead of 2"
 
 
 def test_card_of_older_runs_invents_no_departure(tmp_path: Path):

@@ -36,7 +36,6 @@ from analysis.published.sources import Protocol, differences, protocol_of, sourc
 from analysis.statistics.comparisons import holm
 from analysis.statistics.metrics import CONFIDENCE, FLOOR_SEEDS, Array, stratified_t
 from analysis.statistics.scores import ALL_TASKS
-from bench.runs.contract import flat
 
 MARGIN = 0.10
 ERROR_RATE = 1.0 - CONFIDENCE
@@ -186,9 +185,7 @@ def our_protocol(suite: Suite, agent: str) -> Protocol:
     """How our numbers were made, from the config of a run; the runs of an agent are checked to be alike by `load`."""
     cell = suite.cells_of(agent)[0]
     config = next(run.config for run in suite.runs if (run.config["task"], run.agent) == (cell.task, agent))
-    # By their last names: settings that agents share stand in an object of their own. The agent's own come first.
-    fields = sorted(flat(config.get("agent_config", {})).items(), key=lambda field: -field[0].count("."))
-    settings = {name.rpartition(".")[2]: value for name, value in fields}
+    settings = config.get("agent_config", {})
     return Protocol(
         num_critics=settings.get("num_critics"),
         q_aggregation=settings.get("q_aggregation"),
