@@ -110,7 +110,7 @@ def test_a_run_goes_on_after(fault, cluster, undisturbed, tmp_path):
 
 def test_a_run_that_is_alive_twice_ends_once(cluster, tmp_path):
     """A node's daemon dies, the job's processes live on; Slurm starts the job again elsewhere."""
-    options = ("--agent", "qc_fql", "--seeds", "0", "--offline-updates", "7000", "--online-steps", "100")
+    options = ("--agent", "qc_fql", "--seeds", "0", "--offline-updates", "5000", "--online-steps", "100")
     undisturbed = Undisturbed("twice", tmp_path / "here", *options)
     cluster.launch("twice", tmp_path, *options)
     (directory,) = run_dirs(tmp_path, "twice")
@@ -125,7 +125,7 @@ def test_a_run_that_is_alive_twice_ends_once(cluster, tmp_path):
     wait_until(lambda: first.is_gone, 60)
     assert f"was taken over by job {second.job} (restart 1)" in (directory / "log.txt").read_text()
     cluster.does("start-node", node.removeprefix("node"))
-    wait_until(lambda: all_complete(tmp_path, "twice"), 240, lambda: cluster.status(tmp_path))
+    wait_until(lambda: all_complete(tmp_path, "twice"), 480, lambda: cluster.status(tmp_path))
     word = read_json(directory / "complete.json")
     assert word is not None and word["generation"] == second.generation
     assert bytes_of(tmp_path, "twice") == undisturbed.bytes()

@@ -151,8 +151,9 @@ def test_agents_from_scratch_act_at_random_until_their_first_update_and_resume(d
 def test_what_the_policy_does_is_measured_at_every_log_point(agent, reference):
     """action_mse for every agent, policy_q for those with critics."""
     config = tiny_config(agent)
-    rows = [row for row in table(config, reference(config), "train.csv") if not row["name"].startswith("behaviour_")]
-    points = {(row["updates"], row["env_steps"]) for row in rows if row["name"] == "policy_loss"}
+    rows = table(config, reference(config), "train.csv")
+    timing = table(config, reference(config), "timing.csv")
+    points = {(row["updates"], row["env_steps"]) for row in timing if row["name"] == "update_share"}  # one a log point
     for name, expected in (("action_mse", points), ("policy_q", points if agent == "fql" else set())):
         assert {(row["updates"], row["env_steps"]) for row in rows if row["name"] == name} == expected
     assert all(0 <= float(row["value"]) <= 4 for row in rows if row["name"] == "action_mse")
