@@ -110,7 +110,7 @@ def test_a_run_goes_on_after(fault, cluster, undisturbed, tmp_path):
 
 def test_a_run_that_is_alive_twice_ends_once(cluster, tmp_path):
     """A node's daemon dies, the job's processes live on; Slurm starts the job again elsewhere."""
-    options = ("--agent", "qc_fql", "--seeds", "0", "--offline-updates", "5000", "--online-steps", "100")
+    options = ("--agent", "qc_fql", "--seeds", "0", "--offline-updates", "2500", "--online-steps", "100")
     undisturbed = Undisturbed("twice", tmp_path / "here", *options)
     cluster.launch("twice", tmp_path, *options)
     (directory,) = run_dirs(tmp_path, "twice")
@@ -119,6 +119,11 @@ def test_a_run_that_is_alive_twice_ends_once(cluster, tmp_path):
     os.kill(slurmd(cluster, int(node.removeprefix("node"))), signal.SIGKILL)
     first = owner_of(directory)
     assert first is not None
+    os.kill(first.pid, signal.SIGSTOP)  # so that it cannot end before, however fast this machine is
+    try:
+        wait_until(lambda: any(state == "RUNNING" and at != node for _, state, at in cluster.jobs()), 240, cluster.jobs)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)  # both are at work from here on
     wait_until(lambda: (owner := owner_of(directory)) is not None and owner.restart == 1, 120, cluster.jobs)
     second = owner_of(directory)
     assert second is not None and not first.is_gone and second.pid != first.pid
