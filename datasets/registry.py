@@ -12,9 +12,10 @@ from datasets.ogbench import source as ogbench
 from datasets.robomimic import source as robomimic
 from datasets.source import Generator, Reader, Source
 from datasets.spec import DataError, Dataset, Recipe, TaskSpec, generated_name
+from datasets.toy import source as toy
 from datasets.user_files.source import UserFiles
 
-GENERATORS: tuple[Generator, ...] = (ogbench, robomimic, bullet)
+GENERATORS: tuple[Generator, ...] = (ogbench, robomimic, bullet, toy)
 SOURCES: tuple[Source, ...] = (*GENERATORS, minari)
 DOWNLOADERS = {minari.SUITE: minari.get}  # of sources whose package fetches its data itself
 TASKS = {name: spec for source in SOURCES for name, spec in source.TASKS.items()}

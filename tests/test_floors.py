@@ -52,11 +52,12 @@ UNITS: dict[str, set[str]] = {
     "datasets.robomimic": {*FAMILY, "datasets.download"},
     "datasets.minari": FAMILY,
     "datasets.bullet": {*FAMILY, "datasets.download", "datasets.flat_files"},
+    "datasets.toy": {*FAMILY, "datasets.flat_files"},
     "datasets.user_files": {*FAMILY, "datasets.flat_files"},
     "datasets.registry": {
         *SPEC,
         "datasets.source",
-        *(f"datasets.{family}" for family in ("bullet", "minari", "ogbench", "robomimic", "user_files")),
+        *(f"datasets.{family}" for family in ("bullet", "minari", "ogbench", "robomimic", "toy", "user_files")),
     },
     "datasets.store": {*REGISTRY, "datasets.transitions", "datasets.cache", "datasets.download"},
     "datasets.generate": {*REGISTRY, "datasets.store", "datasets.cache", "datasets.download"},
