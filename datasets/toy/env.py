@@ -12,15 +12,15 @@ from datasets.pictures.view import Look, View
 from datasets.spec import ACTION_LIMIT, Dataset
 from datasets.toy.tasks import DOMAIN, TASKS
 
-STEP_LENGTH = 0.12  # along each axis at an action of 1; the square reaches from -1 to 1
+STEP_LENGTH = 0.15  # along each axis at an action of 1; the square reaches from -1 to 1
 DISC_RADIUS = 0.4  # around the origin
-GOAL, GOAL_RADIUS = (0.8, 0.0), 0.12
+GOAL, GOAL_RADIUS = (0.8, 0.0), 0.15
 START_X, MAX_START_Y = -0.8, 0.15  # the start is drawn from a line
 RATE = 10.0  # control steps per second, for videos
 
 RECIPE_VERSION = 1  # raise it when a change to this module changes the data
 BY_WAY = (0.0, 0.6)  # above or below the disc, on the way to the goal
-NOISE_STDS = (0.2, 0.7, 1.0)  # of actions; an episode has one of them, so that some miss the goal
+NOISE_STDS = (0.1, 0.5, 1.0)  # of actions; an episode has one of them, so that some miss the goal
 
 
 class ToyReach(gymnasium.Env):
