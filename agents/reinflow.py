@@ -16,6 +16,7 @@ from agents.blocks.base import Adam, Metrics, Noise, gradient_step
 from agents.blocks.config import check_config
 from agents.blocks.critic import Value
 from agents.blocks.flow import euler_step, matching_loss, t_like
+from agents.blocks.kernels import by_seed
 from agents.blocks.ppo import PPOAgent, clipped_loss, normalised, pack_chain, unpack_chain
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch, Decisions
@@ -98,7 +99,7 @@ class ReinFlow(PPOAgent):
         """Standard deviation (S, B, D) of the noise in step k from x (S, B, D), within its bounds."""
         config = self.config
         raw = self.noise_std(obs)(t_like(x, k / config.flow_steps), x)
-        return config.min_std + (config.max_std - config.min_std) * raw.sigmoid()
+        return config.min_std + (config.max_std - config.min_std) * by_seed(torch.sigmoid, raw)
 
     def log_prob(self, obs: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Log density of a chain given its start, and its entropy, both (S, B), means over steps and coordinates.

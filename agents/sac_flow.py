@@ -28,6 +28,7 @@ from agents.blocks.flow import (
     rollout_gradient_norms,
     step_std,
 )
+from agents.blocks.kernels import by_seed
 from agents.blocks.temperature import Temperature, check_learnt_coef
 from agents.blocks.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from datasets.batch import Batch
@@ -192,7 +193,7 @@ class SACFlow(Agent):
         """Matching (S,) of the policy's field to the batch's chunks although its actions are tanh(x_K), as released."""
         target = batch.action_chunk
         if self.config.fm_space == "pretanh":
-            target = target.clamp(-0.98, 0.98).atanh()
+            target = by_seed(torch.atanh, target.clamp(-0.98, 0.98))
         loss = matching_loss(self.velocity_field(batch.obs), target, batch.valid, noise)
         return loss, {"matching_loss": loss.detach()}
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -163,7 +164,8 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pack_of_three_equals_three_packs_of_one(name: str) -> None:
+def test_a_pack_of_three_equals_three_packs_of_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ACTION_DIM", 3)  # chunks that are no whole number of a CPU's vectors
     pack = build(name, [5, 6, 7])
     pack_metrics = train(pack, [5, 6, 7])
     for slot, seed in enumerate([5, 6, 7]):
@@ -195,6 +197,43 @@ def test_a_saved_state_is_a_copy(name: str) -> None:
     before = {key: value.clone() for key, value in state.items()}
     train(agent, [1])
     assert_equal_states(state, before)
+
+
+def everything_in(thing: Any, path: str = "", seen: set[int] | None = None) -> dict[str, Any]:
+    """Every tensor and every plain value that hangs on an object, by where it hangs; each object once."""
+    seen = set() if seen is None else seen
+    if isinstance(thing, Tensor):
+        return {path: thing}
+    if isinstance(thing, (int, float, str, bool, type(None))):
+        return {path: thing}
+    if id(thing) in seen:
+        return {}
+    seen.add(id(thing))
+    if isinstance(thing, dict):
+        parts = {f"{path}[{key!r}]": value for key, value in thing.items()}
+    elif isinstance(thing, (list, tuple, set)):
+        parts = {f"{path}[{index}]": value for index, value in enumerate(thing)}
+    else:
+        parts = {f"{path}.{name}": value for name, value in getattr(thing, "__dict__", {}).items()}
+    return {key: value for name, part in parts.items() for key, value in everything_in(part, name, seen).items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_changes_nothing_but_what_is_saved(name: str) -> None:
+    """So that whatever is killed after an update goes on from `state_of_seed` as if it had not been."""
+    agent = build(name, [0, 1])
+    before = everything_in(agent)
+    values = {path: value.clone() if isinstance(value, Tensor) else value for path, value in before.items()}
+    train(agent, [0, 1])
+    after = everything_in(agent)
+    saved = {tensor.data_ptr() for tensor in agent.state_tensors().values()}
+    assert len([value for value in before.values() if isinstance(value, Tensor)]) >= len(saved)
+    for path, value in after.items():
+        if isinstance(value, Tensor) and value.data_ptr() in saved:
+            continue
+        assert path in values, f"{path} is new"
+        same = torch.equal(value, values[path]) if isinstance(value, Tensor) else value == values[path]
+        assert same, f"{path} has changed and is not saved"
 
 
 def test_states_that_do_not_fit_are_refused() -> None:

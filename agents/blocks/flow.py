@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.blocks.base import Metrics, Noise
+from agents.blocks.kernels import by_seed
 from agents.blocks.velocities import Velocity
 
 NoiseScheme = Literal["additive", "paper_sde"]
@@ -148,7 +149,7 @@ def tanh_log_det(u: Tensor, form: TanhLogDet) -> Tensor:
     "exact" is stable for every finite u; "released" adds 1e-6 to each derivative, so that none counts below log(1e-6).
     """
     if form == "exact":
-        return 2 * (math.log(2) - u - F.softplus(-2 * u)).sum(-1)
+        return 2 * (math.log(2) - u - by_seed(F.softplus, -2 * u)).sum(-1)
     return (1 - u.tanh().square() + 1e-6).log().sum(-1)
 
 

@@ -2,10 +2,12 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from agents.blocks.base import Noise
 from agents.blocks.flow import tanh_log_det
+from agents.blocks.kernels import by_seed
 from agents.blocks.networks import MLP, Activation, Dims
 
 LOG_STD_RANGE = (-20.0, 2.0)
@@ -34,7 +36,7 @@ class TanhGaussian(nn.Module):
     def log_prob(self, x: Tensor, action: Tensor) -> Tensor:
         """Log density (S, B) of actions (S, B, out), cut to what the tanh reaches in float32."""
         mean, log_std = self(x)
-        u = action.clamp(-1 + 1e-5, 1 - 1e-5).atanh()
+        u = by_seed(torch.atanh, action.clamp(-1 + 1e-5, 1 - 1e-5))
         return gaussian_log_prob((u - mean) / log_std.exp(), log_std) - tanh_log_det(u, "exact")
 
 

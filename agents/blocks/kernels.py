@@ -21,7 +21,8 @@ def by_member(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -
     """`function(x, *parameters)` of every seed and member: x (S, *members, B, in) -> (S, *members, B, out).
 
     On a GPU it is called once, with one leading dimension for all members. On a CPU it is called for each member alone:
-    that is faster than batched products, and the rounding of a seed's numbers does not depend on its pack.
+    that is faster than batched products, and the rounding of a seed's numbers does not depend on its pack,
+    for batches of a multiple of 16 rows (MKL rounds by where in memory an operand begins).
     """
     leading = x.shape[:-2]
     flat = [tensor.flatten(0, len(leading) - 1) for tensor in (x, *parameters)]
@@ -30,6 +31,15 @@ def by_member(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -
     members = [function(*member) for member in zip(*flat, strict=True)]
     y = torch.stack(members) if len(members) > 1 else members[0].unsqueeze(0)
     return y.unflatten(0, leading)
+
+
+def by_seed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function`, of each element, of x (S, ...); on a CPU of each seed alone.
+
+    A CPU computes most elements in vectors and the last few one by one, and sigmoid, SiLU, Mish, softplus and atanh
+    round differently there. Which elements are the last ones must not depend on the pack.
+    """
+    return function(x) if x.is_cuda else torch.stack([function(seed) for seed in x])
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

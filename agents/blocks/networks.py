@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.blocks.base import Noise
-from agents.blocks.kernels import affine, by_member, gelu, layer_norm
+from agents.blocks.kernels import affine, by_member, by_seed, gelu, layer_norm
 
 Init = Literal["glorot", "lecun", "zeros"]
 Activation = Literal["gelu", "relu", "mish"]
@@ -61,11 +61,15 @@ class LayerNorm(nn.Module):
         return by_member(layer_norm, x, self.weight, self.bias)
 
 
-class GELU(nn.Module):
-    """`gelu` as a layer."""
+class Activated(nn.Module):
+    """A function of each element as a layer: x (S, ...) -> (S, ...)."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        return gelu(x)
+        return by_seed(self.function, x)
 
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu, "mish": F.mish}

@@ -6,9 +6,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from agents.blocks.base import Noise
-from agents.blocks.networks import GELU, MLP, Dims, LayerNorm, Linear
+from agents.blocks.kernels import gelu
+from agents.blocks.networks import MLP, Activated, Dims, LayerNorm, Linear
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # v(t, x): t (S, B or 1, 1), x (S, B, D) -> (S, B, D)
 
@@ -40,9 +42,9 @@ class GatedVelocity(nn.Module):
         self.candidate = MLP(in_dim, hidden_dims, chunk_dim, noise)
         self.gate = nn.Sequential(
             Linear(in_dim, gate_dim, noise, init="lecun"),
-            nn.SiLU(),
+            Activated(F.silu),
             Linear(gate_dim, chunk_dim, noise, init="zeros", bias=5.0),
-            nn.Sigmoid(),
+            Activated(torch.sigmoid),
         )
 
     def forward(self, obs: Tensor) -> Velocity:
@@ -65,9 +67,9 @@ class DecodedVelocity(nn.Module):
     ) -> None:
         super().__init__()
         lecun = functools.partial(Linear, noise=noise, init="lecun")
-        self.embed_obs = nn.Sequential(lecun(obs_dim, dim // 2), nn.SiLU(), lecun(dim // 2, dim))
+        self.embed_obs = nn.Sequential(lecun(obs_dim, dim // 2), Activated(F.silu), lecun(dim // 2, dim))
         self.embed_time = nn.Sequential(
-            lecun(1, dim // 4), nn.SiLU(), lecun(dim // 4, dim // 2), nn.SiLU(), lecun(dim // 2, dim)
+            lecun(1, dim // 4), Activated(F.silu), lecun(dim // 4, dim // 2), Activated(F.silu), lecun(dim // 2, dim)
         )
         self.embed_x = lecun(chunk_dim, dim)
         self.layers = nn.ModuleList(_DecoderLayer(dim, norm, noise) for _ in range(num_layers))
@@ -96,7 +98,7 @@ class _DecoderLayer(nn.Module):
         self.self_attention = _OneTokenAttention(dim, noise)
         self.cross_attention = _OneTokenAttention(dim, noise)
         self.feed_forward = nn.Sequential(
-            Linear(dim, 4 * dim, noise, init="lecun"), GELU(), Linear(4 * dim, dim, noise, init="lecun")
+            Linear(dim, 4 * dim, noise, init="lecun"), Activated(gelu), Linear(4 * dim, dim, noise, init="lecun")
         )
         self.self_norm = LayerNorm(dim, noise)
         self.cross_norm = LayerNorm(dim, noise)
