@@ -9,7 +9,7 @@ SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(
 EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE))))
 ALL_EXTRAS := robomimic minari bullet tensorboard wandb video browser
 
-.PHONY: help setup bench plan status figures report test test-slurm parity check clean
+.PHONY: help setup bench plan status figures report test test-all test-slurm parity check clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
@@ -45,11 +45,14 @@ figures: setup ## draw everything under results/
 report: setup ## one HTML page of everything under results/
 	@$(PY) -m analysis report --results $(RESULTS)
 
-test: .venv/.complete $(ALL_EXTRAS:%=.venv/.extra-%) ## the tests, with all extras (no GPU, no network)
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: .venv/.complete ## the tests, in minutes: no extras, no GPU, no network
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-all: .venv/.complete $(ALL_EXTRAS:%=.venv/.extra-%) ## these and the thorough ones: extras, simulators, compilers, a Slurm of its own (Debian, root)
+	@$(PY) -m pytest -n 2 --dist worksteal --all $(if $(shell command -v apt-get),--slurm) $(ARGS)
 
 test-slurm: .venv/.complete ## the tests on a real, throw-away Slurm of this machine (Debian; root installs it)
-	@$(PY) -m pytest --slurm -m slurm $(ARGS)
+	@$(PY) -m pytest --all --slurm -m slurm $(ARGS)
 
 parity: setup ## agents against numbers of the official JAX code: [PARITY_DIR=folder] make parity
 	@$(PY) -m pytest tests/test_parity.py $(ARGS)

@@ -16,30 +16,13 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of tiny products wait for each other, for ever on busy cores
 os.environ["O2O_BENCH_OFFLINE"] = "1"  # no test downloads anything from a real server
 
-# Files that take minutes, longest first: processes take whole files, and the last one should not begin at the end.
-LONGEST = (
-    "test_slurm",
-    "test_slurm_faults",
-    "test_train",
-    "test_engine",
-    "test_deaths",
-    "test_parity",
-    "test_cli",
-    "test_minari",
-    "test_offline",
-    "test_analysis",
-    "test_grid",
-    "test_mirror",
-    "test_gradients",
-    "test_gradient_figures",
-    "test_comparison_tables",
-    "test_report_browser",
-    "test_video",
-)
-TINY_DATASET = "cube-single-task1-mixed-generated-4ep-seed0"
+REST = {"thorough", "slurm", "slow"}  # markers of what `make test` leaves out
+TINY_DATASET = "toy-reach-mixed-generated-12ep-seed0"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="also run the thorough tests (make test-all)")
+    parser.addoption("--rest", action="store_true", help="run what `make test` leaves out, and nothing else")
     parser.addoption("--slurm", action="store_true", help="also run the tests on a Slurm cluster of their own (Debian)")
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
@@ -47,14 +30,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    rest = {item for item in items if REST & set(item.keywords)}
+    if config.getoption("--rest"):
+        left_out = set(items) - rest
+    elif config.getoption("--all") or any("::" in argument for argument in config.args):  # who names a test wants it
+        left_out = set()
+    else:
+        left_out = rest
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+    # Those on a cluster wait most of the time: first, so that others fill the cores meanwhile.
+    items.sort(key=lambda item: "slurm" not in item.keywords)
+    reasons = {
+        "slow": (not config.getoption("--slow"), "takes minutes; run with --slow"),
+        "slurm": (not config.getoption("--slurm"), "starts a Slurm cluster; make test-slurm"),
+        "gpu": (not torch.cuda.is_available(), "needs a CUDA device"),
+    }
     for item in items:
-        if "slow" in item.keywords and not config.getoption("--slow"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
-        if "slurm" in item.keywords and not config.getoption("--slurm"):
-            item.add_marker(pytest.mark.skip(reason="starts a Slurm cluster; make test-slurm"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        for marker, (is_missing, reason) in reasons.items():
+            if is_missing and marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
@@ -67,15 +62,15 @@ def renderer() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder ($O2O_BENCH_DATA) that holds TINY_DATASET, made by the scripted experts."""
+    """A cache folder ($O2O_BENCH_DATA) that holds TINY_DATASET."""
     import datasets
 
     folder = tmp_path_factory.mktemp("data")
     before = os.environ.get("O2O_BENCH_DATA")
     os.environ["O2O_BENCH_DATA"] = str(folder)
     try:
-        datasets.ensure(TINY_DATASET, workers=2)
-        datasets.load("cube-single-task1", TINY_DATASET)
+        datasets.ensure(TINY_DATASET, workers=1)
+        datasets.load("toy-reach", TINY_DATASET)
     finally:
         os.environ.pop("O2O_BENCH_DATA")
         if before is not None:

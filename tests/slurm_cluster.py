@@ -18,7 +18,7 @@ from tests.tiny_runs import ROOT, python
 SCRIPT = ROOT / "tests" / "slurm-cluster"
 NODES = 3
 SMALL = [
-    *("--task", "cube-single-task1", "--dataset", TINY_DATASET, "--batch-size", "8", "--eval-episodes", "1"),
+    *("--task", "toy-reach", "--dataset", TINY_DATASET, "--batch-size", "8", "--eval-episodes", "1"),
     *("--agent-config.policy-hidden-dims", "16,16", "--agent-config.critic-hidden-dims", "16,16"),
     *("--offline-updates", "200", "--online-steps", "200", "--warmup-steps", "10", "--log-interval", "20"),
     *("--eval-interval-updates", "100", "--eval-interval-steps", "100"),

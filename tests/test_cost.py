@@ -14,7 +14,7 @@ from tests.tiny_runs import tiny_config
 
 
 def test_a_replay_grows_with_the_budget_and_an_on_policy_run_keeps_one_rollout():
-    task = datasets.task("cube-single-task1")
+    task = datasets.task("toy-reach")
     row = 4 * (2 * task.obs_dim + task.action_dim + 3)
     kept = {"fql": (1_000, 9_000), "reinflow": (20, 20)}
     for agent, rows in kept.items():

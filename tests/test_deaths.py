@@ -1,6 +1,7 @@
-"""Runs of every class of agents that end as by kill -9, offline and online, and go on to the bytes of undisturbed ones.
+"""Runs of each kind of agent that end as by kill -9, offline and online, and resume to the bytes of undisturbed ones.
 
-Real kills, of processes and their helpers, are in test_train.py and test_slurm_faults.py.
+That an update of any agent changes nothing but what a checkpoint holds is in test_agents.py; real kills, of processes
+and their helpers, are in test_train.py and test_slurm_faults.py.
 """
 
 import random
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from agents import AGENTS
 from bench.protocol.config import RunConfig
 from bench.training.execution import Execution
 from bench.training.train import run
 from tests.test_train import execute, results_of, table
-from tests.tiny_runs import once_per_class, provenance_of, status_of, tiny_config
+from tests.tiny_runs import provenance_of, status_of, tiny_config
 
+KINDS = ("sac_flow_g", "naive_sac_flow", "rlpd", "dppo")  # chunked, two-step, from scratch, on-policy
 LOGGED = {"offline": (7, 14, 21), "online": (7, 14, 21, 28)}  # updates, environment steps: of tiny runs
 
 
@@ -40,7 +43,10 @@ def kill_at(config: RunConfig, results: Path, phase: str, logged: int, turns: in
     assert status_of(config.directory(results))["state"] == "running"
 
 
-@pytest.mark.parametrize("agent", once_per_class())
+@pytest.mark.parametrize(
+    "agent",
+    [pytest.param(agent, marks=[] if agent in KINDS else pytest.mark.slow) for agent in AGENTS],
+)
 def test_a_run_that_dies_in_each_phase_ends_with_the_same_bytes(agent, data_cache, tmp_path):
     config, results = tiny_config(agent, eval_interval_updates=30, eval_interval_steps=20), tmp_path / "killed"
     execute([config], tmp_path / "whole")

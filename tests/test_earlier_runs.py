@@ -23,17 +23,22 @@ from bench.training.train import run
 FIXTURE = Path(__file__).parent / "fixtures" / "run_before_blocks"
 
 
+pytestmark = pytest.mark.thorough  # its data come from a simulator
+
+
 @pytest.fixture
-def stopped(data_cache, tmp_path) -> tuple[RunConfig, Path]:
+def stopped(tmp_path, monkeypatch) -> tuple[RunConfig, Path]:
     """Its config and a results folder with a copy of it, on this machine's data."""
     config = RunConfig.from_json(json.loads((FIXTURE / CONFIG).read_text()))
-    directory = shutil.copytree(FIXTURE, config.directory(tmp_path))
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "data"))
+    datasets.ensure(config.dataset, workers=2)
+    directory = shutil.copytree(FIXTURE, config.directory(tmp_path / "results"))
     provenance = json.loads((directory / PROVENANCE).read_text())
     data = datasets.load(config.task, config.dataset)  # made here, by simulators that may round otherwise
     provenance["dataset"]["content_hash"] = data.content_hash
     provenance["dataset"]["num_transitions"] = data.num_transitions
     write_json(directory / PROVENANCE, provenance)
-    return config, tmp_path
+    return config, tmp_path / "results"
 
 
 def test_its_config_is_the_run_it_was(stopped):

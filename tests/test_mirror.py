@@ -149,7 +149,7 @@ def same(shown: Curves, expected: Curves) -> bool:
 
 
 COMMAND = [
-    *("run", "--name", "tiny", "--task", "cube-single-task1", "--agent", "qc_fql", "--dataset", TINY_DATASET),
+    *("run", "--name", "tiny", "--task", "toy-reach", "--agent", "qc_fql", "--dataset", TINY_DATASET),
     *("--offline-updates", "300", "--online-steps", "20", "--warmup-steps", "11", "--batch-size", "8"),
     *("--eval-interval-updates", "300", "--eval-interval-steps", "10", "--eval-episodes", "2", "--log-interval", "7"),
     *("--agent-config.policy_hidden_dims", "16,16", "--agent-config.critic_hidden_dims", "16,16", "--device", "cpu"),
@@ -198,7 +198,7 @@ def test_tensorboard_holds_the_config_and_when_things_happened(finished):
     reader = EventAccumulator(str(finished / "tensorboard")).Reload()
     (content,) = reader.PluginTagToContent("hparams").values()
     start = HParamsPluginData.FromString(content).session_start_info
-    assert start.group_name == "tiny/cube-single-task1/qc_fql"
+    assert start.group_name == "tiny/toy-reach/qc_fql"
     assert start.hparams["batch_size"].number_value == 8
     assert start.hparams["agent_config.policy_hidden_dims"].string_value == "[16, 16]"
     assert "seed" not in start.hparams
@@ -218,9 +218,9 @@ def test_a_wandb_run_is_known_by_its_config(finished):
     records = list(wandb_records(folder))
     (start,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert (start.run_id, start.project) == (config["config_hash"], "o2o-bench")
-    assert start.display_name == "tiny/cube-single-task1/qc_fql/seed_000"
-    assert start.run_group == "tiny/cube-single-task1/qc_fql"
-    assert list(start.tags) == ["tiny", "cube-single-task1", "qc_fql", "seed_000"]
+    assert start.display_name == "tiny/toy-reach/qc_fql/seed_000"
+    assert start.run_group == "tiny/toy-reach/qc_fql"
+    assert list(start.tags) == ["tiny", "toy-reach", "qc_fql", "seed_000"]
     said = {item.key: json.loads(item.value_json) for item in start.config.update}
     assert said["agent_config"] == config["agent_config"] and said["seed"] == 0
     axes = {record.metric.glob_name: record.metric.step_metric for record in records if record.metric.glob_name}

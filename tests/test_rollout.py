@@ -29,7 +29,7 @@ def transitions(rollouts: list[Rollout], first: int, count: int) -> list[list[li
     for step in range(first, first + count):
         for slot, rollout in enumerate(rollouts):
             if rollout.needs_chunk:
-                noise = np.random.default_rng((slot, step)).uniform(-1, 1, (5, 5))
+                noise = np.random.default_rng((slot, step)).uniform(-1, 1, (5, 2))
                 rollout.set_chunk(noise.astype(np.float32))
         for rows, rollout in zip(collected, rollouts, strict=True):
             rows.append([np.asarray(value).tolist() if value is not None else None for value in as_row(rollout.step())])
@@ -47,7 +47,7 @@ def rollouts(template, processes: int, states=None) -> list[Rollout]:
 
 
 def test_workers_that_step_ahead_give_the_transitions_of_this_process(template):
-    """Across an episode's end (at step 200: 203 is inside a chunk of the next episode) and a restart inside a chunk,
+    """Across an episode's end (at step 20: 23 is inside a chunk of the next episode) and a restart inside a chunk,
     with as many workers as seeds, with fewer, and with none, in any order."""
     length = datasets.task(CONFIG.task).max_episode_steps
     before, after = length + 3, 9
@@ -78,6 +78,6 @@ def test_environments_of_one_seed_differ_and_the_first_is_that_of_a_seed_with_no
 
 def test_a_worker_whose_environment_raises_names_the_error(template):
     (first, *_) = rollouts(template, 3)
-    first.set_chunk(np.full((5, 5), np.nan, np.float32))
-    with pytest.raises(WorkerError, match="environment worker 0: ValueError: an action is 5 finite numbers"):
+    first.set_chunk(np.full((5, 2), np.nan, np.float32))
+    with pytest.raises(WorkerError, match=r"environment worker 0: ValueError: an action is \(2,\) finite numbers"):
         first.step()

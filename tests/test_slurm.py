@@ -229,7 +229,7 @@ def test_failed_runs_are_launched_again_by_retry(cluster, tmp_path):
     (first / "status.json").write_text(json.dumps({**status_of(first), "state": "failed", "error": "Diverged: at 5"}))
     told = cluster.status(tmp_path, "again")
     assert told["counts"] == {"complete": 1, "failed": 1} and told["failures"][0]["cause"] == "Diverged: at 5"
-    assert cluster.bench("logs", str(first)).stdout.startswith("again/cube-single-task1/fql/seed_000: failed (Diverged")
+    assert cluster.bench("logs", str(first)).stdout.startswith("again/toy-reach/fql/seed_000: failed (Diverged")
     done = cluster.bench("retry", "--failed", "again", "--results", str(tmp_path))
     assert done.returncode == 0 and "submitted 1 jobs" in done.stdout, done.stdout + done.stderr
     cluster.drain()

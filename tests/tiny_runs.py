@@ -68,18 +68,18 @@ def small_agent_config(agent: str) -> Any:
 
 
 def tiny_config(agent: str = "sac_flow_g", seed: int = 0, **changes: Any) -> RunConfig:
-    """A whole offline-to-online run of a few seconds: three evaluations offline, three online."""
+    """A whole offline-to-online run of a second: three evaluations offline, three online."""
     settings: dict[str, Any] = {
         "suite": "tiny",
-        "task": "cube-single-task1",
+        "task": "toy-reach",
         "dataset": TINY_DATASET,
         "offline_updates": 30,
         "online_steps": 40,
         "warmup_steps": 11,
-        "batch_size": 8,
+        "batch_size": 16,
         "eval_interval_updates": 15,
         "eval_interval_steps": 16,
-        "eval_episodes": 1,  # most of such a run's time
+        "eval_episodes": 1,
         "log_interval": 7,
     }
     return RunConfig(agent=agent, seed=seed, agent_config=small_agent_config(agent), **{**settings, **changes})
