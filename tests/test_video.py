@@ -1,6 +1,5 @@
 """Videos of evaluation episodes: the very episodes, the right ones, well-formed files, and what is refused."""
 
-import argparse
 import importlib.util
 import json
 import shutil
@@ -15,12 +14,13 @@ import pytest
 from PIL import Image
 
 import datasets
-from bench.__main__ import build_parser, main
+from bench.__main__ import main
+from bench.command_line import parse
 from bench.protocol.config import ConfigError, RunConfig
 from bench.runs.contract import SCHEMA_VERSION, StorageError, read_json
 from bench.tools.film import Stage, Take, caption, steps_to_show, titled
 from bench.tools.roll_out import POLICY
-from bench.tools.video import INDEX, add_to_index, chosen, last_evaluation, read_index
+from bench.tools.video import INDEX, VideoOptions, add_to_index, chosen, last_evaluation, read_index
 from bench.training.evaluate import FIRST_EPISODE_SEED, EpisodeRow
 from bench.training.execution import Execution
 from bench.training.train import run
@@ -81,8 +81,8 @@ def copy(hopper, tmp_path) -> Path:
     return Path(shutil.copytree(hopper, tmp_path / "run"))
 
 
-def options_of(*arguments: str) -> argparse.Namespace:
-    return build_parser(heavy=True).parse_args(["video", "run", *arguments])
+def options_of(*arguments: str) -> VideoOptions:
+    return parse(VideoOptions, ["run", *arguments], "video")
 
 
 def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
