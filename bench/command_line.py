@@ -135,7 +135,7 @@ def typed_names(words: Sequence[str]) -> set[str]:
 
 def _flag_of(word: str) -> str:
     """The option that a word is, or begins; empty for any other word. A value that looks so must follow a `=`."""
-    return flag(word[2:].split("=")[0]).replace("_", "-") if word.startswith("--") else ""
+    return flag(word[2:].split("=")[0]) if word.startswith("--") else ""
 
 
 def parse(kind: type[Options], words: Sequence[str], program: str) -> Options:
@@ -180,15 +180,15 @@ def _keys_together(words: Sequence[str], dicts: Sequence[str]) -> list[str]:
     pairs: dict[str, list[str]] = {}
     tokens = iter(words)
     for token in tokens:
-        name, dot, rest = token.partition(".")
-        if not dot or name.removeprefix("--").replace("-", "_") not in dicts or not name.startswith("--"):
+        name, _, key = _flag_of(token)[2:].replace("-", "_").partition(".")
+        if not key or name not in dicts:
             others.append(token)
             continue
-        key, separator, value = rest.partition("=")
+        _, separator, value = token.partition("=")
         value = value if separator else next(tokens, "")
         if not value:
             raise ConfigError(f"{token} needs a value")
-        pairs.setdefault(name, []).extend((key.replace("-", "_"), value))
+        pairs.setdefault(flag(name), []).extend((key, value))
     return others + [word for name, entries in pairs.items() for word in (name, *entries)]
 
 

@@ -173,7 +173,7 @@ def test_options_may_be_written_in_all_the_usual_ways():
 
 
 def test_keys_of_a_dict_are_options_of_their_own():
-    found = options("--settings.some-name 16,16 a --settings.other=-0.5 --settings.other 2 b")
+    found = options("--settings.some-name 16,16 a --settings.other=-0.5 --settings.other 2 b --dry-run")
     assert found.settings == {"some_name": "16,16", "other": "2"} and found.files == (Path("a"), Path("b"))
     with pytest.raises(ConfigError, match=r"--settings\.name needs a value"):
         options("a --settings.name")

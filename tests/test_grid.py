@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
+from bench.command_line import parse
 from bench.grid import slurm
 from bench.grid.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder, note_crash
-from bench.grid.launch import minutes_of
+from bench.grid.launch import LaunchOptions, minutes_of
 from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.grid.options import selected_configs
 from bench.grid.plan import visible_gpus
 from bench.grid.pool import Ending, Work
 from bench.grid.slurm import SlurmError, Task, expand
@@ -338,6 +340,27 @@ def test_status_logs_and_cancel_say_in_one_line_what_they_lack(capsys, no_slurm,
     assert "no launch of quick is recorded" in fails(capsys, "retry", "--failed", "quick")
     a_launch(tmp_path / "results").save()
     assert "there is no squeue here" in fails(capsys, "cancel", code=1)
+
+
+def test_a_retry_reads_the_options_of_the_record(capsys, no_slurm, tmp_path):
+    """Also of a record that an older version has written: it holds the words of the command line."""
+    results = tmp_path / "results"
+    words = (*LAUNCH[1:], "--agent-config.bc-coef", "5", "--slurm", "--dry-run", "--jobs", "2", "--mem", "9G")
+    a_launch(results, arguments=words).save()
+    options = parse(LaunchOptions, words, "launch")
+    configs = selected_configs(options)
+    assert len(configs) == 3 and all(config.agent_config.bc_coef == 5.0 for config in configs)
+    write_json(prepare_directory(configs[1], results) / "status.json", {"state": "failed", "error": "boom"})
+    assert main(["retry", "--failed", "grid"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 runs: 0 complete, 1 to do" in printed and "each of 1 jobs of array o2o-grid-" in printed
+    assert "\n  mem = 9G\n" in printed
+    assert "say what to launch again" in fails(capsys, "retry", "grid")
+
+
+def test_an_option_that_does_nothing_is_refused(capsys, no_slurm):
+    assert "--mem is for --slurm" in fails(capsys, *LAUNCH, "--local", "--mem", "3G")
+    assert "--jobs is for --local" in fails(capsys, *LAUNCH, "--slurm", "--jobs", "2")
 
 
 def test_commands_that_only_look_do_not_load_torch():

@@ -126,10 +126,14 @@ class RetryOptions:
 
 
 def launch_command(options: LaunchOptions) -> int:
-    """Plans, says what it will cost, submits. Raises ConfigError, SlurmError, StorageError."""
     if options.slurm == options.local:
         raise ConfigError("say where: --slurm (jobs of this cluster) or --local (this machine)")
     check_effect(options)
+    return launch_runs(options)
+
+
+def launch_runs(options: LaunchOptions) -> int:
+    """Plans, says what it will cost, submits. Raises ConfigError, SlurmError, StorageError."""
     options = with_profile(options)
     configs = selected_configs(options)
     results = options.placement.results.absolute()
@@ -186,7 +190,7 @@ def retry_command(options: RetryOptions) -> int:
             "python -m bench run with the same options goes on with failed runs"
         )
     before = [parse(LaunchOptions, launch.arguments, "python -m bench launch") for launch in newest.values()]
-    return max([launch_command(replace(launch, failed=True)) for launch in before])
+    return max([launch_runs(replace(options, failed=True)) for options in before])
 
 
 def with_profile(options: LaunchOptions) -> LaunchOptions:
