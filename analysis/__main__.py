@@ -1,70 +1,44 @@
-"""`python -m analysis [figures|report|explain|published]`: figures and tables, one HTML page of everything, the runs
-behind one point of a figure, the table of published numbers. Reads `results/` and writes what it is asked for alone.
+"""`python -m analysis VERB`: figures and tables, one HTML page of everything, the runs behind one point of a figure,
+the table of published numbers. Reads `results/` and writes what it is asked for alone.
 
-A command is a pair of functions in COMMANDS: its options, and what it does with them. Both import late: drawing takes a
-second to import, which `--help` and a refusal need not wait for.
+A verb is a function of its options. It imports late: drawing takes a second to import, which `--help` and a refusal
+need not wait for.
 """
 
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
-from analysis.labels.wording import alternatives
-from analysis.loading.load import load_results
-from analysis.loading.read import ResultsError
+from tyro.conf import Positional
 
-
-class OutputError(Exception):
-    """Where what was asked for cannot be written, and why: one line."""
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with the command line in one line, as everything here does."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def add_results(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-
-
-def add_incomplete(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--allow-incomplete",
-        action="store_true",
-        help="also use runs that are not complete; figures and tables say how many",
-    )
-
+from bench.command_line import Verb, run_verb
+from bench.runs.contract import ConfigError, StorageError
 
 # -------------------------------------------------------------------------------------------------------- figures
 
 
-def figures_options(parser: argparse.ArgumentParser) -> None:
-    add_results(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: figures inside the results folder")
-    parser.add_argument("--suite", nargs="+", metavar="NAME", help="only these suites; default: all")
-    add_incomplete(parser)
-    parser.add_argument(
-        "--published",
-        type=Path,
-        metavar="PATH",
-        help="published curves or rates per seed, a CSV file or a folder; default: the end points that come along",
-    )
+@dataclass(frozen=True)
+class FiguresOptions:
+    """Figures and tables from the runs under a results folder."""
+
+    results: Path = Path("results")
+    out: Path | None = None  # a folder; default: figures inside the results folder
+    suite: tuple[str, ...] = ()  # only these suites; default: all
+    allow_incomplete: bool = False  # also use runs that are not complete; figures and tables say how many
+    published: Path | None = None  # curves or rates per seed, a CSV file or a folder; default: end points, built in
 
 
-def figures(options: argparse.Namespace) -> None:
+def figures(options: FiguresOptions) -> int:
     """Tables to the terminal, figures and tables to files."""
     from analysis.loading.gradients import load_norms
+    from analysis.loading.load import load_results
     from analysis.published.points import read_published
 
     out: Path = options.out or options.results / "figures"
     # Whatever may be refused is read before the first file is written.
     published = read_published(options.published)
-    suites = load_results(options.results, options.suite, options.allow_incomplete)
+    suites = load_results(options.results, options.suite or None, options.allow_incomplete)
     norms = {suite.name: load_norms(suite, options.results) for suite in suites}
     from analysis.output import write_all
 
@@ -72,57 +46,55 @@ def figures(options: argparse.Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)
         written, texts = write_all(suites, norms, published, out)
     except OSError as error:
-        raise OutputError(f"cannot write to {out}: {error}") from error
+        raise ConfigError(f"cannot write to {out}: {error}") from error
     print("\n".join([*texts, *(f"wrote {path}" for path in written)]))
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------------- report
 
 
-def report_options(parser: argparse.ArgumentParser) -> None:
-    add_results(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: figures/report.html inside the results folder"
-    )
-    parser.add_argument("--suite", nargs="+", metavar="NAME", help="only these suites; default: all")
-    parser.add_argument(
-        "--embed-videos",
-        type=float,
-        default=8.0,
-        metavar="MB",
-        help="put so many megabytes of recorded videos into the page and link the others; default: 8",
-    )
+@dataclass(frozen=True)
+class ReportOptions:
+    """One HTML page of all suites and runs, complete or not."""
+
+    results: Path = Path("results")
+    out: Path | None = None  # a file; default: figures/report.html inside the results folder
+    suite: tuple[str, ...] = ()  # only these suites; default: all
+    embed_videos: float = 8.0  # put so many megabytes of recorded videos into the page and link the others
 
 
-def report(options: argparse.Namespace) -> None:
+def report(options: ReportOptions) -> int:
     """One HTML page, and a protocol card per suite beside it. Runs that are not complete are shown as such."""
     out: Path = options.out or options.results / "figures" / "report.html"
     if out.is_dir():
-        raise OutputError(f"--out {out} is a folder; name the HTML file to write")
+        raise ConfigError(f"--out {out} is a folder; name the HTML file to write")
     from analysis.report.page import write_report
 
-    written = write_report(options.results, out, options.suite, int(options.embed_videos * 1e6))
+    written = write_report(options.results, out, options.suite or None, int(options.embed_videos * 1e6))
     for name, reason in written.refused.items():
         print(f"warning: suite {name} is left out of the report: {reason}", file=sys.stderr)
     print("\n".join(f"wrote {path}" for path in written.written))
+    return 0
 
 
 # -------------------------------------------------------------------------------------------------------- explain
 
 
-def explain_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("figure", metavar="FIGURE", help="a figure's file or name: results/figures/quick_success.pdf")
-    parser.add_argument("--curve", required=True, metavar="AGENT", help="the agent whose curve it is")
-    parser.add_argument(
-        "--step", required=True, metavar="N", help="online environment step (0: the hand-over), or offline:UPDATES"
-    )
-    parser.add_argument("--task", metavar="NAME", help="the panel of this task, or this task's part of a mean")
-    add_results(parser)
-    add_incomplete(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+@dataclass(frozen=True)
+class ExplainOptions:
+    """The runs and episodes behind one point of a figure."""
+
+    figure: Positional[str]  # a figure's file or name: results/figures/quick_success.pdf
+    curve: str  # the agent whose curve it is
+    step: str  # online environment step (0: the hand-over), or offline:UPDATES
+    task: str | None = None  # the panel of this task, or this task's part of a mean
+    results: Path = Path("results")
+    allow_incomplete: bool = False  # also use runs that are not complete
+    json: bool = False  # print JSON
 
 
-def explain(options: argparse.Namespace) -> None:
+def explain(options: ExplainOptions) -> int:
     """The mean and interval of one point, and the runs behind it, to the terminal."""
     from analysis.report.explain import explain, print_point, to_json
 
@@ -133,24 +105,21 @@ def explain(options: argparse.Namespace) -> None:
         sys.stdout.write(to_json(point))
     else:
         print_point(point)
+    return 0
 
 
 # ------------------------------------------------------------------------------------------------------ published
 
 
-def published_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", type=published_action, metavar="compact", help="make the table of end points anew")
-    parser.add_argument("path", type=Path, metavar="PATH", help="a file of published numbers, or a folder of them")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: the table that the project comes with")
+@dataclass(frozen=True)
+class CompactOptions:
+    """Make the table of published end points anew, from files of a release."""
+
+    path: Positional[Path]  # a file of published numbers, or a folder of them
+    out: Path | None = None  # a file; default: the table that the project comes with
 
 
-def published_action(text: str) -> str:
-    if text != "compact":
-        raise argparse.ArgumentTypeError(f"no such action {text!r}{alternatives(text, ['compact'])}")
-    return text
-
-
-def published(options: argparse.Namespace) -> None:
+def published(options: CompactOptions) -> int:
     """The end points of published curves as one small file."""
     from analysis.published.compact import write_compact
     from analysis.published.points import COMPACT
@@ -158,49 +127,30 @@ def published(options: argparse.Namespace) -> None:
     out: Path = options.out or COMPACT
     write_compact(options.path, out)
     print(f"wrote {out}")
+    return 0
 
 
 # ----------------------------------------------------------------------------------------------------------- main
 
 
-class Verb(NamedTuple):
-    """What stands after `python -m analysis`."""
-
-    does: str  # for --help
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
-
-
-COMMANDS = {
-    "figures": Verb("figures and tables from the runs under a results folder", figures_options, figures),
-    "report": Verb("one HTML page of all suites and runs, complete or not", report_options, report),
-    "explain": Verb("the runs and episodes behind one point of a figure", explain_options, explain),
-    "published": Verb("the table of published end points, from files of a release", published_options, published),
-}
+PROGRAM = "python -m analysis"
 DEFAULT = "figures"
+ABOUT = f"Figures, tables and pages of what lies under results/. Without a command: {DEFAULT}."
+VERBS = {
+    "figures": Verb("figures and tables from the runs under a results folder", figures),
+    "report": Verb("one HTML page of all suites and runs, complete or not", report),
+    "explain": Verb("the runs and episodes behind one point of a figure", explain),
+    "published compact": Verb("the table of published end points, from files of a release", published),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 after one line on what is wrong with the results or the command line."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        print(f"error: no command {words[0]!r}{alternatives(words[0], COMMANDS)}", file=sys.stderr)
-        return 2
-    name = words.pop(0) if words and words[0] in COMMANDS else DEFAULT
-    others = "\n".join(f"  python -m analysis {other:9} {command.does}" for other, command in COMMANDS.items())
-    parser = OneLineParser(
-        prog=f"python -m analysis {name}",
-        description=f"{COMMANDS[name].does[0].upper()}{COMMANDS[name].does[1:]}.",
-        epilog=f"commands ({DEFAULT} where none is named):\n{others}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    COMMANDS[name].add_options(parser)
     try:
-        COMMANDS[name].run(parser.parse_args(words))
-    except (ResultsError, OutputError, OSError) as error:
+        return run_verb(VERBS, sys.argv[1:] if arguments is None else arguments, PROGRAM, ABOUT, DEFAULT)
+    except (StorageError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -158,11 +158,9 @@ def test_suite_whose_name_begins_like_another_is_found(tmp_path: Path):
 
 def test_command_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]):
     assert main(["explian"]) == 2
-    assert capsys.readouterr().err.startswith("error: no command 'explian' (did you mean 'explain'?); there are: ")
-    with pytest.raises(SystemExit) as stopped:
-        main(["explain", "quick_success"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err.startswith("error: unknown command 'explian' (did you mean 'explain'?); see ")
+    assert main(["explain", "quick_success"]) == 2
+    assert capsys.readouterr().err.startswith("error: missing: --curve STR, --step STR; see ")
 
 
 def test_figures_is_the_command_where_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
+from bench.command_line import parse
 from bench.grid import slurm
 from bench.grid.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder, note_crash
-from bench.grid.launch import minutes_of
+from bench.grid.launch import LaunchOptions, minutes_of
 from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.grid.options import selected_configs
 from bench.grid.plan import visible_gpus
 from bench.grid.pool import Ending, Work
 from bench.grid.slurm import SlurmError, Task, expand
@@ -110,11 +112,12 @@ def test_a_dry_run_shows_plan_and_script_and_writes_nothing(tmp_path):
     assert "1 job arrays: 2 jobs with 2 packs of seeds, 3 runs; each job 1 GPU, 5 cores" in printed
     assert "cost: unknown for 2 jobs, since no run of their kind has finished on such a GPU" in printed
     for line in (
-        *("--partition=gpu", "--account=lab", "--time=1440", "--gpus-per-node=1", "--exclude=n1,n2", "--requeue"),
-        *("--array=0-1%2", "--cpus-per-task=5", "--mem=5000M", "--signal=USR2@120", "--kill-on-invalid-dep=yes"),
+        *("partition = gpu", "account = lab", "time = 1440", "gpus_per_node = 1", "exclude = n1,n2", "requeue = True"),
+        *("array_parallelism = 8", "cpus_per_task = 5", "mem = 5000M", "signal_delay_s = 120"),
+        *("kill-on-invalid-dep = yes", "setup: module load cuda"),
     ):
-        assert f"#SBATCH {line}\n" in printed, line
-    assert "\nmodule load cuda\n" in printed
+        assert f"\n  {line}\n" in printed, line
+    assert "each of 2 jobs of array o2o-grid-" in printed
     assert not list(tmp_path.iterdir())
 
 
@@ -122,15 +125,15 @@ def test_a_profile_holds_the_site_s_options_and_the_command_line_has_the_last_wo
     profile = ["[launch]", 'partition = "gpu"', 'time = "2:00:00"', "gpus-per-node = 1", "threads = 3", "pack = 1"]
     (tmp_path / "site.toml").write_text("\n".join([*profile, 'setup = ["module load a", "b"]', ""]))
     printed = dry_run(tmp_path, "--time", "45", "--profile", str(tmp_path / "site.toml"))
-    for line in ("#SBATCH --partition=gpu", "#SBATCH --time=45", "#SBATCH --gpus-per-node=1", "module load a", "b"):
-        assert f"\n{line}\n" in printed
+    for line in ("partition = gpu", "time = 45", "gpus_per_node = 1", "setup: module load a", "setup: b"):
+        assert f"\n  {line}\n" in printed
     assert "3 jobs with 3 packs of seeds, 3 runs; each job 1 GPU, 6 cores" in printed
 
 
 def test_a_profile_may_ask_for_a_mirror_and_the_job_has_memory_for_it(tmp_path):
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
     (tmp_path / "site.toml").write_text('[launch]\ngpus-per-node = 1\npack = 2\nmirror = ["tensorboard"]\n')
-    assert "#SBATCH --mem=5300M\n" in dry_run(tmp_path, "--profile", str(tmp_path / "site.toml"))
+    assert "  mem = 5300M\n" in dry_run(tmp_path, "--profile", str(tmp_path / "site.toml"))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_a_profile_may_ask_for_a_mirror_and_the_job_has_memory_for_it(tmp_path):
     [
         ('[launch]\npartitoin = "gpu"\n', "no option 'partitoin' (did you mean 'partition'?)"),
         ('partition = "gpu"\n', "all options stand in the table [launch]"),
-        ('[launch]\ngpus_per_node = "many"\n', "gpus_per_node = 'many' makes no sense"),
+        ('[launch]\ngpus_per_node = "many"\n', "bench.toml: --gpus-per-node: 'many' is not a whole number"),
         ('[launch]\nsetup = "module load cuda"\n', "setup must be a list of strings"),
         ("[launch\n", "is not valid TOML"),
     ],
@@ -337,6 +340,27 @@ def test_status_logs_and_cancel_say_in_one_line_what_they_lack(capsys, no_slurm,
     assert "no launch of quick is recorded" in fails(capsys, "retry", "--failed", "quick")
     a_launch(tmp_path / "results").save()
     assert "there is no squeue here" in fails(capsys, "cancel", code=1)
+
+
+def test_a_retry_reads_the_options_of_the_record(capsys, no_slurm, tmp_path):
+    """Also of a record that an older version has written: it holds the words of the command line."""
+    results = tmp_path / "results"
+    words = (*LAUNCH[1:], "--agent-config.bc-coef", "5", "--slurm", "--dry-run", "--jobs", "2", "--mem", "9G")
+    a_launch(results, arguments=words).save()
+    options = parse(LaunchOptions, words, "launch")
+    configs = selected_configs(options)
+    assert len(configs) == 3 and all(config.agent_config.bc_coef == 5.0 for config in configs)
+    write_json(prepare_directory(configs[1], results) / "status.json", {"state": "failed", "error": "boom"})
+    assert main(["retry", "--failed", "grid"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 runs: 0 complete, 1 to do" in printed and "each of 1 jobs of array o2o-grid-" in printed
+    assert "\n  mem = 9G\n" in printed
+    assert "say what to launch again" in fails(capsys, "retry", "grid")
+
+
+def test_an_option_that_does_nothing_is_refused(capsys, no_slurm):
+    assert "--mem is for --slurm" in fails(capsys, *LAUNCH, "--local", "--mem", "3G")
+    assert "--jobs is for --local" in fails(capsys, *LAUNCH, "--slurm", "--jobs", "2")
 
 
 def test_commands_that_only_look_do_not_load_torch():

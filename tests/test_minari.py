@@ -1,9 +1,9 @@
 """Minari data sets as tasks, and data and replay of ours as Minari data sets that Minari itself loads."""
 
-import argparse
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 
 import datasets
 from bench.protocol.config import ConfigError, RunConfig
-from bench.tools.export import collected, export, export_run, write_flat
+from bench.tools.export import ExportOptions, collected, export, export_run, write_flat
 from bench.training.execution import Execution
 from bench.training.train import run
 from datasets.minari import source as minari_source
@@ -287,11 +287,10 @@ def test_exported_file_alone_keeps_its_origin_and_task(data_cache: Path, tmp_pat
 
 def test_flat_export_is_what_the_flat_reader_reads(data_cache: Path, tmp_path: Path) -> None:
     original = datasets.load(CUBE_TASK, TINY_DATASET)
-    options = argparse.Namespace(
-        task=CUBE_TASK, dataset=TINY_DATASET, data_dir=None, run=None, minari=None, out=tmp_path / "flat.hdf5"
-    )
-    assert str(options.out) in export(argparse.Namespace(**vars(options), replace=False))
-    name = datasets.register(options.out)
+    out = tmp_path / "flat.hdf5"
+    options = ExportOptions(task=CUBE_TASK, dataset=TINY_DATASET, out=out)
+    assert str(out) in export(options)
+    name = datasets.register(out)
     back = datasets.load(CUBE_TASK, name)
     assert back.origin == "generated"
     assert back.num_transitions == original.num_transitions
@@ -301,8 +300,8 @@ def test_flat_export_is_what_the_flat_reader_reads(data_cache: Path, tmp_path: P
         back.obs[np.flatnonzero(~back.final) + 1], original.obs[np.flatnonzero(~original.final) + 1]
     )
     with pytest.raises(ConfigError, match="--replace"):
-        export(argparse.Namespace(**vars(options), replace=False))
-    export(argparse.Namespace(**vars(options), replace=True))
+        export(options)
+    export(replace(options, replace=True))
 
 
 # In: sets as others make them.

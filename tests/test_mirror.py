@@ -20,9 +20,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from bench.__main__ import build_parser, main, split_agent_options
+from bench.__main__ import main
+from bench.command_line import parse
 from bench.grid.options import selected_configs
 from bench.grid.pool import Unwatched, Work, run_works
+from bench.grid.run import RunOptions
 from bench.protocol.config import RunConfig
 from bench.runs.claims import Claim, Claims, process_start
 from bench.runs.contract import write_json
@@ -158,8 +160,7 @@ COMMAND = [
 
 def whole_run(**changes) -> RunConfig:
     """The run of COMMAND: two evaluations offline, two online."""
-    others, overrides = split_agent_options(COMMAND)
-    (config,) = selected_configs(build_parser(heavy=True).parse_args(others), overrides)
+    (config,) = selected_configs(parse(RunOptions, COMMAND[1:], "run"))
     return config.replace(**changes)
 
 

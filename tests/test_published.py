@@ -229,14 +229,11 @@ def test_compact_command_carries_over_end_points_of_known_methods(tmp_path: Path
 
 
 def test_compact_command_names_the_nearest_word(tmp_path: Path, capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit) as stopped:
-        main(["published", "compactt", str(tmp_path)])
-    assert stopped.value.code == 2
+    assert main(["published", "compactt", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "no such action 'compactt' (did you mean 'compact'?); there are: compact" in error
-    assert error.startswith("error: ") and error.count("\n") == 1
+    assert error.startswith("error: unknown command 'published compactt' (did you mean 'published compact'?); see ")
     assert main(["publish", "compact", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("error: no command 'publish' (did you mean 'published'?); there are: ")
+    assert capsys.readouterr().err.startswith("error: unknown command 'publish' (did you mean 'published'?); see ")
 
 
 def test_methods_of_sources_are_our_agents():

@@ -1,6 +1,5 @@
 """Videos of evaluation episodes: the very episodes, the right ones, well-formed files, and what is refused."""
 
-import argparse
 import importlib.util
 import json
 import shutil
@@ -15,12 +14,13 @@ import pytest
 from PIL import Image
 
 import datasets
-from bench.__main__ import build_parser, main
+from bench.__main__ import main
+from bench.command_line import parse
 from bench.protocol.config import ConfigError, RunConfig
 from bench.runs.contract import SCHEMA_VERSION, StorageError, read_json
 from bench.tools.film import Stage, Take, caption, steps_to_show, titled
 from bench.tools.roll_out import POLICY
-from bench.tools.video import INDEX, add_to_index, chosen, last_evaluation, read_index
+from bench.tools.video import INDEX, VideoOptions, add_to_index, chosen, last_evaluation, read_index
 from bench.training.evaluate import FIRST_EPISODE_SEED, EpisodeRow
 from bench.training.execution import Execution
 from bench.training.train import run
@@ -81,8 +81,8 @@ def copy(hopper, tmp_path) -> Path:
     return Path(shutil.copytree(hopper, tmp_path / "run"))
 
 
-def options_of(*arguments: str) -> argparse.Namespace:
-    return build_parser(heavy=True).parse_args(["video", "run", *arguments])
+def options_of(*arguments: str) -> VideoOptions:
+    return parse(VideoOptions, ["run", *arguments], "video")
 
 
 def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
@@ -410,9 +410,9 @@ def test_runs_of_two_tasks_are_no_pair(cubes, hopper, capsys) -> None:
         (["--size", "480x10"], "--size is '480x10'; it must be like 480x360"),
         (["--fps", "0"], "--fps is 0; it must lie between 0.1 and"),
         (["--fps", "nan"], "--fps is nan; it must lie between 0.1 and"),
-        (["--failures", "--successes"], "not allowed with argument"),
+        (["--failures", "--successes"], "--failures and --successes exclude each other"),
         (["--failures", "--episode-seeds", "1000000"], "--episode-seeds names the episodes"),
-        (["--format", "avi"], "invalid choice: 'avi'"),
+        (["--format", "avi"], "--format: 'avi' is none of mp4, gif"),
     ],
 )
 def test_senseless_options_are_refused(cubes, capsys, arguments: list[str], message: str) -> None:

@@ -42,7 +42,7 @@ BEHAVIOUR_ROW = re.compile(f"(?:offline|online),{WHOLE},{WHOLE},behaviour_succes
 PROTOCOL_FIELDS = ("success_timing", "offline_updates", "online_steps", "eval_episodes")
 
 
-class ResultsError(Exception):
+class ResultsError(StorageError):
     """What is wrong under `results/`, where, and what would be right: one line, printed as it is."""
 
 

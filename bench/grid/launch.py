@@ -4,33 +4,35 @@ Order of a launch: what is to do, its cost, a copy of the code, the record of wh
 Whatever happens in between, launching again finds out from run directories, records and the queue what is missing.
 """
 
-import argparse
 import contextlib
 import os
 import shlex
-import subprocess
-import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from tyro.conf import Positional, UseAppendAction, arg
+
+from bench.command_line import check_least, flag, option_types, parse, typed_names
 from bench.grid import slurm
 from bench.grid.cost import Cost, from_finished_runs
 from bench.grid.job import bad_nodes, run_job
 from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
-from bench.grid.options import add_execution_options, add_run_options, execution_of, selected_configs
+from bench.grid.options import PlanOptions, Selection, selected_configs
 from bench.grid.plan import PACK_LIMIT, Pack, Plan, describe_plan, estimate_plan, make_packs, run_state, sort_out
-from bench.grid.run import run_command
+from bench.grid.run import run_here
 from bench.grid.snapshot import snapshot_path, take_snapshot
 from bench.protocol.config import RunConfig
+from bench.protocol.suites import SUITES
 from bench.runs.claims import Claim, Claims
 from bench.runs.contract import GRIDS, ConfigError, make_folder, nearest
 from bench.runs.quantities import duration
 from bench.tools.data import describe_data, ensure_data
-from bench.tools.trackers import check_mirrors
+from bench.training.execution import Execution
 from bench.training.pack import prepare_directory
 
 PROFILE = Path("bench.toml")
@@ -39,161 +41,6 @@ EVAL_WORKERS = 2  # per pack, where nothing is said: jobs are billed by core
 SIGNAL_SECONDS = 120  # of warning before the time limit; a third of a short one
 MB_OF_MIRROR = 300  # of which 80 for TensorBoard and 40 for W&B's own process were seen
 MB_PER_PACK, MB_PER_PROCESS = 1_500, 700  # resident, as Slurm adds it up without cgroups; measured on cube-single
-
-
-def add_launch_commands(commands: argparse._SubParsersAction) -> None:
-    """The `launch` and `retry` commands."""
-    launch = commands.add_parser(
-        "launch",
-        help="submit a suite to Slurm as job arrays, or run the same plan here",
-        description="Launching again submits what is neither complete nor queued nor running.",
-        allow_abbrev=False,
-    )
-    launch.set_defaults(command=launch_command)
-    add_run_options(launch, suite="suite")
-    where = launch.add_argument_group("where")
-    where.add_argument("--slurm", action="store_true", help="as jobs of this cluster")
-    where.add_argument("--local", action="store_true", help="on this machine")
-    where.add_argument("--dry-run", action="store_true", help="print the plan and the sbatch script; submits nothing")
-    where.add_argument("--failed", action="store_true", help="only runs that have failed")
-    where.add_argument("--profile", type=Path, help=f"site's options; default {PROFILE}, where that is there")
-    site = launch.add_argument_group("Slurm (any of these, and of the execution options, may stand in the profile)")
-    site.add_argument("--partition")
-    site.add_argument("--account")
-    site.add_argument("--qos")
-    site.add_argument("--constraint")
-    site.add_argument("--exclude", default="", help="nodes to keep away from, with commas")
-    site.add_argument(
-        "--time", default="12:00:00", help="limit per job; longer runs go on in the same job, started anew"
-    )
-    site.add_argument("--mem", help="per job, as in 16G; default: by its processes; 0: all of a node")
-    site.add_argument("--gpus-per-node", type=int, default=0, help="per job; 0: jobs of CPUs")
-    site.add_argument("--gres", help="instead of --gpus-per-node, e.g. gpu:h100:1 or shard:1")
-    site.add_argument("--cpus-per-task", type=int, help="per job; default: the processes that its packs keep busy")
-    site.add_argument("--packs-per-job", type=int, default=1, help="processes side by side in a job, on the same GPU")
-    site.add_argument("--max-parallel", type=int, default=256, help="jobs of an array at the same time")
-    site.add_argument(
-        "--setup", action="append", default=[], metavar="LINE", help='e.g. "module load cuda"; repeatable'
-    )
-    add_execution_options(launch)
-
-    retry = commands.add_parser("retry", help="launch again, as before, what has failed", allow_abbrev=False)
-    retry.set_defaults(command=retry_command)
-    retry.add_argument("suite", nargs="?", help="default: every suite that was launched")
-    retry.add_argument("--failed", action="store_true", required=True)
-    retry.add_argument("--results", type=Path, default=Path("results"))
-
-
-def launch_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    """Plans, says what it will cost, submits. Raises ConfigError, SlurmError, StorageError."""
-    apply_profile(options)
-    if options.slurm == options.local:
-        raise ConfigError("say where: --slurm (jobs of this cluster) or --local (this machine)")
-    if options.local:
-        return run_command(options, overrides)
-    for name in ("packs_per_job", "max_parallel", "cpus_per_task"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
-    minutes_of(options.time)
-    check_mirrors(options.mirror)
-    configs = selected_configs(options, overrides)
-    results = options.results.absolute()
-    with contextlib.nullcontext() if options.dry_run else only_launch(results):
-        # Asked within: what another launch has just submitted must be seen.
-        queued = {} if options.dry_run and not slurm.exists("squeue") else queued_runs(results, slurm.queue())
-        plan = plan_grid(configs, results, options, set(queued))
-        waiting = [config for config in configs if config.directory(results) in queued]
-        describe_plan(plan, len(configs) - len(waiting), options.suite)
-        if waiting:
-            jobs = {queued[config.directory(results)].job for config in waiting}
-            print(f"{len(waiting)} are in Slurm's queue already ({len(jobs)} jobs): not submitted twice")
-        if not plan.packs:
-            return 0
-        launch = design(plan, options, costs_of(plan, options))
-        describe_launch(launch, options)
-        pending = [config for pack in plan.packs for config in pack.configs]
-        describe_data(pending, options.data_dir)
-        if options.dry_run:
-            print(sbatch_script(launch, launch.arrays[0], options, dependency=None))
-            return 0
-        ensure_data(pending, options.data_dir)
-        for pack in plan.packs:
-            for config in pack.configs:
-                prepare_directory(config, pack.results)
-        take_snapshot(launch.code)
-        submit(launch, options)
-    suite = options.suite or options.name
-    print(f"see how it fares: python -m bench status {suite}; stop it: python -m bench cancel {suite}")
-    return 0
-
-
-def retry_command(options: argparse.Namespace, _: dict[str, str]) -> int:
-    """The newest launch of each suite once more, for what has failed."""
-    newest = {launch.suite: launch for launch in launches(options.results.absolute(), options.suite)}
-    if not newest:
-        raise ConfigError(
-            f"no launch{f' of {options.suite}' if options.suite else ''} is recorded under {options.results}; "
-            "python -m bench run with the same options goes on with failed runs"
-        )
-    codes = []
-    for launch in newest.values():
-        arguments = [argument for argument in launch.arguments if argument != "--failed"]
-        # The command itself once more: its options are read as they were, profile and all.
-        command = [sys.executable, "-m", "bench", "launch", *arguments, "--failed"]
-        codes.append(subprocess.run(command).returncode)
-    return max(codes)
-
-
-def apply_profile(options: argparse.Namespace) -> None:
-    """Puts the values of bench.toml, table [launch], where the command line says nothing. Raises ConfigError."""
-    path = options.profile or (PROFILE if PROFILE.exists() else None)
-    if path is None:
-        return
-    try:
-        tables = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the profile {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    unknown = [name for name in tables if name != "launch"]
-    if unknown:
-        raise ConfigError(f"{path} has a table or key {unknown[0]!r}; all options stand in the table [launch]")
-    given = {argument.split("=")[0] for argument in options.arguments}
-    parser = argparse.ArgumentParser(add_help=False)
-    profile_options = {action.dest: action for action in _profile_actions(parser)}
-    for key, value in tables.get("launch", {}).items():
-        name = key.replace("-", "_")
-        if name not in profile_options:
-            options_there = ", ".join(sorted(profile_options))
-            raise ConfigError(f"{path} has no option {key!r}{nearest(name, profile_options)}; options: {options_there}")
-        if f"--{name.replace('_', '-')}" in given:
-            continue  # the command line's word
-        setattr(options, name, _typed(path, key, value, profile_options[name]))
-
-
-def _profile_actions(parser: argparse.ArgumentParser) -> Sequence[argparse.Action]:
-    add_execution_options(parser)
-    for name, kind in _SITE_TYPES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
-    return parser._actions
-
-
-_SITE_TYPES: dict[str, type] = {
-    **dict.fromkeys(("partition", "account", "qos", "constraint", "exclude", "time", "mem", "gres"), str),
-    **dict.fromkeys(("gpus_per_node", "cpus_per_task", "packs_per_job", "max_parallel", "pack"), int),
-    **dict.fromkeys(("setup", "mirror"), list),
-}
-
-
-def _typed(path: Path, key: str, value: Any, action: argparse.Action) -> Any:
-    if action.type is list:
-        if not (isinstance(value, list) and all(isinstance(line, str) for line in value)):
-            raise ConfigError(f"{path}: {key} must be a list of strings, not {value!r}")
-        return value
-    try:
-        return action.type(str(value)) if callable(action.type) else str(value)
-    except (ValueError, argparse.ArgumentTypeError):
-        raise ConfigError(f"{path}: {key} = {value!r} makes no sense") from None
 
 
 def minutes_of(text: str) -> int:
@@ -215,6 +62,183 @@ def minutes_of(text: str) -> int:
     return -(-total // 60)
 
 
+@dataclass(frozen=True)
+class Site:
+    """what jobs ask Slurm for (may stand in the profile, as the execution options, pack and mirror)"""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str = ""  # nodes to keep away from, with commas
+    time: str = "12:00:00"  # limit per job; longer runs go on in the same job, started anew
+    mem: str | None = None  # per job, as in 16G; default: by its processes; 0: all of a node
+    gpus_per_node: int = 0  # per job; 0: jobs of CPUs
+    gres: str | None = None  # instead of --gpus-per-node, e.g. gpu:h100:1 or shard:1
+    cpus_per_task: int | None = None  # per job; default: the processes that its packs keep busy
+    packs_per_job: int = 1  # processes side by side in a job, on the same GPU
+    max_parallel: int = 256  # jobs of an array at the same time
+    setup: UseAppendAction[tuple[str, ...]] = ()  # a line for the job's shell, e.g. "module load cuda"
+
+    def __post_init__(self) -> None:
+        check_least(self, gpus_per_node=0, cpus_per_task=1, packs_per_job=1, max_parallel=1)
+        minutes_of(self.time)
+
+
+@dataclass(frozen=True)
+class SuiteSelection(Selection):
+    """what to run: a suite, or one task with one agent"""
+
+    suite: Annotated[str | None, Positional, arg(help=f"one of {', '.join(SUITES)}")] = None
+
+
+@dataclass(frozen=True)
+class LaunchOptions(PlanOptions):
+    """Submit a suite to Slurm as job arrays, or run the same plan here. Launching again submits what is neither
+    complete nor queued nor running."""
+
+    selection: SuiteSelection = SuiteSelection()
+    slurm: bool = False  # as jobs of this cluster
+    local: bool = False  # on this machine
+    dry_run: bool = False  # print the plan, and what jobs would ask for; submits nothing
+    failed: bool = False  # only runs that have failed
+    profile: Path | None = None  # the site's options; default bench.toml, where that is there
+    site: Site = Site()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What may stand in the table [launch] of bench.toml."""
+
+    site: Site = Site()
+    execution: Execution = Execution()
+    pack: int | None = None
+    mirror: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RetryOptions:
+    """Launch again, as before, what has failed."""
+
+    suite: Positional[str | None] = None  # default: every suite that was launched
+    failed: bool = False  # must be said
+    results: Path = Path("results")
+
+
+def launch_command(options: LaunchOptions) -> int:
+    if options.slurm == options.local:
+        raise ConfigError("say where: --slurm (jobs of this cluster) or --local (this machine)")
+    check_effect(options)
+    return launch_runs(options)
+
+
+def launch_runs(options: LaunchOptions) -> int:
+    """Plans, says what it will cost, submits. Raises ConfigError, SlurmError, StorageError."""
+    options = with_profile(options)
+    configs = selected_configs(options)
+    results = options.placement.results.absolute()
+    if options.failed:
+        configs = [config for config in configs if run_state(config.directory(results))["state"] == "failed"]
+    if options.local:
+        return run_here(options, configs, options.dry_run)
+    data_dir = options.execution.data_dir
+    with contextlib.nullcontext() if options.dry_run else only_launch(results):
+        # Asked within: what another launch has just submitted must be seen.
+        queued = {} if options.dry_run and not slurm.exists("squeue") else queued_runs(results, slurm.queue())
+        plan = plan_grid(configs, results, options, set(queued))
+        waiting = [config for config in configs if config.directory(results) in queued]
+        describe_plan(plan, len(configs) - len(waiting), options.selection.suite)
+        if waiting:
+            jobs = {queued[config.directory(results)].job for config in waiting}
+            print(f"{len(waiting)} are in Slurm's queue already ({len(jobs)} jobs): not submitted twice")
+        if not plan.packs:
+            return 0
+        launch = design(plan, options, costs_of(plan, options.site))
+        describe_launch(launch, options.site)
+        pending = [config for pack in plan.packs for config in pack.configs]
+        describe_data(pending, data_dir)
+        if options.dry_run:
+            print_request(launch, options.site)
+            return 0
+        ensure_data(pending, data_dir)
+        for pack in plan.packs:
+            for config in pack.configs:
+                prepare_directory(config, pack.results)
+        take_snapshot(launch.code)
+        submit(launch, options.site)
+    folder = options.selection.folder
+    print(f"see how it fares: python -m bench status {folder}; stop it: python -m bench cancel {folder}")
+    return 0
+
+
+def check_effect(options: LaunchOptions) -> None:
+    """ConfigError for an option of the command line that does nothing where the runs are to run."""
+    idle = option_types(Site).keys() if options.local else {"jobs"}
+    for name in sorted(typed_names(options.typed) & idle):
+        where = "--slurm" if options.local else "--local; jobs of an array side by side: --max-parallel"
+        raise ConfigError(f"{flag(name)} is for {where}")
+
+
+def retry_command(options: RetryOptions) -> int:
+    """The newest launch of each suite once more, for what has failed; its options are read as they were."""
+    if not options.failed:
+        raise ConfigError("say what to launch again: retry --failed")
+    newest = {launch.suite: launch for launch in launches(options.results.absolute(), options.suite)}
+    if not newest:
+        raise ConfigError(
+            f"no launch{f' of {options.suite}' if options.suite else ''} is recorded under {options.results}; "
+            "python -m bench run with the same options goes on with failed runs"
+        )
+    before = [parse(LaunchOptions, launch.arguments, "python -m bench launch") for launch in newest.values()]
+    return max([launch_runs(replace(options, failed=True)) for options in before])
+
+
+def with_profile(options: LaunchOptions) -> LaunchOptions:
+    """Puts the values of bench.toml, table [launch], where the command line says nothing. Raises ConfigError."""
+    path = options.profile or (PROFILE if PROFILE.exists() else None)
+    if path is None:
+        return options
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the profile {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    unknown = [name for name in tables if name != "launch"]
+    if unknown:
+        raise ConfigError(f"{path} has a table or key {unknown[0]!r}; all options stand in the table [launch]")
+    table = {key.replace("-", "_"): value for key, value in tables.get("launch", {}).items()}
+    words = [word for name, value in table.items() for word in _words(path, name, value)]
+    try:
+        profile = parse(Profile, words, "python -m bench launch")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    said = {**vars(profile), **vars(profile.site), **vars(profile.execution)}
+    taken = {name: said[name] for name in table.keys() - typed_names(options.typed)}
+
+    def filled(part: Any) -> Any:
+        return replace(part, **{name: value for name, value in taken.items() if hasattr(part, name)})
+
+    return replace(
+        options, site=filled(options.site), execution=filled(options.execution), placement=filled(options.placement)
+    )
+
+
+def _words(path: Path, name: str, value: Any) -> list[str]:
+    """A key of the profile as words of a command line. Raises ConfigError."""
+    types = option_types(Profile)
+    if name not in types:
+        options = ", ".join(sorted(types))
+        raise ConfigError(f"{path} has no option {name!r}{nearest(name, types)}; options: {options}")
+    if typing.get_origin(types[name]) is not tuple:
+        return [f"{flag(name)}={value}"]
+    if not (isinstance(value, list) and all(isinstance(line, str) for line in value)):
+        raise ConfigError(f"{path}: {name} must be a list of strings, not {value!r}")
+    if name == "setup":
+        return [f"{flag(name)}={line}" for line in value]
+    return [flag(name), *value] if value else []
+
+
 @contextlib.contextmanager
 def only_launch(results: Path) -> Iterator[None]:
     """Held while a launch looks and submits, so that two of them never submit the same run."""
@@ -233,38 +257,39 @@ def only_launch(results: Path) -> Iterator[None]:
         held.release()
 
 
-def plan_grid(configs: list[RunConfig], results: Path, options: argparse.Namespace, queued: set[Path]) -> Plan:
+def plan_grid(configs: list[RunConfig], results: Path, options: LaunchOptions, queued: set[Path]) -> Plan:
     """What is neither complete nor held by a living process nor in Slurm's queue, as packs."""
     free = [config for config in configs if config.directory(results) not in queued]
     complete, elsewhere, pending = sort_out(free, results)
-    if options.failed:
-        pending = [config for config in pending if run_state(config.directory(results))["state"] == "failed"]
-    execution = execution_of(options)
+    execution = options.watched_execution
     execution = replace(execution, eval_workers=execution.eval_workers or EVAL_WORKERS)
-    on_gpu = bool(options.gpus_per_node or options.gres) and execution.device != "cpu"
-    packs = make_packs(pending, results, options.pack or PACK_LIMIT["cuda" if on_gpu else "cpu"])
+    packs = make_packs(pending, results, options.placement.pack or PACK_LIMIT[device_type(options.site, execution)])
     packs = tuple(pack for pack in packs if not queued.issuperset(pack.work.directories))  # offline phases may wait too
-    return Plan(complete, elsewhere, packs, execution, options.max_parallel, results)
+    return Plan(complete, elsewhere, packs, execution, options.site.max_parallel, results)
 
 
-def costs_of(plan: Plan, options: argparse.Namespace) -> dict[Pack, Cost | None]:
+def device_type(site: Site, execution: Execution) -> Literal["cpu", "cuda"]:
+    """What jobs train on."""
+    return "cuda" if (site.gpus_per_node or site.gres) and execution.device != "cpu" else "cpu"
+
+
+def costs_of(plan: Plan, site: Site) -> dict[Pack, Cost | None]:
     """By measured rates: of finished runs of the same kind on the same kind of device; else, for jobs of CPUs, of this
     machine. None where nothing is known."""
-    on_gpu = bool(options.gpus_per_node or options.gres) and plan.execution.device != "cpu"
+    device = device_type(site, plan.execution)
     costs: dict[Pack, Cost | None] = {
-        pack: from_finished_runs(pack.configs, plan.results, "cuda" if on_gpu else "cpu", bool(pack.phases))
-        for pack in plan.packs
+        pack: from_finished_runs(pack.configs, plan.results, device, bool(pack.phases)) for pack in plan.packs
     }
     unknown = tuple(pack for pack, cost in costs.items() if cost is None)
-    if unknown and not on_gpu:
+    if unknown and device == "cpu":
         here = replace(plan, packs=unknown, execution=replace(plan.execution, device="cpu"))
         costs |= estimate_plan(here)
     return costs
 
 
-def design(plan: Plan, options: argparse.Namespace, costs: dict[Pack, Cost | None]) -> Launch:
+def design(plan: Plan, options: LaunchOptions, costs: dict[Pack, Cost | None]) -> Launch:
     """Arrays of jobs: shared offline phases first, those that go on from them after them."""
-    suite = options.suite or options.name
+    suite, site = options.selection.folder, options.site
     identity = new_id(suite)
     limit = ARRAY_LIMIT if options.dry_run and not slurm.exists("scontrol") else min(ARRAY_LIMIT, slurm.array_limit())
     stages = (
@@ -276,8 +301,8 @@ def design(plan: Plan, options: argparse.Namespace, costs: dict[Pack, Cost | Non
     first: tuple[str, ...] = ()
     for number, stage in enumerate(stages):
         jobs = []
-        for start in range(0, len(stage), options.packs_per_job):
-            together = stage[start : start + options.packs_per_job]
+        for start in range(0, len(stage), site.packs_per_job):
+            together = stage[start : start + site.packs_per_job]
             estimates = [cost.seconds() for pack in together if (cost := costs[pack]) is not None]
             seconds = max(estimates) if len(estimates) == len(together) else None
             jobs.append(Job(tuple(pack.work for pack in together), seconds))
@@ -287,16 +312,16 @@ def design(plan: Plan, options: argparse.Namespace, costs: dict[Pack, Cost | Non
         if number == 0:
             first = tuple(array.name for array in arrays)
     environments = max(sum(config.num_envs for config in pack.configs) for pack in plan.packs)
-    cores = options.cpus_per_task or options.packs_per_job * plan.execution.processes(environments)
-    exclude = {node for node in options.exclude.split(",") if node} | bad_nodes(plan.results)
+    cores = site.cpus_per_task or site.packs_per_job * plan.execution.processes(environments)
+    exclude = {node for node in site.exclude.split(",") if node} | bad_nodes(plan.results)
     return Launch(
         id=identity,
         suite=suite,
         results=plan.results,
         code=snapshot_path(plan.results / GRIDS / "code"),
-        arguments=tuple(options.arguments[1:]),
+        arguments=options.typed,
         execution=plan.execution,
-        gpus_per_job=options.gpus_per_node or int(bool(options.gres)),
+        gpus_per_job=site.gpus_per_node or int(bool(site.gres)),
         cpus_per_job=cores,
         environments=environments,
         exclude=tuple(sorted(exclude)),
@@ -311,16 +336,16 @@ def memory_mb(launch: Launch) -> int:
     return training + (MB_OF_MIRROR if launch.execution.mirrors else 0)
 
 
-def describe_launch(launch: Launch, options: argparse.Namespace) -> None:
+def describe_launch(launch: Launch, site: Site) -> None:
     """Prints the grid: arrays, jobs, what each asks for, and hours."""
     jobs = [job for array in launch.arrays for job in array.jobs]
     runs = sum(len(job.directories) for job in jobs)
     packs = sum(len(job.works) for job in jobs)
-    gpus = options.gres or (f"{launch.gpus_per_job} GPU" if launch.gpus_per_job else "no GPU")
+    gpus = site.gres or (f"{launch.gpus_per_job} GPU" if launch.gpus_per_job else "no GPU")
     print(
         f"{len(launch.arrays)} job arrays: {len(jobs)} jobs with {packs} packs of seeds, {runs} runs; "
-        f"each job {gpus}, {launch.cpus_per_job} cores, {options.mem or f'{memory_mb(launch)}M'} of memory, "
-        f"up to {duration(60 * minutes_of(options.time))}, at most {options.max_parallel} at a time"
+        f"each job {gpus}, {launch.cpus_per_job} cores, {site.mem or f'{memory_mb(launch)}M'} of memory, "
+        f"up to {duration(60 * minutes_of(site.time))}, at most {site.max_parallel} at a time"
     )
     if launch.exclude:
         print(f"keeps away from {', '.join(launch.exclude)}")
@@ -330,14 +355,14 @@ def describe_launch(launch: Launch, options: argparse.Namespace) -> None:
         print(f"cost: unknown for {unknown} jobs, since no run of their kind has finished on such a GPU")
     if estimates:
         hours, longest = sum(estimates) / 3600, max(estimates)
-        rounds = max(sum(estimates) / options.max_parallel, longest)
+        rounds = max(sum(estimates) / site.max_parallel, longest)
         print(
             f"about {hours * launch.gpus_per_job:.3g} GPU hours and {hours * launch.cpus_per_job:.3g} core hours; "
             f"the longest job {duration(longest)}, all at least {duration(rounds)} once they run"
         )
 
 
-def submit(launch: Launch, options: argparse.Namespace) -> None:
+def submit(launch: Launch, site: Site) -> None:
     """Records the launch, then submits its arrays, recording the number of each. Raises SlurmError."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -346,7 +371,7 @@ def submit(launch: Launch, options: argparse.Namespace) -> None:
     for number, array in enumerate(launch.arrays):
         after = [ids[name] for name in array.after]
         dependency = f"afterany:{':'.join(after)}" if after else None
-        executor = executor_of(launch, array, options, dependency)
+        executor = executor_of(launch, array, site, dependency)
         try:
             with outside_of_jobs():
                 jobs = executor.map_array(
@@ -362,7 +387,7 @@ def submit(launch: Launch, options: argparse.Namespace) -> None:
         print(f"submitted {len(array.jobs)} jobs as {ids[array.name]} ({array.name})", flush=True)
 
 
-def executor_of(launch: Launch, array: Array, options: argparse.Namespace, dependency: str | None):
+def executor_of(launch: Launch, array: Array, site: Site, dependency: str | None):
     """submitit's executor for one array."""
     import submitit
 
@@ -375,25 +400,25 @@ def executor_of(launch: Launch, array: Array, options: argparse.Namespace, depen
     asked = {
         "job_name": array.name,
         "comment": launch.id,
-        "partition": options.partition,
-        "account": options.account,
-        "qos": options.qos,
-        "constraint": options.constraint,
+        "partition": site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
         "exclude": ",".join(launch.exclude) or None,
-        "time": minutes_of(options.time),
-        "mem": options.mem or f"{memory_mb(launch)}M",
-        "gres": options.gres,
-        "gpus_per_node": (options.gpus_per_node or None) if not options.gres else None,
+        "time": minutes_of(site.time),
+        "mem": site.mem or f"{memory_mb(launch)}M",
+        "gres": site.gres,
+        "gpus_per_node": (site.gpus_per_node or None) if not site.gres else None,
         "dependency": dependency,
     }
-    setup = [*options.setup, f"export PYTHONPATH={shlex.quote(str(launch.code))}", "export PYTHONUNBUFFERED=1"]
+    setup = [*site.setup, f"export PYTHONPATH={shlex.quote(str(launch.code))}", "export PYTHONUNBUFFERED=1"]
     executor.update_parameters(
         **{name: value for name, value in asked.items() if value is not None},
         nodes=1,
         ntasks_per_node=1,
         cpus_per_task=launch.cpus_per_job,
-        array_parallelism=options.max_parallel,
-        signal_delay_s=min(SIGNAL_SECONDS, 20 * minutes_of(options.time)),
+        array_parallelism=site.max_parallel,
+        signal_delay_s=min(SIGNAL_SECONDS, 20 * minutes_of(site.time)),
         stderr_to_stdout=True,
         setup=setup,
         srun_args=[f"--cpus-per-task={launch.cpus_per_job}"],  # not inherited from sbatch since Slurm 22.05
@@ -406,12 +431,17 @@ def executor_of(launch: Launch, array: Array, options: argparse.Namespace, depen
     return executor
 
 
-def sbatch_script(launch: Launch, array: Array, options: argparse.Namespace, dependency: str | None) -> str:
-    """What would be submitted for one array."""
-    executor = executor_of(launch, array, options, dependency)
-    if len(array.jobs) > 1:
-        executor.parameters["map_count"] = len(array.jobs)
-    return executor._make_submission_file_text(executor._submitit_command_str, "")
+def print_request(launch: Launch, site: Site) -> None:
+    """What submitit would be asked for, for the first array. The script that it makes of this is kept beside the record
+    of a launch; before a submission there is none to be had through its public interface."""
+    array = launch.arrays[0]
+    parameters = executor_of(launch, array, site, dependency=None).parameters
+    print(f"each of {len(array.jobs)} jobs of array {array.name}:")
+    for name, value in (parameters | parameters.get("additional_parameters", {})).items():
+        if name == "setup":
+            print("\n".join(f"  setup: {line}" for line in value))
+        elif name != "additional_parameters":
+            print(f"  {name} = {value}")
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 """`python -m bench run | plan | worker`: runs on this machine, and the process that trains one pack of them."""
 
-import argparse
 import os
 import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
-from bench.grid.options import execution_of, selected_configs
+from tyro.conf import Positional
+
+from bench.grid.options import PlanOptions, selected_configs
 from bench.grid.plan import describe_plan, estimate_plan, make_plan, run_plan
 from bench.protocol.config import RunConfig
 from bench.protocol.schedule import total_updates
@@ -15,23 +18,43 @@ from bench.runs.contract import CONFIG, ConfigError, read_json
 from bench.runs.quantities import duration, size
 from bench.tools.data import describe_data, ensure_data
 from bench.training.engine import pick_device, pick_mode
-from bench.training.execution import EXIT_PREEMPTED, Preemption
+from bench.training.execution import EXIT_PREEMPTED, Execution, Preemption
 
 
-def plan_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    options.dry_run = True
-    return run_command(options, overrides)
+@dataclass(frozen=True)
+class RunOptions(PlanOptions):
+    """Run a suite, a part of one, or a single run here. What is complete is not run again."""
+
+    dry_run: bool = False  # print the plan and its cost, then stop
 
 
-def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+@dataclass(frozen=True)
+class WorkerOptions:
+    """One pack of runs, in this process."""
+
+    directories: Positional[tuple[Path, ...]]  # of the runs, which hold their configs
+    results: Path
+    supervised: bool = False  # end with the process that started this one
+    execution: Execution = Execution()
+
+
+def plan_command(options: PlanOptions) -> int:
+    return run_here(options, selected_configs(options), dry_run=True)
+
+
+def run_command(options: RunOptions) -> int:
+    return run_here(options, selected_configs(options), options.dry_run)
+
+
+def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> int:
     """Plans, says what it will cost, makes generated data that are missing, runs."""
-    configs = selected_configs(options, overrides)
-    plan = make_plan(configs, options.results, execution_of(options), options.jobs, options.pack)
-    describe_plan(plan, len(configs), options.suite)
+    placement, data_dir = options.placement, options.execution.data_dir
+    plan = make_plan(configs, placement.results, options.watched_execution, placement.jobs, placement.pack)
+    describe_plan(plan, len(configs), options.selection.suite)
     if not plan.packs:
         return 0
     pending = [config for pack in plan.packs for config in pack.configs]
-    describe_data(pending, options.data_dir)
+    describe_data(pending, data_dir)
     costs = estimate_plan(plan)
     disk = size(sum(c.bytes for c in costs.values()))
     seconds = max(sum(c.seconds() for c in costs.values()) / plan.jobs, max(c.seconds() for c in costs.values()))
@@ -51,11 +74,11 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
         f"evaluation in {execution.eval_workers} processes while it trains, environments {environments}",
         flush=True,
     )
-    if options.dry_run:
+    if dry_run:
         for pack, cost in costs.items():
             print(f"  {pack.work.name}: {duration(cost.seconds())} ({1 / cost.offline_update:.1f} offline updates/s)")
         return 0
-    ensure_data(pending, options.data_dir)
+    ensure_data(pending, data_dir)
     stop = StopFlag()
     failures = run_plan(plan, costs, stop)
     for failure in failures:
@@ -68,7 +91,7 @@ def run_command(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 1 if failures else 0
 
 
-def worker_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+def worker_command(options: WorkerOptions) -> int:
     """One pack, in this process: the directories' configs, as the parent wrote them."""
     stop = StopFlag()
     if options.supervised:
@@ -84,7 +107,7 @@ def worker_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     if stop():
         return EXIT_PREEMPTED
     try:
-        run(configs, options.results, execution_of(options), stop)
+        run(configs, options.results, options.execution, stop)
     except Preemption:
         return EXIT_PREEMPTED
     return 0

@@ -3,13 +3,13 @@
 Imports nothing heavy, writes nothing (but the mark of a cancelled grid), and works without a cluster.
 """
 
-import argparse
 import json
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +18,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from tyro.conf import Positional
 
 from bench.grid import slurm
 from bench.grid.launches import CANCELLED, launches
@@ -200,29 +201,36 @@ def as_json(grid: GridStatus) -> dict[str, Any]:
 # The commands.
 
 
-def add_status_commands(commands: argparse._SubParsersAction) -> None:
-    """The `status`, `logs` and `cancel` commands."""
+@dataclass(frozen=True)
+class StatusOptions:
+    """What is true of every run: state, progress, rates, time left, failures."""
 
-    def command(name: str, function: Callable, help: str) -> argparse.ArgumentParser:
-        parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-        parser.set_defaults(command=function)
-        parser.add_argument("--results", type=Path, default=Path("results"))
-        return parser
-
-    status = command("status", status_command, "what is true of every run: state, progress, rates, time left, failures")
-    status.add_argument("suite", nargs="?", help="default: all")
-    status.add_argument("--watch", action="store_true", help="go on looking until nothing runs or waits")
-    status.add_argument("--runs", action="store_true", help="a line for each run")
-    status.add_argument("--json", action="store_true")
-    logs = command("logs", logs_command, "the output of a run's process and of its job")
-    logs.add_argument("run", help="its folder, or suite/task/agent/seed_000")
-    logs.add_argument("--lines", type=int, default=40)
-    logs.add_argument("--follow", action="store_true", help="go on printing what is added")
-    cancel = command("cancel", cancel_command, "end a grid's jobs; runs keep their checkpoints, launch again to go on")
-    cancel.add_argument("suite", nargs="?", help="default: all that was launched")
+    suite: Positional[str | None] = None  # default: all
+    watch: bool = False  # go on looking until nothing runs or waits
+    runs: bool = False  # a line for each run
+    json: bool = False  # for a program
+    results: Path = Path("results")
 
 
-def status_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+@dataclass(frozen=True)
+class LogsOptions:
+    """The output of a run's process and of its job."""
+
+    run: Positional[str]  # its folder, or suite/task/agent/seed_000
+    lines: int = 40  # the last so many of each log
+    follow: bool = False  # go on printing what is added
+    results: Path = Path("results")
+
+
+@dataclass(frozen=True)
+class CancelOptions:
+    """End a grid's jobs. Runs keep their checkpoints; launch again to go on."""
+
+    suite: Positional[str | None] = None  # default: all that was launched
+    results: Path = Path("results")
+
+
+def status_command(options: StatusOptions) -> int:
     queue = Queue()
     if not options.watch:
         grid = survey(options.results, options.suite, queue)
@@ -269,7 +277,7 @@ def print_view(view: Group) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
 
 
-def logs_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+def logs_command(options: LogsOptions) -> int:
     directory = named_run(options.run, options.results)
     grid = survey(directory.parents[3], directory.parents[2].name, Queue())
     run = next(run for run in grid.runs if run.directory == directory)
@@ -290,7 +298,7 @@ def logs_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     return 0
 
 
-def cancel_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+def cancel_command(options: CancelOptions) -> int:
     results = options.results.absolute()
     launched = [launch for launch in launches(results, options.suite) if not launch.is_cancelled]
     if not launched:

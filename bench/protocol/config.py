@@ -31,19 +31,11 @@ LATER_AGENT_FIELDS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """One run: one agent, one task, one seed. Raises ConfigError at construction where a value makes no sense."""
+class RunSettings:
+    """settings that make another run of it (they override the suite's)"""
 
-    suite: str  # first folder under results/
-    task: str
-    agent: str
-    seed: int
-    dataset: str  # name of a published or generated data set
-    agent_config: Any  # the frozen dataclass of the agent
     variant: str = ""  # name of an ablation of the agent's settings, whose runs lie beside the agent's own
-    success_timing: Literal["post", "pre"] = (
-        "post"  # success from the state after or before the action (OGBench 1.1 / 1.2)
-    )
+    success_timing: Literal["post", "pre"] = "post"  # of success: state after or before the action (OGBench 1.1 / 1.2)
     offline_updates: int = 1_000_000  # gradient updates on the dataset (an agent may take several optimiser steps each)
     online_steps: int = 1_000_000  # environment steps
     warmup_steps: int = 5_000  # environment steps before the first online update (on-policy agents have none)
@@ -59,6 +51,18 @@ class RunConfig:
     eval_episodes: int = 50
     log_interval: int = 5_000  # updates and environment steps between rows of train.csv
     gradient_norm_interval: int = 10_000  # updates between norms of gradients along the policy's rollout; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunSettings):
+    """One run: one agent, one task, one seed. Raises ConfigError at construction where a value makes no sense."""
+
+    suite: str  # first folder under results/
+    task: str
+    agent: str
+    seed: int
+    dataset: str  # name of a published or generated data set
+    agent_config: Any  # the frozen dataclass of the agent
 
     def __post_init__(self) -> None:
         for name in ("suite", "dataset"):
@@ -143,7 +147,9 @@ class RunConfig:
 
         The agent's settings are one flat object, those of nested configs among them under their own names.
         """
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        names = [field.name for field in dataclasses.fields(self)]
+        names.sort(key=lambda name: hasattr(RunSettings, name))  # what is run, then its settings
+        values = {name: getattr(self, name) for name in names}
         values["agent_config"] = settings_of(self.agent_config)
         fields = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **values}))
         for holder, later in ((fields, LATER_FIELDS), (fields["agent_config"], _later_settings(self.agent_config))):

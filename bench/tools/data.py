@@ -1,69 +1,31 @@
-"""`python -m bench data list | get | verify | generate | import | export`: data sets, and what runs do about theirs."""
+"""`python -m bench data list | get | verify | generate | import`: data sets, and what runs do about theirs."""
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
 
 import datasets
-from bench.protocol.config import ConfigError, RunConfig
+from bench.command_line import check_least
+from bench.runs.contract import ConfigError
 from bench.runs.quantities import duration, size
 from bench.training.execution import available_cores
 from datasets.generate import will_fetch
 from datasets.minari.source import local_ids
 from datasets.registry import source_of
 
-
-def add_data_commands(commands: argparse._SubParsersAction) -> None:
-    """The `data` command and its actions."""
-    make = commands.add_parser
-    data = make("data", help="data sets: list, get, verify, generate, import, export", allow_abbrev=False)
-    actions = data.add_subparsers(required=True, metavar="ACTION", parser_class=type(data))
-
-    def action(name: str, command: Callable, help: str) -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=help, description=help, allow_abbrev=False)
-        parser.set_defaults(command=command)
-        return parser
-
-    listing = action("list", list_command, "every task, its data set, and whether both can be used here")
-    listing.add_argument("--data-dir", type=Path, help="where published data lie")
-    get = action("get", get_command, "download published data; goes on where a cut download stopped")
-    get.add_argument("names", nargs="*", metavar="NAME", help="data sets, e.g. cube-double-play-v0 or lift-mh-v15")
-    get.add_argument("--task", nargs="+", default=[], help="the data sets of these tasks")
-    get.add_argument("--data-dir", type=Path, help="folder to put them; default: where other projects keep them")
-    get.add_argument("--workers", type=int, default=4, help="files fetched at once")
-    verify = action("verify", verify_command, "compare data files with the checksums recorded at their first download")
-    verify.add_argument("names", nargs="*", metavar="NAME", help="data sets; default: all published ones that are here")
-    verify.add_argument("--data-dir", type=Path)
-    verify.add_argument("--record", action="store_true", help="record the checksums of files that have none yet")
-    generate = action("generate", generate_command, "make data with scripted experts, or by the policy of a run")
-    generate.add_argument("--task", help="cube-double; for data made for one task cube-double-task2; lift; …")
-    generate.add_argument("--kind", help="e.g. play, noisy (published recipes), mixed (demos of different quality)")
-    generate.add_argument("--run", type=Path, metavar="DIR", help="roll out the final policy of this complete run")
-    generate.add_argument("--noise", type=float, default=0.0, help="with --run: standard deviation of action noise")
-    generate.add_argument("--episodes", type=int, default=1000)
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--workers", type=int, default=available_cores())
-    generate.add_argument("--out", type=Path, help="folder (with --run: file); default: the cache")
-    importing = action("import", import_command, "name an npz or HDF5 file of yours so that runs can use it")
-    importing.add_argument("file", type=Path)
-    importing.add_argument("--task", help="convert it for this task now, so that an error shows at once")
-    importing.add_argument("--copy", action="store_true", help="keep a copy in the cache instead of the path")
-    export = action("export", export_command, "write a data set, or the replay of a run, as a Minari data set or file")
-    export.add_argument("--task")
-    export.add_argument("--dataset", help="default: the task's own")
-    export.add_argument("--run", type=Path, metavar="DIR", help="the online transitions of this run")
-    export.add_argument("--minari", metavar="ID", help="id of the new Minari data set, e.g. cube/single-play-v0")
-    export.add_argument("--out", type=Path, metavar="FILE", help="a flat HDF5 file in the D4RL layout")
-    export.add_argument("--data-dir", type=Path)
-    export.add_argument("--replace", action="store_true", help="overwrite what is there")
+if TYPE_CHECKING:  # it brings torch, which takes seconds
+    from bench.protocol.config import RunConfig
 
 
 # What `run` does about the data of its configs.
 
 
-def describe_data(configs: Sequence[RunConfig], data_dir: Path | None) -> None:
+def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None:
     """One line per data set that the runs need. Raises DataError, before any is made, for one of another domain."""
     for task, name in dict.fromkeys((config.task, config.dataset) for config in configs):
         datasets.check_dataset(datasets.task(task), name)
@@ -86,7 +48,7 @@ def describe_data(configs: Sequence[RunConfig], data_dir: Path | None) -> None:
         print(f"data {name}: {facts['origin']}, {state}{note}", flush=True)
 
 
-def ensure_data(configs: Sequence[RunConfig], data_dir: Path | None) -> None:
+def ensure_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None:
     """Makes or fetches sets that are absent and converts each once, so that an error shows before a run starts."""
     for name, task in dict.fromkeys((config.dataset, config.task) for config in configs):
         datasets.ensure(name, available_cores(), episode_progress(), data_dir, byte_progress())
@@ -138,7 +100,68 @@ class ProgressLine:
 # The commands.
 
 
-def list_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+@dataclass(frozen=True)
+class ListOptions:
+    """Every task, its data set, and whether both can be used here."""
+
+    data_dir: Path | None = None  # where published data lie
+
+
+@dataclass(frozen=True)
+class GetOptions:
+    """Download published data; goes on where a cut download stopped."""
+
+    names: Positional[tuple[str, ...]] = ()  # data sets, e.g. cube-double-play-v0 or lift-mh-v15
+    task: tuple[str, ...] = ()  # the data sets of these tasks
+    data_dir: Path | None = None  # folder to put them; default: where other projects keep them
+    workers: int = 4  # files fetched at once
+
+    def __post_init__(self) -> None:
+        check_least(self, workers=1)
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Compare data files with the checksums recorded at their first download."""
+
+    names: Positional[tuple[str, ...]] = ()  # data sets; default: all published ones that are here
+    data_dir: Path | None = None  # where published data lie
+    record: bool = False  # record the checksums of files that have none yet
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Make data with scripted experts, or by the policy of a run."""
+
+    task: str | None = None  # cube-double; for data made for one task cube-double-task2; lift; …
+    kind: str | None = None  # e.g. play, noisy (published recipes), mixed (demos of different quality)
+    run: Path | None = None  # roll out the final policy of this complete run
+    noise: float = 0.0  # with --run: standard deviation of action noise
+    episodes: int = 1000
+    seed: int = 0
+    workers: int = available_cores()
+    out: Path | None = None  # folder (with --run: file); default: the cache
+
+    def __post_init__(self) -> None:
+        check_least(self, episodes=1, workers=1, seed=0)
+        if (self.run is None) == (self.task is None):
+            raise ConfigError("name a task for its scripted expert (--task lift --kind mixed) or a run (--run DIR)")
+        if self.run is not None and self.kind:
+            raise ConfigError("--kind is for scripted experts; a run has one policy, to which --noise adds")
+        if self.run is None and self.noise:
+            raise ConfigError("--noise is for the policy of a run (--run DIR); a recipe has noise of its own")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Name an npz or HDF5 file of yours so that runs can use it."""
+
+    file: Positional[Path]
+    task: str | None = None  # convert it for this task now, so that an error shows at once
+    copy: bool = False  # keep a copy in the cache instead of the path
+
+
+def list_command(options: ListOptions) -> int:
     """Prints domain by domain: tasks, data set, state."""
     tasks_of: dict[tuple[str, str], list[str]] = {}
     for spec in datasets.TASKS.values():
@@ -172,12 +195,10 @@ def _described(name: str, data_dir: Path | None = None) -> str:
     return f"{name}: {state} {facts['path']}"
 
 
-def get_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+def get_command(options: GetOptions) -> int:
     names = [*options.names, *map(datasets.default_dataset, options.task)]
     if not names:
         raise ConfigError("name a data set (cube-double-play-v0) or tasks (--task cube-double lift-mh)")
-    if options.workers < 1:
-        raise ConfigError(f"--workers is {options.workers}; it must be at least 1")
     for name in dict.fromkeys(names):
         files = datasets.get(name, options.data_dir, options.workers, byte_progress())
         where = files[0] if len(files) == 1 else files[0].parent
@@ -185,9 +206,9 @@ def get_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     return 0
 
 
-def verify_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+def verify_command(options: VerifyOptions) -> int:
     """Exit code 1 where a file differs from what was recorded."""
-    names, differing = options.names, 0
+    names, differing = list(options.names), 0
     if not names:
         for name in datasets.published():
             try:
@@ -205,15 +226,12 @@ def verify_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     return 1 if differing else 0
 
 
-def generate_command(options: argparse.Namespace, _: dict[str, str]) -> int:
-    if options.episodes < 1 or options.workers < 1 or options.seed < 0:
-        raise ConfigError("--episodes and --workers must be at least 1, --seed at least 0")
-    if (options.run is None) == (options.task is None):
-        raise ConfigError("name a task for its scripted expert (--task lift --kind mixed) or a run (--run DIR)")
+def generate_command(options: GenerateOptions) -> int:
     if options.run is not None:
-        return _roll_out_run(options)
-    spec = None if options.task in datasets.domains() else datasets.task(options.task)
-    domain = spec.domain if spec else options.task
+        return _roll_out_run(options, options.run)
+    task = options.task or ""
+    spec = None if task in datasets.domains() else datasets.task(task)
+    domain = spec.domain if spec else task
     kinds = source_of(spec).kinds(domain) if spec else datasets.kinds(domain)
     if not kinds:
         raise ConfigError(
@@ -235,13 +253,11 @@ def generate_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     return 0
 
 
-def _roll_out_run(options: argparse.Namespace) -> int:
+def _roll_out_run(options: GenerateOptions, run: Path) -> int:
     from bench.tools.roll_out import roll_out
 
-    if options.kind:
-        raise ConfigError("--kind is for scripted experts; a run has one policy, to which --noise adds")
     path = roll_out(
-        options.run,
+        run,
         options.episodes,
         options.out,
         noise=options.noise,
@@ -253,21 +269,10 @@ def _roll_out_run(options: argparse.Namespace) -> int:
     return 0
 
 
-def import_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+def import_command(options: ImportOptions) -> int:
     name = datasets.register(options.file, copy=options.copy)
     if options.task:
         data = datasets.load(options.task, name)
         print(f"{data.num_transitions:,} transitions in {data.num_episodes:,} episodes fit {options.task}")
     print(f"{options.file} is data set {name}\nuse it: python -m bench run … --dataset {name}")
-    return 0
-
-
-def export_command(options: argparse.Namespace, _: dict[str, str]) -> int:
-    if (options.run is None) == (options.task is None):
-        raise ConfigError("name what to export: a task's data (--task T [--dataset D]) or a run's replay (--run DIR)")
-    if (options.minari is None) == (options.out is None):
-        raise ConfigError("name where to: a Minari data set (--minari ID) or a flat HDF5 file (--out FILE)")
-    from bench.tools.export import export
-
-    print(export(options))
     return 0

@@ -1,8 +1,9 @@
-"""Transitions of data sets and of what runs have collected online, written as Minari data sets or flat HDF5 files."""
+"""`python -m bench data export`: transitions of data sets and of what runs have collected online, as Minari data sets
+or flat HDF5 files."""
 
-import argparse
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,17 +24,36 @@ if TYPE_CHECKING:
 _ROWS = 65_536  # at a time, of memory-mapped data
 
 
-def export(options: argparse.Namespace) -> str:
-    """`python -m bench data export`: either `task` (with `dataset`, `data_dir`) or `run`, to either `minari` or `out`,
-    with `replace`. Returns what has been done, in lines for the user."""
-    if options.minari is not None:
-        if options.run is not None:
-            exported = export_run(options.run, options.minari, replace=options.replace)
-        else:
-            from datasets.export import export_data
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a data set, or the replay of a run, as a Minari data set or file."""
 
-            transitions = datasets.load(options.task, options.dataset, options.data_dir)
-            exported = export_data(options.task, transitions, options.minari, replace=options.replace)
+    task: str | None = None  # whose data
+    dataset: str | None = None  # default: the task's own
+    run: Path | None = None  # the online transitions of this run
+    minari: str | None = None  # id of the new Minari data set, e.g. cube/single-play-v0
+    out: Path | None = None  # a flat HDF5 file in the D4RL layout
+    data_dir: Path | None = None  # where published data lie
+    replace: bool = False  # overwrite what is there
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.task is None):
+            raise ConfigError(
+                "name what to export: a task's data (--task T [--dataset D]) or a run's replay (--run DIR)"
+            )
+        if (self.minari is None) == (self.out is None):
+            raise ConfigError("name where to: a Minari data set (--minari ID) or a flat HDF5 file (--out FILE)")
+
+
+def export_command(options: ExportOptions) -> int:
+    print(export(options))
+    return 0
+
+
+def export(options: ExportOptions) -> str:
+    """Writes what was asked for. Returns what has been done, in lines for the user."""
+    if options.minari is not None:
+        exported = export_minari(options, options.minari)
         environment = f"its environment is {exported.environment}"
         if exported.environment is None:
             environment = "gymnasium has no environment for it, so Minari's recover_environment will not work"
@@ -45,12 +65,22 @@ def export(options: argparse.Namespace) -> str:
         config, transitions = collected(options.run)
         task = config.task
     else:
-        task, transitions = options.task, datasets.load(options.task, options.dataset, options.data_dir)
-    write_flat(task, transitions, options.out, replace=options.replace)
-    return (
-        f"wrote {transitions.num_transitions:,} transitions to {options.out}\n"
-        f"use it: python -m bench run … --data {options.out}"
-    )
+        task = options.task or ""
+        transitions = datasets.load(task, options.dataset, options.data_dir)
+    out = options.out or Path()
+    write_flat(task, transitions, out, replace=options.replace)
+    return f"wrote {transitions.num_transitions:,} transitions to {out}\nuse it: python -m bench run … --data {out}"
+
+
+def export_minari(options: ExportOptions, name: str) -> "Exported":
+    """Writes a task's data or a run's replay as the Minari data set `name`."""
+    if options.run is not None:
+        return export_run(options.run, name, replace=options.replace)
+    from datasets.export import export_data
+
+    task = options.task or ""
+    transitions = datasets.load(task, options.dataset, options.data_dir)
+    return export_data(task, transitions, name, replace=options.replace)
 
 
 def write_flat(task_name: str, transitions: Transitions, out: Path, *, replace: bool = False) -> None:

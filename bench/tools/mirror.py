@@ -5,7 +5,6 @@ process took the run over and cut rows off, this process is not the one that mir
 first row. So it needs no state of its own, and holds every point once. Imports no torch.
 """
 
-import argparse
 import bisect
 import csv
 import errno
@@ -17,9 +16,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
+from typing import Annotated
+
+from tyro.conf import Positional, arg
 
 from bench.runs.claims import owner_of, process_start
 from bench.runs.contract import (
@@ -196,19 +199,18 @@ class Follower:
 # The command.
 
 
-def add_mirror_command(commands: argparse._SubParsersAction) -> None:
-    """The `mirror` command."""
-    text = "copy runs' numbers to TensorBoard or W&B, while they run or afterwards"
-    mirror = commands.add_parser("mirror", help=text, description=text, allow_abbrev=False)
-    mirror.set_defaults(command=mirror_command)
-    mirror.add_argument("runs", nargs="+", metavar="RUN|SUITE|.", help="a run, all runs of a suite, or all (.)")
-    mirror.add_argument("--to", nargs="+", required=True, metavar="MIRROR", help=" or ".join(MIRRORS))
-    mirror.add_argument("--follow", action="store_true", help="go on until the runs are complete, or Ctrl-C")
-    mirror.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)  # training: bench.tools.mirror_process
-    mirror.add_argument("--results", type=Path, default=Path("results"))
+@dataclass(frozen=True)
+class MirrorOptions:
+    """Copy runs' numbers to TensorBoard or W&B, while they run or afterwards."""
+
+    runs: Positional[tuple[str, ...]]  # a run, all runs of a suite, or all (.)
+    to: Annotated[tuple[str, ...], arg(help=" or ".join(MIRRORS))]
+    follow: bool = False  # go on until the runs are complete, or Ctrl-C
+    beside: bool = False  # for `run --mirror`: go on until the standard input ends
+    results: Path = Path("results")
 
 
-def mirror_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+def mirror_command(options: MirrorOptions) -> int:
     """Mirrors runs one after the other or, following, side by side. 1 where one of them could not be mirrored."""
     mirrors = check_mirrors(options.to)
     followers = [Follower(directory, mirrors) for directory in chosen_runs(options.runs, options.results)]

@@ -1,15 +1,18 @@
 """`python -m bench video`: evaluation episodes of finished runs as videos, alone or side by side with another run's."""
 
-import argparse
 import csv
 import importlib.util
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from tyro.conf import Positional
 
 import datasets
+from bench.command_line import check_least
 from bench.protocol.config import RunConfig
 from bench.runs.contract import (
     EPISODES,
@@ -36,30 +39,39 @@ SIZES = {"mp4": (480, 360), "gif": (320, 240)}  # pixels of a picture, without i
 MOST_FPS = {"mp4": 30.0, "gif": 10.0}  # unless asked for; a faster environment is shown at every so many steps
 
 
-def add_video_command(commands: argparse._SubParsersAction) -> None:
-    help = "evaluation episodes of a finished run as MP4 or GIF, alone or side by side with another run's"
-    video = commands.add_parser("video", help=help, description=help, allow_abbrev=False)
-    video.set_defaults(command=video_command)
-    video.add_argument("run", metavar="RUN", help="a run's folder, or suite/task/agent/seed_000")
-    video.add_argument("--against", metavar="RUN", help="another run of the task, played beside on the same episodes")
-    video.add_argument("--results", type=Path, default=Path("results"))
-    video.add_argument("--episodes", type=int, default=3, metavar="N", help="so many, from the first one (default 3)")
-    video.add_argument("--episode-seeds", type=int, nargs="+", metavar="SEED", help="these ones, as in episodes.csv")
-    which = video.add_mutually_exclusive_group()
-    which.add_argument("--failures", action="store_true", help="only where the run fails; with --against: alone")
-    which.add_argument("--successes", action="store_true", help="only where the run succeeds; with --against: alone")
-    video.add_argument("--format", choices=("mp4", "gif"), default="mp4")
-    video.add_argument("--size", metavar="WxH", help="pixels of a picture (default 480x360; GIF 320x240)")
-    video.add_argument("--fps", type=float, help="frames per second, at the speed of life (default: up to 30; GIF 10)")
-    video.add_argument("--camera", help="one of the environment's")
-    video.add_argument("--no-shadows", action="store_true", help="much faster where no GPU draws")
-    video.add_argument("--out", type=Path, metavar="FOLDER", help="default: videos/ in the run's folder")
+@dataclass(frozen=True)
+class VideoOptions:
+    """Evaluation episodes of a finished run as MP4 or GIF, alone or side by side with another run's."""
+
+    run: Positional[str]  # a run's folder, or suite/task/agent/seed_000
+    against: str | None = None  # another run of the task, played beside on the same episodes
+    results: Path = Path("results")
+    episodes: int = 3  # so many, from the first one
+    episode_seeds: tuple[int, ...] = ()  # these ones, as in episodes.csv
+    failures: bool = False  # only where the run fails; with --against: alone
+    successes: bool = False  # only where the run succeeds; with --against: alone
+    format: Literal["mp4", "gif"] = "mp4"
+    size: str | None = None  # pixels of a picture (default 480x360; GIF 320x240)
+    fps: float | None = None  # frames per second, at the speed of life (default: up to 30; GIF 10)
+    camera: str | None = None  # one of the environment's
+    no_shadows: bool = False  # much faster where no GPU draws
+    out: Path | None = None  # a folder; default: videos/ in the run's folder
+
+    def __post_init__(self) -> None:
+        check_least(self, episodes=1)
+        if self.failures and self.successes:
+            raise ConfigError("--failures and --successes exclude each other")
+        if self.episode_seeds and (self.failures or self.successes):
+            raise ConfigError("--episode-seeds names the episodes; --failures and --successes would choose others")
+        if self.fps is not None and not 0.1 <= self.fps <= 1000:
+            raise ConfigError(f"--fps is {self.fps:g}; it must lie between 0.1 and the environment's rate")
+        picture_size(self)
 
 
-def video_command(options: argparse.Namespace, _: dict[str, str]) -> int:
+def video_command(options: VideoOptions) -> int:
     """Everything that can be wrong is found out before the first episode is played."""
     directories = [named_run(run, options.results) for run in (options.run, options.against) if run is not None]
-    check_options(options)
+    check_format(options)
     runs = [finished_run(directory) for directory in directories]
     configs = [config for config, _ in runs]
     if len(runs) == 2:
@@ -82,15 +94,8 @@ def video_command(options: argparse.Namespace, _: dict[str, str]) -> int:
     return 0
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """ConfigError for what makes no sense whatever the run."""
-    if options.episodes < 1:
-        raise ConfigError(f"--episodes is {options.episodes}; it must be at least 1")
-    if options.episode_seeds and (options.failures or options.successes):
-        raise ConfigError("--episode-seeds names the episodes; --failures and --successes would choose others")
-    if options.fps is not None and not 0.1 <= options.fps <= 1000:
-        raise ConfigError(f"--fps is {options.fps:g}; it must lie between 0.1 and the environment's rate")
-    picture_size(options)
+def check_format(options: VideoOptions) -> None:
+    """ConfigError where the package that writes it is not installed."""
     if options.format == "mp4" and importlib.util.find_spec("av") is None:
         raise ConfigError(
             "MP4 needs av, which is not installed; install it: make setup EXTRAS=video "
@@ -98,7 +103,7 @@ def check_options(options: argparse.Namespace) -> None:
         )
 
 
-def picture_size(options: argparse.Namespace) -> tuple[int, int]:
+def picture_size(options: VideoOptions) -> tuple[int, int]:
     """Width and height in pixels."""
     if options.size is None:
         return SIZES[options.format]
@@ -148,7 +153,7 @@ def last_evaluation(directory: Path) -> dict[int, EpisodeRow]:
 
 
 def chosen(
-    options: argparse.Namespace, configs: Sequence[RunConfig], evaluations: Sequence[Mapping[int, EpisodeRow]]
+    options: VideoOptions, configs: Sequence[RunConfig], evaluations: Sequence[Mapping[int, EpisodeRow]]
 ) -> list[int]:
     """The episode seeds to show. Raises ConfigError where there are none, or one that was no evaluation's."""
     shared = [seed for seed in evaluations[0] if all(seed in rows for rows in evaluations)]
@@ -193,7 +198,7 @@ def _ranges(seeds: Sequence[int]) -> str:
     return f"{low} to {high}" if len(seeds) == high - low + 1 else ", ".join(map(str, sorted(seeds)))
 
 
-def look_of(options: argparse.Namespace, stage: Stage) -> tuple[Look, float]:
+def look_of(options: VideoOptions, stage: Stage) -> tuple[Look, float]:
     """How pictures are drawn, and frames per second. Raises ConfigError for a camera or a rate that there is not."""
     if options.camera is not None and options.camera not in stage.cameras:
         cameras = f"its cameras are {', '.join(stage.cameras)}" if stage.cameras else "it is seen in one way only"
@@ -208,7 +213,7 @@ def look_of(options: argparse.Namespace, stage: Stage) -> tuple[Look, float]:
 
 
 def film_episode(
-    options: argparse.Namespace,
+    options: VideoOptions,
     stages: Sequence[Stage],
     evaluations: Sequence[Mapping[int, EpisodeRow]],
     seed: int,
@@ -259,7 +264,7 @@ def describe(row: EpisodeRow) -> str:
     return f"{solved}return {row['return']} in {row['length']:.0f} steps"
 
 
-def file_name(options: argparse.Namespace, configs: Sequence[RunConfig], seed: int) -> str:
+def file_name(options: VideoOptions, configs: Sequence[RunConfig], seed: int) -> str:
     """The same for the same episode, camera and opponent, so that a video made again replaces the old one."""
     camera = f"_{options.camera.replace('/', '-')}" if options.camera else ""
     against = "".join(f"_against_{other.suite}_{other.label}_seed_{other.seed:03d}" for other in configs[1:])

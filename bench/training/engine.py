@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from agents.blocks.base import Agent, Metrics, Phase
 from bench.protocol.config import ConfigError
 from bench.runs.contract import error_line, nearest
+from bench.training.execution import Mode
 from bench.training.meters import MetricMeans
 from bench.training.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from datasets.batch import Batch
@@ -29,7 +30,6 @@ from datasets.cache import cache_root
 from datasets.replay.replay import Replay
 from datasets.replay.trajectories import TrajectoryStore
 
-Mode = Literal["eager", "compiled", "graph", "compiled-graph"]
 MODES = get_args(Mode)
 
 SLOWER: dict[Mode, Mode] = {"compiled-graph": "graph", "graph": "compiled", "compiled": "eager"}

@@ -1,9 +1,13 @@
 """How runs are executed on a machine; nothing here is part of a run's identity. Imports nothing heavy."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
+from tyro.conf import Fixed
+
+from bench.command_line import check_least, flag
 from bench.runs.claims import LEASE_SECONDS
 
 EXIT_PREEMPTED = 75  # of a process whose runs were stopped: sysexits' EX_TEMPFAIL, start again to go on
@@ -13,27 +17,32 @@ class Preemption(Exception):
     """The run was asked to stop (SIGTERM, Ctrl-C)."""
 
 
+Mode = Literal["eager", "compiled", "graph", "compiled-graph"]
+
+
 @dataclass(frozen=True)
 class Execution:
-    """What `python -m bench worker` is told besides the runs, and what goes on beside it."""
+    """how runs are executed, which changes no result"""
 
-    device: str = "auto"
-    threads: int = 1
-    eval_workers: int = 1  # processes; 0: one per core
-    engine: str = "auto"  # how updates are executed (bench.training.engine.MODES)
-    env_workers: int | None = None  # processes that step training environments ahead; None: one for each; 0: the driver
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: Literal["auto", Mode] = "auto"  # how updates are executed
+    threads: int = 1  # CPU threads per process
+    eval_workers: int = 0  # evaluation processes per pack; 0: the cores there are
+    env_workers: int | None = None  # processes that step a pack's environments ahead; 0: none; auto: one for each
     checkpoint_seconds: float = 300.0
-    data_dir: Path | None = None
-    lease_seconds: float = LEASE_SECONDS  # without a sign of life, after which another process may take a run over
-    mirrors: tuple[str, ...] = ()  # names in bench.tools.trackers.MIRRORS, to which the rows are copied meanwhile
+    lease_seconds: float = LEASE_SECONDS  # without a sign of life from elsewhere, after which a run is taken over
+    data_dir: Path | None = None  # where published data lie; default ~/.ogbench/data
+    mirrors: Fixed[tuple[str, ...]] = ()  # in bench.tools.trackers.MIRRORS, to which rows are copied meanwhile
+
+    def __post_init__(self) -> None:
+        check_least(self, threads=1, eval_workers=0, env_workers=0)
 
     def arguments(self) -> list[str]:
         """The options of `python -m bench worker`."""
-        arguments = ["--device", self.device, "--engine", self.engine, "--threads", str(self.threads)]
-        arguments += ["--eval-workers", str(self.eval_workers)]
-        arguments += ["--env-workers", "auto" if self.env_workers is None else str(self.env_workers)]
-        arguments += ["--checkpoint-seconds", str(self.checkpoint_seconds), "--lease-seconds", str(self.lease_seconds)]
-        return arguments + (["--data-dir", str(self.data_dir.absolute())] if self.data_dir else [])
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mirrors"}
+        if self.data_dir is not None:
+            options["data_dir"] = self.data_dir.absolute()
+        return [f"{flag(name)}={value}" for name, value in options.items() if value is not None]
 
     def processes(self, environments: int) -> int:
         """Of a pack that trains in so many environments, at work at the same time."""
