@@ -28,10 +28,11 @@ from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python, small_disk, status_of, tiny_config
 
 TINY = [
-    *("--task", "cube-single-task1", "--offline-updates", "20", "--online-steps", "20", "--warmup-steps", "5"),
+    *("--task", "toy-reach", "--offline-updates", "20", "--online-steps", "20", "--warmup-steps", "5"),
     *("--eval-interval-updates", "10", "--eval-interval-steps", "10", "--eval-episodes", "2", "--log-interval", "10"),
     *("--batch-size", "8", "--agent-config.policy_hidden_dims", "16,16", "--agent-config.critic_hidden_dims", "16,16"),
 ]
+CUBE = ["--task", "cube-single-task1", *TINY[2:]]
 RUN = ["run", *TINY, "--agent", "qc_fql", "--dataset", TINY_DATASET]
 
 
@@ -110,7 +111,7 @@ def published_file(folder: Path, **changes) -> None:
 def test_wrong_data_are_named_by_file_and_key(changes, message, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "cache"))
     published_file(tmp_path, **changes)
-    run = ["run", *TINY, "--agent", "qc_fql", "--results", str(tmp_path / "results"), "--data-dir", str(tmp_path)]
+    run = ["run", *CUBE, "--agent", "qc_fql", "--results", str(tmp_path / "results"), "--data-dir", str(tmp_path)]
     error = fails(capsys, *run)
     assert "cube-single-play-v0.npz" in error and message in error
     assert not (tmp_path / "results").exists()
@@ -127,13 +128,13 @@ def test_a_damaged_file_is_refused_before_anything_runs(damage, capsys, tmp_path
     else:
         data[400] ^= 0xFF
     path.write_bytes(data)
-    run = ["run", *TINY, "--agent", "qc_fql", "--results", str(tmp_path / "results"), "--data-dir", str(tmp_path)]
+    run = ["run", *CUBE, "--agent", "qc_fql", "--results", str(tmp_path / "results"), "--data-dir", str(tmp_path)]
     assert "cube-single-play-v0.npz" in fails(capsys, *run)
     assert not (tmp_path / "results").exists()
 
 
 def test_results_of_another_config_are_refused_by_field(capsys, data_cache, tmp_path):
-    folder = tmp_path / "single/cube-single-task1/qc_fql/seed_000"
+    folder = tmp_path / "single/toy-reach/qc_fql/seed_000"
     folder.mkdir(parents=True)
     assert main([*RUN, "--results", str(tmp_path), "--dry-run"]) == 0
     capsys.readouterr()
@@ -172,7 +173,7 @@ def test_the_plan_says_where_environments_step(asked, expected, capsys, data_cac
 def test_a_suite_goes_from_data_to_figure_and_is_complete_the_second_time(data_cache, tmp_path):
     arguments = [
         "--suite",
-        "quick",
+        "toy",
         "--seeds",
         "0",
         "1",
@@ -187,7 +188,7 @@ def test_a_suite_goes_from_data_to_figure_and_is_complete_the_second_time(data_c
     assert "4 runs: 0 complete, 4 to do" in first.stdout
     states = {
         p.parent.name + p.parent.parent.name: status_of(p.parent)["state"]
-        for p in tmp_path.glob("quick/*/*/*/status.json")
+        for p in tmp_path.glob("toy/*/*/*/status.json")
     }
     assert len(states) == 4 and set(states.values()) == {"complete"}
     second = python("-m", "bench", "run", *arguments)
@@ -205,7 +206,7 @@ def test_ctrl_c_leaves_runs_preempted_and_the_same_command_finishes_them(data_ca
     process = subprocess.Popen(
         [sys.executable, "-m", "bench", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    status = tmp_path / "single/cube-single-task1/qc_fql/seed_000/status.json"
+    status = tmp_path / "single/toy-reach/qc_fql/seed_000/status.json"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and (read_json(status) or {}).get("updates", 0) == 0:
         time.sleep(0.1)
@@ -226,11 +227,11 @@ def test_a_full_results_disk_is_named_and_the_run_goes_on_after_space_is_made(da
         full = python("-m", "bench", *arguments)
         assert full.returncode == 1
         assert "No space left on device" in full.stderr
-        rows = (tmp_path / "results/single/cube-single-task1/qc_fql/seed_000/episodes.csv").read_text()
+        rows = (tmp_path / "results/single/toy-reach/qc_fql/seed_000/episodes.csv").read_text()
         ballast.unlink()
         again = python("-m", "bench", *arguments)
         assert again.returncode == 0, again.stderr
-        finished = (tmp_path / "results/single/cube-single-task1/qc_fql/seed_000/episodes.csv").read_text()
+        finished = (tmp_path / "results/single/toy-reach/qc_fql/seed_000/episodes.csv").read_text()
         assert finished.startswith(rows)
 
 
@@ -283,7 +284,7 @@ def test_generated_data_are_made_where_they_are_asked_for(tmp_path, monkeypatch)
         "data",
         "generate",
         "--task",
-        "cube-single-task3",
+        "toy-reach",
         "--kind",
         "mixed",
         "--episodes",
@@ -296,8 +297,8 @@ def test_generated_data_are_made_where_they_are_asked_for(tmp_path, monkeypatch)
     ]
     outcome = python("-m", "bench", *arguments, str(tmp_path), O2O_BENCH_DATA=str(tmp_path / "cache"))
     assert outcome.returncode == 0, outcome.stderr
-    (written,) = tmp_path.glob("*.npz")
+    (written,) = tmp_path.glob("*.hdf5")
     assert outcome.stdout.endswith(f"--dataset {written.stem} --data-dir {tmp_path}\n")
-    assert written.stem == "cube-single-task3-mixed-generated-1ep-seed5"
+    assert written.stem == "toy-reach-mixed-generated-1ep-seed5"
     (manifest,) = tmp_path.glob("*manifest.json")
     assert json.loads(manifest.read_text())["origin"] == "generated"

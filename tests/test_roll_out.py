@@ -37,7 +37,7 @@ def few_updates(**changes) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(tiny_data, tmp_path_factory) -> Path:
-    """The directory of a complete run on cubes."""
+    """The directory of a complete run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("O2O_BENCH_DATA", str(tiny_data))
         return finish(few_updates(), tmp_path_factory.mktemp("results"))
@@ -83,9 +83,9 @@ def test_they_meet_no_seed_of_an_evaluation(recorded):
 
 
 def test_recorded_rewards_are_the_environments_on_replayed_actions(finished, recorded, own_cache):
-    data = datasets.load("cube-single-task1", datasets.register(recorded))
+    data = datasets.load("toy-reach", datasets.register(recorded))
     assert (data.origin, data.num_episodes) == ("generated", EPISODES)
-    env = datasets.make_env("cube-single-task1")
+    env = datasets.make_env("toy-reach")
     file_actions, row = arrays(recorded)["actions"], 0
     for seed, first, last in zip(SEEDS, np.append(0, data.episode_ends[:-1]), data.episode_ends, strict=True):
         obs, _ = env.reset(seed=seed)
@@ -118,7 +118,7 @@ def test_the_file_tells_its_recipe(finished, recorded):
     assert recipe["config_hash"] == config["config_hash"]
     told = {key: recipe[key] for key in ("task", "agent", "run_seed", "episodes", "seed", "noise")}
     assert told == {
-        "task": "cube-single-task1",
+        "task": "toy-reach",
         "agent": "fql",
         "run_seed": 0,
         "episodes": EPISODES,
@@ -128,17 +128,17 @@ def test_the_file_tells_its_recipe(finished, recorded):
 
 
 def test_recorded_rewards_are_those_of_one_task(recorded, own_cache):
-    message = rf"^{recorded} was exported from task cube-single-task1; its rewards are not those of cube-single-task2$"
+    message = rf"^{recorded} was exported from task toy-reach; its rewards are not those of cube-single-task2$"
     with pytest.raises(DataError, match=message):
         datasets.load("cube-single-task2", datasets.register(recorded))
 
 
 def test_noise_has_the_asked_spread_and_stays_within_bounds():
-    env = Recorder(datasets.make_env("cube-single-task1"), noise=0.2, noise_seed=3)
+    env = Recorder(datasets.make_env("toy-reach"), noise=0.2, noise_seed=3)
     for wanted in (0.3, 1.0):
         env.reset(seed=0)
-        for _ in range(100):
-            env.step(np.full(5, wanted, np.float32))
+        for _ in range(250):
+            env.step(np.full(2, wanted, np.float32))
         moved = np.array([step.action for step in env.steps]) - wanted
         if wanted == 1.0:
             assert moved.max() == 0 and moved.min() < -0.2, "clipped"
@@ -176,7 +176,7 @@ def test_a_file_that_is_there_is_kept_and_never_replaced_by_another(finished, re
 def test_without_a_file_the_cache_takes_it(finished, recorded, own_cache):
     file = roll_out(finished, EPISODES)
     assert file.parent == own_cache / "recorded"
-    assert file.name.startswith("cube-single-task1-fql-") and file.name.endswith("-3ep-noise0-seed0.hdf5")
+    assert file.name.startswith("toy-reach-fql-") and file.name.endswith("-3ep-noise0-seed0.hdf5")
     assert file.read_bytes() == recorded.read_bytes()
 
 

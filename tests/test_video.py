@@ -51,7 +51,14 @@ def cache(tiny_data) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cubes(cache, tmp_path_factory) -> Path:
-    return finish(tmp_path_factory.mktemp("cubes"))[0]
+    dataset = "cube-single-task1-mixed-generated-4ep-seed0"
+    datasets.ensure(dataset, workers=2)
+    return finish(tmp_path_factory.mktemp("cubes"), task="cube-single-task1", dataset=dataset)[0]
+
+
+@pytest.fixture(scope="module")
+def toy(cache, tmp_path_factory) -> Path:
+    return finish(tmp_path_factory.mktemp("toy"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +107,8 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
 @pytest.mark.parametrize(
     "finished",
     [
-        "cubes",
+        "toy",
+        pytest.param("cubes", marks=pytest.mark.thorough),
         pytest.param("lift", marks=[needs_robosuite, pytest.mark.robomimic]),
         pytest.param("hopper", marks=needs_bullet),
     ],
@@ -150,7 +158,7 @@ def test_steps_are_shown_at_the_speed_of_life(last: int, rate: float, fps: float
 
 def test_a_caption_tells_agent_task_episode_step_and_return() -> None:
     first, second, solved = caption(tiny_config("qc_fql", seed=3), take_of(57, 1, seed=1_000_003), 12)
-    assert first == "qc_fql, seed 3   cube-single-task1"
+    assert first == "qc_fql, seed 3   toy-reach"
     assert second == "episode 1000003   step 12   return -12"
     assert solved is None
 
@@ -223,7 +231,7 @@ def test_episodes_are_chosen_by_how_they_went(
         ([], [rows_of(0, 1), rows_of(0, 1)], r"where one fails and the other succeeds \(solved: 1 of 2 and 1 of 2\)"),
         (["--failures"], [rows_of(1), rows_of(0)], "where this run fails and the other succeeds"),
         (["--successes"], [rows_of(0), rows_of(1)], "where this run succeeds and the other fails"),
-        (["--failures"], [rows_of(None)], "cube-single-task1 has no notion of success; choose with --episodes"),
+        (["--failures"], [rows_of(None)], "toy-reach has no notion of success; choose with --episodes"),
         (["--episode-seeds", "2"], [rows_of(0, 1)], "seed 2 is none of the run's evaluations; they are 0 to 1"),
         (["--episode-seeds", "1"], [rows_of(0, 1), rows_of(0)], "seed 1 is none of both runs' evaluations; they are 0"),
     ],
