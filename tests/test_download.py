@@ -36,7 +36,7 @@ SET = "toy-v0"
 NAME = "data.bin"
 DATA = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)  # of the same length
-HASTE = Patience(connect=5.0, stall=10.0, pauses=(0.0, 0.01, 0.02), pauses_unanswered=(0.0, 0.01))
+HASTE = Patience(connect=5.0, stall=10.0, retries=3, backoff=0.001)
 LOGIN_PAGE = b"\n<!DOCTYPE html><html><body>Please log in</body></html>"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 300000\n"
 
@@ -188,7 +188,11 @@ LASTING = {
     "not there": (Fault(status=404), "404 Not Found", 1),
     "forbidden": (Fault(status=403), "403 Forbidden", 1),
     "broken": (Fault(status=500), "500 Internal Server Error", 4),
-    "busy for long": (Fault(status=503, headers={"Retry-After": "3600"}), "asks to come back in 3600 s", 1),
+    "busy for long": (
+        Fault(status=503, headers={"Retry-After": "3600"}),
+        "503 Service Unavailable, Retry-After: 3600",
+        1,
+    ),
     "a login page": (Fault(body=LOGIN_PAGE), "is a web page", 1),
     "a pointer": (Fault(body=LFS_POINTER), "is a Git LFS pointer", 1),
     "empty": (Fault(body=b""), "is empty", 1),
@@ -197,7 +201,7 @@ LASTING = {
     "size not told": (Fault(tells_size=False), "does not tell the size", 1),
     "cut, size not told": (Fault(tells_size=False, cut_after=9), "does not tell the size", 1),
     "compressed": (Fault(headers={"Content-Encoding": "gzip"}), "compressed (gzip)", 1),
-    "redirected in a circle": (Fault(redirect_to=f"/{NAME}"), "redirects without end", 31),
+    "redirected in a circle": (Fault(redirect_to=f"/{NAME}"), "exceeded 30 redirects", 31),
 }
 
 
@@ -235,7 +239,7 @@ def test_no_network_is_said_once_for_all_files(folder: Path) -> None:
         for index in range(100)
     ]
     line = refusal(folder, *files, patience=Patience())
-    assert "http://server.invalid/0.npz: name not resolved; http://127.0.0.1:9/0.npz: connection refused" in line
+    assert "http://server.invalid/0.npz: " in line and "; http://127.0.0.1:9/0.npz: connection refused" in line
     assert "and 99 more files" in line and len(line) < 300
 
 
@@ -252,7 +256,7 @@ def test_a_server_that_never_answers_is_asked_once(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         files = [RemoteFile(f"{index}.bin", (f"{url}{index}.bin",)) for index in range(20)]
-        line = refusal(folder, *files, patience=replace(HASTE, stall=0.3, slow_failure=0.2))
+        line = refusal(folder, *files, patience=replace(HASTE, stall=0.3))
         assert f"{url}0.bin: no data for 0.3 s" in line
         silent.setblocking(False)
         connections = 0
@@ -409,7 +413,7 @@ def test_cuts_anywhere_give_the_same_bytes(
     name = f"{folder.name}.bin"
     site.files[f"/{name}"] = DATA[:size]
     site.faults[f"/{name}"] = [Fault(cut_after=cut) for cut in cuts]
-    get(folder, remote(site, name=name), patience=replace(HASTE, pauses=(0.0,) * 8))
+    get(folder, remote(site, name=name), patience=replace(HASTE, retries=8, backoff=0.0))
     assert (folder / name).read_bytes() == DATA[:size] and names(folder) == {name}
 
 

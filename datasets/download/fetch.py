@@ -4,29 +4,37 @@ A finished file must be as the lock file recorded it at its first download. Befo
 format shows, and is recorded.
 """
 
+import errno
 import os
 import queue
 import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from datasets.download.checksums import Entry, entries, key, lock_file, record, require_writable
-from datasets.download.partial import DISK_FULL, Partial, damage, open_partial, partial_path
-from datasets.download.servers import AddressError, Answer, Patience, TransferError, VersionError, ask, without_password
-from datasets.spec import DataError, RemoteFile
+import requests
 
-if TYPE_CHECKING:
-    import requests
+from datasets.cache import file_sha256
+from datasets.download.checksums import Entry, entries, key, lock_file, record, require_writable
+from datasets.download.partial import Partial, damage, open_partial, partial_path, size_of
+from datasets.download.servers import (
+    AddressError,
+    Answer,
+    Patience,
+    TransferError,
+    VersionError,
+    ask,
+    open_session,
+    without_password,
+)
+from datasets.spec import DataError, RemoteFile
 
 MIRROR = "O2O_BENCH_MIRROR"  # an environment variable: an address or a folder that is tried before all others
 ByteProgress = Callable[[int, int | None], None]  # bytes that are here, bytes in all (None: not known yet)
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MOST_NAMED = 3  # files, in an error's line
 
 
@@ -65,43 +73,12 @@ def addresses(dataset_name: str, file: RemoteFile) -> list[str]:
     return [*(str(Path(mirror).expanduser().absolute() / name) for name in names), *file.urls]
 
 
-@dataclass
-class _Tally:
-    """How far each file is, by its path."""
-
-    sizes: dict[Path, int | None]  # bytes; None: not known yet
-    done: dict[Path, int]  # bytes
-    waiting_for: dict[Path, Path] = field(default_factory=dict)  # partial files that another process is writing
-
-    def totals(self) -> tuple[int, int | None]:
-        """Bytes here and in all. Files of unknown size count like the average one as soon as two are known."""
-        for target, partial in list(self.waiting_for.items()):
-            with suppress(FileNotFoundError):
-                self.done[target] = partial.stat().st_size
-        sizes = [size for size in self.sizes.values() if size is not None]
-        if len(sizes) < min(2, len(self.sizes)):
-            return sum(self.done.values()), None
-        return sum(self.done.values()), sum(sizes) * len(self.sizes) // len(sizes)
-
-    def least_left(self) -> int:
-        """Bytes that are still to come, at least."""
-        _, total = self.totals()
-        return (total or sum(size or 0 for size in self.sizes.values())) - sum(self.done.values())
-
-
-@dataclass
-class _Failure:
-    file: RemoteFile
-    reasons: list[tuple[str, str]]  # address, why it did not give the file
-    has_part: bool
-
-
 class _Interruption(Exception):
     """Another file's failure, or the user, has ended the whole download."""
 
 
 class _Download:
-    """One call of `fetch`: its threads, and what they have learnt about servers."""
+    """One call of `fetch`, and its threads."""
 
     def __init__(self, dataset_name: str, files: list[RemoteFile], folder: Path, lock: Path, patience: Patience):
         self.dataset_name, self.files, self.folder = dataset_name, files, folder
@@ -109,23 +86,20 @@ class _Download:
         recorded = [self._entry(file) for file in files]
         if not all(recorded):
             require_writable(lock)
-        targets = [folder / file.name for file in files]
-        self.tally = _Tally(
-            sizes={
-                target: entry["bytes"] if entry else file.num_bytes
-                for target, entry, file in zip(targets, recorded, files, strict=True)
-            },
-            done={target: _size(partial_path(target)) for target in targets},
-        )
+        self.sizes = {  # bytes of each file; None: not known yet
+            folder / file.name: entry["bytes"] if entry else file.num_bytes
+            for file, entry in zip(files, recorded, strict=True)
+        }
+        self.done = {target: size_of(partial_path(target)) for target in self.sizes}  # bytes of each that are here
+        self.writing: dict[Path, Path] = {}  # files in work, here or in another process, and where their parts lie
         self.queue: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
         for file in files:
             self.queue.put(file)
         self.stop = threading.Event()
         self.fatal: BaseException | None = None
-        self.failures: list[_Failure] = []
+        self.failures: list[tuple[RemoteFile, list[tuple[str, str]]]] = []  # each address, why it does not give it
         self.answered: set[str] = set()  # servers that have answered anything
-        self.delivered: set[str] = set()  # servers that have sent a file's data
-        self.dead: dict[str, str] = {}  # servers that are not asked again, and why
+        self.unreachable: dict[str, str] = {}  # those that have not, and why: other files need not find out again
 
     def run(self, workers: int, progress: ByteProgress | None) -> None:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(self.files)))]
@@ -135,7 +109,7 @@ class _Download:
             while alive := [thread for thread in threads if thread.is_alive()]:
                 alive[0].join(0.1)
                 if progress:
-                    progress(*self.tally.totals())
+                    progress(*self._totals())
         finally:  # a thread that waits for a stalled server is left behind: it writes nothing any more
             self.stop.set()
             deadline = time.monotonic() + 1
@@ -146,11 +120,19 @@ class _Download:
         if self.failures:
             raise DataError(self._report())
 
-    def _work(self) -> None:
-        import requests
+    def _totals(self) -> tuple[int, int | None]:
+        """Bytes here and in all. Files of unknown size count like the average one as soon as two are known."""
+        for target, part in list(self.writing.items()):
+            self.done[target] = size_of(part) or size_of(target)
+        done = sum(self.done.values())
+        sizes = [size for size in self.sizes.values() if size is not None]
+        if len(sizes) < min(2, len(self.sizes)):
+            return done, None
+        return done, sum(sizes) * len(self.sizes) // len(sizes)
 
+    def _work(self) -> None:
         try:
-            with requests.Session() as session:
+            with open_session(self.patience) as session:
                 while not self.stop.is_set():
                     self._fetch_file(session, self.queue.get_nowait())
         except (queue.Empty, _Interruption):
@@ -159,18 +141,18 @@ class _Download:
             self.fatal = self.fatal or error
             self.stop.set()
 
-    def _fetch_file(self, session: "requests.Session", file: RemoteFile) -> None:
+    def _fetch_file(self, session: requests.Session, file: RemoteFile) -> None:
         """Asks one address after the other until the file is in its place."""
         target = self.folder / file.name
+        self.writing[target] = partial_path(target)
         left = addresses(self.dataset_name, file)
         reasons = []
         try:
             while left and not target.is_file():
-                with open_partial(target, self.tally.waiting_for) as partial:
+                with open_partial(target) as partial:
                     if partial is None:  # another process was faster
                         break
-                    if self.stop.is_set():  # it may have taken long to come so far
-                        raise _Interruption
+                    self.writing[target] = partial.path
                     origin = partial.version.url if partial.version else ""
                     address = next((url for url in left if without_password(url) == origin), left[0])
                     left.remove(address)
@@ -180,52 +162,43 @@ class _Download:
                         self._place(file, partial)
                     except AddressError as error:
                         reasons.append((without_password(address), str(error)))
-            if target.is_file():
-                self.tally.sizes[target] = self.tally.done[target] = _size(target)
-            else:
-                self.tally.done[target] = _size(partial_path(target))
-                self.failures.append(_Failure(file, reasons, has_part=self.tally.done[target] > 0))
         except OSError as error:
-            if error.errno in DISK_FULL:
+            if error.errno in _DISK_FULL:
                 raise DataError(
-                    f"no room for {target} ({error.strerror}) after {_size(partial_path(target)):,} bytes, which are "
+                    f"no room for {target} ({error.strerror}) after {size_of(partial_path(target)):,} bytes, which are "
                     "kept; free some space and repeat the command"
                 ) from error
             raise DataError(f"cannot write {target}: {error.strerror or error}") from error
+        self.done[target] = size_of(target) or size_of(partial_path(target))
+        del self.writing[target]
+        if target.is_file():
+            self.sizes[target] = self.done[target]
+        else:
+            self.failures.append((file, reasons))
 
-    def _get_rest(self, session: "requests.Session", file: RemoteFile, address: str, partial: Partial) -> None:
+    def _get_rest(self, session: requests.Session, file: RemoteFile, address: str, partial: Partial) -> None:
         """Asks one server again and again, as long as that brings something new."""
         server = urlsplit(address).netloc
         most, attempt = partial.offset, 0
-        while server not in self.dead:
-            started = time.monotonic()
+        while server not in self.unreachable:
             try:
                 with ask(session, address, partial.version, partial.offset, self.patience) as answer:
                     self.answered.add(server)
-                    self._receive(file, answer, partial)
-                self.delivered.add(server)
-                return
+                    return self._receive(file, answer, partial)
             except TransferError as error:
-                if error.has_answered:
-                    self.answered.add(server)
                 if isinstance(error, VersionError):
+                    self.answered.add(server)
                     partial.clear()
                 if partial.offset > most:
                     most, attempt = partial.offset, 0
-                    self.delivered.add(server)
-                if server in self.answered:
-                    pauses, gives_up = self.patience.pauses, error.pause > self.patience.longest_pause
-                else:
-                    pauses = self.patience.pauses_unanswered
-                    gives_up = time.monotonic() - started > self.patience.slow_failure
-                if gives_up or attempt == len(pauses):
-                    if server in self.delivered:
-                        raise AddressError(str(error)) from error
-                    self.dead[server] = str(error)  # other files need not find out again
-                elif self.stop.wait(max(pauses[attempt], error.pause)):
+                if server not in self.answered:
+                    self.unreachable[server] = str(error)
+                elif attempt == self.patience.retries:
+                    raise AddressError(str(error)) from error
+                elif self.stop.wait(self.patience.backoff * 2**attempt):
                     raise _Interruption from error
                 attempt += 1
-        raise AddressError(self.dead[server])
+        raise AddressError(self.unreachable[server])
 
     def _receive(self, file: RemoteFile, answer: Answer, partial: Partial) -> None:
         target = self.folder / file.name
@@ -233,26 +206,25 @@ class _Download:
         size = answer.version.num_bytes
         if size is not None and entry and size != entry["bytes"]:
             raise AddressError(f"has {size:,} bytes, {self.lock} has {entry['bytes']:,}{self._if_right(file)}")
-        if size is not None and file.num_bytes is not None and size != file.num_bytes:
+        if size is not None and file.num_bytes not in (None, size):
             raise AddressError(f"has {size:,} bytes, expected {file.num_bytes:,}")
         if not answer.shows_end and entry is None and file.num_bytes is None:
             raise AddressError("does not tell the size, without which a cut file would look whole")
-        if answer.begin == 0:
-            partial.start(answer.version)
-        self.tally.sizes[target] = size or self.tally.sizes[target]
-        self.tally.done[target] = partial.offset
+        self.sizes[target] = size or self.sizes[target]
         self._check_room()
+        if answer.begin == 0 and not self.stop.is_set():
+            partial.start(answer.version)
         for chunk in answer.chunks:
             if self.stop.is_set():
                 raise _Interruption
             partial.append(chunk)
-            self.tally.done[target] = partial.offset
         if size is not None and partial.offset != size:
             raise TransferError(f"connection cut after {partial.offset:,} of {size:,} bytes")
-        partial.finish()
 
     def _check_room(self) -> None:
-        left, free = self.tally.least_left(), shutil.disk_usage(self.folder).free
+        done, total = self._totals()
+        left = (total or sum(size or 0 for size in self.sizes.values())) - done
+        free = shutil.disk_usage(self.folder).free
         if left > free:
             raise DataError(
                 f"{self.dataset_name}: {left / 1e9:,.3f} GB are still to come and {free / 1e9:,.3f} GB are free in "
@@ -263,7 +235,7 @@ class _Download:
         """Checks a complete file and gives it its name."""
         target = self.folder / file.name
         aside = target.with_name(f".{target.name}.mismatch")
-        version, sha256 = partial.version, partial.sha256()
+        version, sha256 = partial.version, file_sha256(partial.path)
         assert version is not None
         entry = self._entry(file)
         bad = None
@@ -295,25 +267,16 @@ class _Download:
         return f" (if the new file is the right one, delete '{name}' from the lock file and repeat the command)"
 
     def _report(self) -> str:
-        """One line: each address with its reason."""
-        failures = sorted(self.failures, key=lambda failure: self.files.index(failure.file))
+        """One line: each address with its reason, of one file for each kind of failure where there are many."""
+        failures = sorted(self.failures, key=lambda failure: self.files.index(failure[0]))
         named = failures
-        if len(named) > _MOST_NAMED:  # one for each kind of failure
-            kinds: dict[tuple[str, ...], _Failure] = {}
-            for failure in failures:
-                kinds.setdefault(tuple(reason for _, reason in failure.reasons), failure)
-            named = list(kinds.values())[:_MOST_NAMED]
-        files = []
-        for failure in named:
-            reasons = "; ".join(f"{url}: {reason}" for url, reason in failure.reasons)
-            files.append(f"{failure.file.name} ({reasons or 'no address is known'})")
+        if len(named) > _MOST_NAMED:
+            kinds = {tuple(why for _, why in failure[1]): failure for failure in reversed(failures)}
+            named = [failure for failure in failures if failure in kinds.values()][:_MOST_NAMED]
+        parts = []
+        for file, reasons in named:
+            listed = "; ".join(f"{url}: {why}" for url, why in reasons)
+            parts.append(f"{file.name} ({listed or 'no address is known'})")
         more = f" and {len(failures) - len(named)} more files" if len(failures) > len(named) else ""
-        kept_part = "; what has arrived is kept" if any(failure.has_part for failure in failures) else ""
-        return f"{self.dataset_name}: cannot download {', '.join(files)}{more}{kept_part}; try again later"
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
+        kept = "; what has arrived is kept" if any(self.done[self.folder / file.name] for file, _ in failures) else ""
+        return f"{self.dataset_name}: cannot download {', '.join(parts)}{more}{kept}; try again later"
