@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from datasets.cache import file_sha256
-from datasets.download.checksums import Entry, entries, key, lock_file, record, require_writable
+from datasets.download.checksums import entries, key, lock_file, record, require_writable
 from datasets.download.partial import Partial, damage, open_partial, partial_path, size_of
 from datasets.download.servers import (
     AddressError,
@@ -81,28 +81,26 @@ class _Download:
     """One call of `fetch`, and its threads."""
 
     def __init__(self, dataset_name: str, files: list[RemoteFile], folder: Path, lock: Path, patience: Patience):
-        self.dataset_name, self.files, self.folder = dataset_name, files, folder
-        self.lock, self.patience = lock, patience
-        recorded = [self._entry(file) for file in files]
-        if not all(recorded):
+        self.dataset_name, self.folder, self.lock, self.patience = dataset_name, folder, lock, patience
+        recorded = entries(lock)
+        self.recorded = {file: recorded.get(key(dataset_name, file.name)) for file in files}
+        if not all(self.recorded.values()):
             require_writable(lock)
-        self.sizes = {  # bytes of each file; None: not known yet
-            folder / file.name: entry["bytes"] if entry else file.num_bytes
-            for file, entry in zip(files, recorded, strict=True)
-        }
-        self.done = {target: size_of(partial_path(target)) for target in self.sizes}  # bytes of each that are here
-        self.writing: dict[Path, Path] = {}  # files in work, here or in another process, and where their parts lie
+        # Bytes of each file; None: not known yet.
+        self.sizes = {file: entry["bytes"] if entry else file.num_bytes for file, entry in self.recorded.items()}
+        self.done = {file: size_of(partial_path(folder / file.name)) for file in files}  # bytes of each that are here
+        self.parts: dict[RemoteFile, Path] = {}  # of files in work, here or in another process
         self.queue: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
         for file in files:
             self.queue.put(file)
         self.stop = threading.Event()
         self.fatal: BaseException | None = None
-        self.failures: list[tuple[RemoteFile, list[tuple[str, str]]]] = []  # each address, why it does not give it
+        self.failures: dict[RemoteFile, dict[str, str]] = {}  # of each address, why the file is not to be had there
         self.answered: set[str] = set()  # servers that have answered anything
         self.unreachable: dict[str, str] = {}  # those that have not, and why: other files need not find out again
 
     def run(self, workers: int, progress: ByteProgress | None) -> None:
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(self.files)))]
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(self.sizes)))]
         try:
             for thread in threads:
                 thread.start()
@@ -122,8 +120,8 @@ class _Download:
 
     def _totals(self) -> tuple[int, int | None]:
         """Bytes here and in all. Files of unknown size count like the average one as soon as two are known."""
-        for target, part in list(self.writing.items()):
-            self.done[target] = size_of(part) or size_of(target)
+        for file, part in list(self.parts.items()):
+            self.done[file] = size_of(part) or size_of(self.folder / file.name)
         done = sum(self.done.values())
         sizes = [size for size in self.sizes.values() if size is not None]
         if len(sizes) < min(2, len(self.sizes)):
@@ -144,37 +142,43 @@ class _Download:
     def _fetch_file(self, session: requests.Session, file: RemoteFile) -> None:
         """Asks one address after the other until the file is in its place."""
         target = self.folder / file.name
-        self.writing[target] = partial_path(target)
-        left = addresses(self.dataset_name, file)
-        reasons = []
+        part = self.parts[file] = partial_path(target)
+        reasons = {}
         try:
-            while left and not target.is_file():
-                with open_partial(target) as partial:
-                    if partial is None:  # another process was faster
-                        break
-                    self.writing[target] = partial.path
-                    origin = partial.version.url if partial.version else ""
-                    address = next((url for url in left if without_password(url) == origin), left[0])
-                    left.remove(address)
-                    try:
-                        if not partial.is_complete:
-                            self._get_rest(session, file, address, partial)
-                        self._place(file, partial)
-                    except AddressError as error:
-                        reasons.append((without_password(address), str(error)))
+            with open_partial(target) as partial:
+                if partial:  # else another process was faster
+                    self.parts[file] = partial.path
+                    reasons = self._try_addresses(session, file, partial)
         except OSError as error:
             if error.errno in _DISK_FULL:
                 raise DataError(
-                    f"no room for {target} ({error.strerror}) after {size_of(partial_path(target)):,} bytes, which are "
-                    "kept; free some space and repeat the command"
+                    f"no room for {target} ({error.strerror}) after {size_of(part):,} bytes, which are kept; "
+                    "free some space and repeat the command"
                 ) from error
             raise DataError(f"cannot write {target}: {error.strerror or error}") from error
-        self.done[target] = size_of(target) or size_of(partial_path(target))
-        del self.writing[target]
+        del self.parts[file]
+        self.done[file] = size_of(target) or size_of(part)
         if target.is_file():
-            self.sizes[target] = self.done[target]
+            self.sizes[file] = self.done[file]
         else:
-            self.failures.append((file, reasons))
+            self.failures[file] = reasons
+
+    def _try_addresses(self, session: requests.Session, file: RemoteFile, partial: Partial) -> dict[str, str]:
+        """Why each of those that were asked does not have it."""
+        reasons = {}
+        begun_at = partial.version.url if partial.version else ""
+        for address in sorted(addresses(self.dataset_name, file), key=lambda url: without_password(url) != begun_at):
+            try:
+                if partial.version is None or partial.offset != partial.version.num_bytes:
+                    self._get_rest(session, file, address, partial)
+                if fault := self._fault(file, partial):
+                    partial.begin(None)
+                    raise AddressError(fault)
+                partial.move(self.folder / file.name)
+                break
+            except AddressError as error:
+                reasons[without_password(address)] = str(error)
+        return reasons
 
     def _get_rest(self, session: requests.Session, file: RemoteFile, address: str, partial: Partial) -> None:
         """Asks one server again and again, as long as that brings something new."""
@@ -188,7 +192,7 @@ class _Download:
             except TransferError as error:
                 if isinstance(error, VersionError):
                     self.answered.add(server)
-                    partial.clear()
+                    partial.begin(None)
                 if partial.offset > most:
                     most, attempt = partial.offset, 0
                 if server not in self.answered:
@@ -201,19 +205,15 @@ class _Download:
         raise AddressError(self.unreachable[server])
 
     def _receive(self, file: RemoteFile, answer: Answer, partial: Partial) -> None:
-        target = self.folder / file.name
-        entry = self._entry(file)
-        size = answer.version.num_bytes
-        if size is not None and entry and size != entry["bytes"]:
-            raise AddressError(f"has {size:,} bytes, {self.lock} has {entry['bytes']:,}{self._if_right(file)}")
-        if size is not None and file.num_bytes not in (None, size):
-            raise AddressError(f"has {size:,} bytes, expected {file.num_bytes:,}")
-        if not answer.shows_end and entry is None and file.num_bytes is None:
+        size, expected = answer.version.num_bytes, self._expected(file)
+        if size is not None and expected not in (None, size):
+            raise AddressError(f"has {size:,} bytes, expected {expected:,}{self._if_right(file)}")
+        if not answer.shows_end and expected is None:
             raise AddressError("does not tell the size, without which a cut file would look whole")
-        self.sizes[target] = size or self.sizes[target]
+        self.sizes[file] = size or self.sizes[file]
         self._check_room()
         if answer.begin == 0 and not self.stop.is_set():
-            partial.start(answer.version)
+            partial.begin(answer.version)
         for chunk in answer.chunks:
             if self.stop.is_set():
                 raise _Interruption
@@ -231,52 +231,45 @@ class _Download:
                 f"{self.folder}; free some space, or choose another folder with --data-dir"
             )
 
-    def _place(self, file: RemoteFile, partial: Partial) -> None:
-        """Checks a complete file and gives it its name."""
-        target = self.folder / file.name
-        aside = target.with_name(f".{target.name}.mismatch")
-        version, sha256 = partial.version, file_sha256(partial.path)
+    def _fault(self, file: RemoteFile, partial: Partial) -> str | None:
+        """What is wrong with a complete file; None where it is the right one, which is recorded if it is the first."""
+        version, sha256, expected = partial.version, file_sha256(partial.path), self._expected(file)
         assert version is not None
-        entry = self._entry(file)
-        bad = None
         if version.sha256 not in (None, sha256):
-            bad = f"was damaged on the way: it has sha256 {sha256}, the server told {version.sha256}"
-        elif file.num_bytes not in (None, partial.offset):
-            bad = f"has {partial.offset:,} bytes, expected {file.num_bytes:,}"
-        elif entry is None:
-            bad = damage(partial.path, target.suffix)
-        if bad:
-            partial.clear()
-            raise AddressError(bad)
-        if entry is None:
-            entry = record(self.lock, self.dataset_name, file.name, partial.offset, sha256, version.url)
+            return f"was damaged on the way: it has sha256 {sha256}, the server told {version.sha256}"
+        if expected not in (None, partial.offset):
+            return f"has {partial.offset:,} bytes, expected {expected:,}{self._if_right(file)}"
+        if not self.recorded[file] and (fault := damage(partial.path, Path(file.name).suffix)):
+            return fault
+        entry = record(self.lock, self.dataset_name, file.name, partial.offset, sha256, version.url)
+        self.recorded[file] = entry
         if entry["sha256"] != sha256:
-            partial.move(aside)
-            raise AddressError(
-                f"has sha256 {sha256}, {self.lock} has {entry['sha256']} of {entry.get('date')}; kept as {aside}"
-                f"{self._if_right(file)}"
-            )
-        partial.move(target)
-        aside.unlink(missing_ok=True)
+            return f"has sha256 {sha256}, expected {entry['sha256']}{self._if_right(file)}"
+        return None
 
-    def _entry(self, file: RemoteFile) -> Entry | None:
-        return entries(self.lock).get(key(self.dataset_name, file.name))
+    def _expected(self, file: RemoteFile) -> int | None:
+        """Bytes."""
+        entry = self.recorded[file]
+        return entry["bytes"] if entry else file.num_bytes
 
     def _if_right(self, file: RemoteFile) -> str:
-        name = key(self.dataset_name, file.name)
-        return f" (if the new file is the right one, delete '{name}' from the lock file and repeat the command)"
+        if not (entry := self.recorded[file]):
+            return ""
+        return (
+            f" as {self.lock} has it since {entry.get('date')} (if the new file is the right one, delete "
+            f"'{key(self.dataset_name, file.name)}' from the lock file and repeat the command)"
+        )
 
     def _report(self) -> str:
-        """One line: each address with its reason, of one file for each kind of failure where there are many."""
-        failures = sorted(self.failures, key=lambda failure: self.files.index(failure[0]))
-        named = failures
-        if len(named) > _MOST_NAMED:
-            kinds = {tuple(why for _, why in failure[1]): failure for failure in reversed(failures)}
-            named = [failure for failure in failures if failure in kinds.values()][:_MOST_NAMED]
-        parts = []
-        for file, reasons in named:
-            listed = "; ".join(f"{url}: {why}" for url, why in reasons)
-            parts.append(f"{file.name} ({listed or 'no address is known'})")
-        more = f" and {len(failures) - len(named)} more files" if len(failures) > len(named) else ""
-        kept = "; what has arrived is kept" if any(self.done[self.folder / file.name] for file, _ in failures) else ""
-        return f"{self.dataset_name}: cannot download {', '.join(parts)}{more}{kept}; try again later"
+        """One line: each address with its reason, of one file for each kind of failure."""
+        kinds: dict[tuple[str, ...], RemoteFile] = {}
+        for file in (failed := [file for file in self.sizes if file in self.failures]):
+            kinds.setdefault(tuple(self.failures[file].values()), file)
+        named = list(kinds.values())[:_MOST_NAMED]
+        listed = []
+        for file in named:
+            reasons = "; ".join(f"{url}: {why}" for url, why in self.failures[file].items())
+            listed.append(f"{file.name} ({reasons or 'no address is known'})")
+        more = f" and {len(failed) - len(named)} more files" if len(failed) > len(named) else ""
+        kept = "; what has arrived is kept" if any(self.done[file] for file in failed) else ""
+        return f"{self.dataset_name}: cannot download {', '.join(listed)}{more}{kept}; try again later"

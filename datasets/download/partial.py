@@ -43,62 +43,39 @@ def size_of(file: Path) -> int:
 
 
 class Partial:
-    """A partial file, `.name.partial`, and the version that it is part of, `.name.partial.json`.
-
-    Killed at any time, it leaves bytes of the version in the note, or none.
-    """
+    """An open partial file and its note. Killed at any time, it leaves bytes of the version in the note, or none."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.note = note_path(path)
-        self._is_here = True
+        self.path, self.note = path, note_path(path)
+        self.file = path.open("ab", buffering=0)
         try:
             self.version = Version(**json.loads(self.note.read_text()))
         except (FileNotFoundError, ValueError, TypeError):  # none, or torn by a kill
-            self.version = None
-        self._file = path.open("ab", buffering=0)
-        if self.version is None or (self.version.num_bytes is not None and self.offset > self.version.num_bytes):
-            self.clear()
+            self.begin(None)
 
     @property
     def offset(self) -> int:
         """Bytes that are here."""
-        return self._file.seek(0, os.SEEK_END)
+        return self.file.seek(0, os.SEEK_END)
 
-    @property
-    def is_complete(self) -> bool:
-        return self.version is not None and self.offset > 0 and self.version.num_bytes == self.offset
-
-    def clear(self) -> None:
-        """Forgets the bytes, then the version: in the other order a kill would leave bytes under a wrong one."""
-        self._file.truncate(0)
+    def begin(self, version: Version | None) -> None:
+        """Forgets the bytes, then their version: in the other order a kill would leave bytes under a wrong one."""
+        self.file.truncate(0)
         self.note.unlink(missing_ok=True)
-        self.version = None
-
-    def start(self, version: Version) -> None:
-        """Begins anew, with the first byte of a version."""
-        self.clear()
-        self.note.write_text(json.dumps(asdict(version)))
+        if version:
+            self.note.write_text(json.dumps(asdict(version)))
         self.version = version
 
     def append(self, chunk: bytes) -> None:
         left = memoryview(chunk)
         while left:
-            left = left[self._file.write(left) :]
+            left = left[self.file.write(left) :]
 
     def move(self, target: Path) -> None:
         """Gives the file, whole and on the disk, its name in one step."""
-        os.fsync(self._file.fileno())
+        os.fsync(self.file.fileno())
         self.path.replace(target)
-        self._is_here = False
         self.note.unlink(missing_ok=True)
-
-    def close(self, keep: bool) -> None:
-        """Removes what is not to be kept, and an empty file."""
-        if self._is_here and not (keep and self.offset):
-            self.clear()
-            self.path.unlink()
-        self._file.close()
 
 
 @contextmanager
@@ -109,24 +86,31 @@ def open_partial(target: Path) -> Iterator[Partial | None]:
     """
     path = partial_path(target)
     with exclusive(path) as is_shared:
-        if target.is_file() or not (is_shared or size_of(path)):
+        is_here = target.is_file()
+        if is_here or not (is_shared or size_of(path)):
             path.unlink()
-        if target.is_file():
+        if is_here:
             note_path(path).unlink(missing_ok=True)
             yield None
             return
-        own = target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}.partial")
-        partial = Partial(path if is_shared else own)
-        try:
-            yield partial
-        finally:
-            partial.close(keep=is_shared)
+        if not is_shared:
+            path = target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}.partial")
+        partial = Partial(path)
+        with partial.file:
+            try:
+                yield partial
+            finally:
+                if not target.is_file() and not (is_shared and partial.offset):
+                    partial.begin(None)
+                    path.unlink()
 
 
 def damage(file: Path, suffix: str) -> str | None:
     """What shows that a file is not what its name, of this suffix, says; None where nothing does."""
     with file.open("rb") as handle:
         head = handle.read(512).lstrip().lower()  # servers send pages and pointers as if they were the file
+    if not head:
+        return "is empty"
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return "is a Git LFS pointer, not the file itself"
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
@@ -145,4 +129,4 @@ def damage(file: Path, suffix: str) -> str | None:
             h5py.File(file, locking=False).close()
         except OSError as error:
             return f"is not a whole HDF5 file ({one_line(error)})"
-    return None if head else "is empty"
+    return None

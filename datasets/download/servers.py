@@ -100,8 +100,13 @@ def ask(
     if not (have and have.validator and have.url == without_password(address)):
         have, offset = None, 0
     if scheme in ("http", "https"):
-        with _response(session, address, have, offset, patience) as response:
-            yield _answer(address, response, have, offset, patience)
+        with _get(session, address, have, offset, patience) as response:
+            raw = response.raw
+            version, begin = _version(address, response, have, offset)
+            shows_end = version.num_bytes is not None or bool(getattr(raw, "chunked", False))
+            # read1 gives as much as is here, so that a cut loses none of it.
+            chunks = _chunks(lambda size: raw.read1(size, decode_content=False), patience)
+            yield Answer(version, begin, shows_end, chunks)
     elif scheme in ("", "file"):
         path = Path(url2pathname(urlsplit(address).path) if scheme else address)
         try:
@@ -117,12 +122,12 @@ def ask(
         raise AddressError(f"{scheme}:// is no kind of address that can be read, http, https and file are")
 
 
-def _response(
+def _get(
     session: requests.Session, url: str, have: Version | None, offset: int, patience: Patience
 ) -> requests.Response:
     headers = {"Accept-Encoding": "identity"}  # a part of a compressed stream could not be continued
-    if have and have.validator and offset:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": have.validator}
+    if have and offset:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": have.validator or ""}
     try:
         return session.get(url, headers=headers, stream=True, timeout=(patience.connect, patience.stall))
     except (requests.exceptions.SSLError, requests.TooManyRedirects, ValueError) as error:
@@ -131,10 +136,13 @@ def _response(
         raise TransferError(_reason(error, patience)) from error
 
 
-def _answer(url: str, response: requests.Response, have: Version | None, offset: int, patience: Patience) -> Answer:
+def _version(url: str, response: requests.Response, have: Version | None, offset: int) -> tuple[Version, int]:
+    """Of what comes, and at which byte it begins."""
     headers = response.headers
     etag = headers.get("ETag", "W/")
     validator = headers.get("Last-Modified") if etag.startswith("W/") else etag  # a weak one says nothing about bytes
+    if encoding := headers.get("Content-Encoding", "").replace("identity", ""):
+        raise AddressError(f"sends the file compressed ({encoding}), which could not be continued after a cut")
     if response.status_code == 206 and have and offset:
         content_range = headers.get("Content-Range", "")
         match = re.fullmatch(rf"bytes {offset}-\d+/(\d+|\*)", content_range)
@@ -143,26 +151,18 @@ def _answer(url: str, response: requests.Response, have: Version | None, offset:
             raise VersionError(f"sends another part of the file than asked for ({content_range})")
         if validator not in (None, have.validator):  # not every server looks at If-Range
             raise VersionError("has changed while it was being downloaded")
-        version = replace(have, num_bytes=num_bytes)
-    elif response.status_code == 200:
-        offset = 0
-        length = headers.get("Content-Length", "")
-        # Hugging Face redirects to a storage server and tells the file's hash on the way.
-        linked = [answer.headers.get("X-Linked-ETag", "").strip('"') for answer in (*response.history, response)]
-        sha256 = next((tag for tag in linked if re.fullmatch("[0-9a-f]{64}", tag)), None)
-        version = Version(without_password(url), validator, int(length) if length.isdecimal() else None, sha256)
-    else:
-        status = f"{response.status_code} {response.reason}"
-        if response.status_code == 416 and offset:
-            raise VersionError(status)
+        return replace(have, num_bytes=num_bytes), offset
+    status = f"{response.status_code} {response.reason}"
+    if response.status_code == 416 and offset:
+        raise VersionError(status)
+    if response.status_code != 200:
         pause = headers.get("Retry-After")
         raise AddressError(f"{status}, Retry-After: {pause}" if pause else status)
-    if encoding := headers.get("Content-Encoding", "").replace("identity", ""):
-        raise AddressError(f"sends the file compressed ({encoding}), which could not be continued after a cut")
-    shows_end = version.num_bytes is not None or bool(getattr(response.raw, "chunked", False))
-    # As much as is here, so that a cut loses none of it.
-    read = response.raw.read1
-    return Answer(version, offset, shows_end, _chunks(lambda size: read(size, decode_content=False), patience))
+    length = headers.get("Content-Length", "")
+    # Hugging Face redirects to a storage server and tells the file's hash on the way.
+    linked = [answer.headers.get("X-Linked-ETag", "").strip('"') for answer in (*response.history, response)]
+    sha256 = next((tag for tag in linked if re.fullmatch("[0-9a-f]{64}", tag)), None)
+    return Version(without_password(url), validator, int(length) if length.isdecimal() else None, sha256), 0
 
 
 def _chunks(read: Any, patience: Patience) -> Iterator[bytes]:
