@@ -286,6 +286,13 @@ def test_a_hash_that_the_server_tells_is_checked(site: FaultySite, folder: Path)
 # What is recorded
 
 
+def test_a_server_that_stalls_for_every_file_is_not_asked_for_all(site: FaultySite, folder: Path) -> None:
+    site.always = {f"/{index}.bin": Fault(stall_after=0, body=DATA) for index in range(20)}
+    line = refusal(folder, *(remote(site, name=name[1:]) for name in site.always), patience=replace(HASTE, stall=0.3))
+    assert f"{site.url}/0.bin: no data for 0.3 s" in line
+    assert len(site.requests) <= 4 * 4  # of four workers
+
+
 @pytest.mark.parametrize("data", [OTHER, OTHER[:-1]], ids=["same size", "other size"])
 def test_a_file_other_than_recorded_is_refused(data: bytes, site: FaultySite, mirror: FaultySite, folder: Path) -> None:
     get(folder, remote(site))
@@ -345,7 +352,15 @@ def test_a_damaged_lock_file_is_named_before_anything_is_fetched(site: FaultySit
     assert not site.requests
 
 
-def test_a_lock_file_that_cannot_be_written_is_named(site: FaultySite, folder: Path, monkeypatch) -> None:
+def test_a_lock_file_that_cannot_be_written_is_named_where_it_has_to_be(
+    site: FaultySite, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    get(folder, remote(site))
+    (tmp_path / ".lock.json.lock").unlink()
+    (tmp_path / ".lock.json.lock").mkdir()  # nothing can be recorded now, and what is recorded is enough
+    (folder / NAME).unlink()
+    assert get(folder, remote(site))[0].read_bytes() == DATA
+    (folder / NAME).unlink()
     monkeypatch.setenv(LOCK, "/proc/lock.json")  # nobody can write there, root neither
     with pytest.raises(DataError, match=f"cannot record checksums in /proc/lock.json.*{LOCK}=FILE"):
         get(folder, remote(site))

@@ -16,7 +16,7 @@ from datasets.cache import exclusive, file_sha256
 from datasets.spec import DataError
 
 LOCK = "O2O_BENCH_LOCK"  # an environment variable: another lock file than the checkout's
-_threads = threading.Lock()  # `exclusive` is for processes, and not every file system has it
+_threads = threading.Lock()  # for file systems without locks, where `exclusive` excludes nobody
 
 
 class Entry(TypedDict):

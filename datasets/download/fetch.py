@@ -86,8 +86,9 @@ class _Download:
         self.recorded = {file: recorded.get(key(dataset_name, file.name)) for file in files}
         if not all(self.recorded.values()):
             require_writable(lock)
-        # Bytes of each file; None: not known yet.
-        self.sizes = {file: entry["bytes"] if entry else file.num_bytes for file, entry in self.recorded.items()}
+        # Bytes of each file; None: not known.
+        self.expected = {file: entry["bytes"] if entry else file.num_bytes for file, entry in self.recorded.items()}
+        self.sizes = dict(self.expected)  # as servers tell them, too
         self.done = {file: size_of(partial_path(folder / file.name)) for file in files}  # bytes of each that are here
         self.parts: dict[RemoteFile, Path] = {}  # of files in work, here or in another process
         self.queue: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
@@ -97,7 +98,8 @@ class _Download:
         self.fatal: BaseException | None = None
         self.failures: dict[RemoteFile, dict[str, str]] = {}  # of each address, why the file is not to be had there
         self.answered: set[str] = set()  # servers that have answered anything
-        self.unreachable: dict[str, str] = {}  # those that have not, and why: other files need not find out again
+        self.delivered: set[str] = set()  # servers that have sent some of a file
+        self.useless: dict[str, str] = {}  # those that have not, and why: other files need not find out again
 
     def run(self, workers: int, progress: ByteProgress | None) -> None:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(self.sizes)))]
@@ -184,36 +186,39 @@ class _Download:
         """Asks one server again and again, as long as that brings something new."""
         server = urlsplit(address).netloc
         most, attempt = partial.offset, 0
-        while server not in self.unreachable:
+        while server not in self.useless:
             try:
                 with ask(session, address, partial.version, partial.offset, self.patience) as answer:
                     self.answered.add(server)
-                    return self._receive(file, answer, partial)
+                    self._receive(file, answer, partial)
+                self.delivered.add(server)
+                return
             except TransferError as error:
                 if isinstance(error, VersionError):
                     self.answered.add(server)
                     partial.begin(None)
                 if partial.offset > most:
                     most, attempt = partial.offset, 0
-                if server not in self.answered:
-                    self.unreachable[server] = str(error)
-                elif attempt == self.patience.retries:
-                    raise AddressError(str(error)) from error
+                    self.delivered.add(server)
+                if server not in self.answered or attempt == self.patience.retries:
+                    if server in self.delivered:
+                        raise AddressError(str(error)) from error
+                    self.useless[server] = str(error)
                 elif self.stop.wait(self.patience.backoff * 2**attempt):
                     raise _Interruption from error
                 attempt += 1
-        raise AddressError(self.unreachable[server])
+        raise AddressError(self.useless[server])
 
     def _receive(self, file: RemoteFile, answer: Answer, partial: Partial) -> None:
-        size, expected = answer.version.num_bytes, self._expected(file)
+        size, expected = answer.version.num_bytes, self.expected[file]
         if size is not None and expected not in (None, size):
             raise AddressError(f"has {size:,} bytes, expected {expected:,}{self._if_right(file)}")
         if not answer.shows_end and expected is None:
             raise AddressError("does not tell the size, without which a cut file would look whole")
         self.sizes[file] = size or self.sizes[file]
-        self._check_room()
         if answer.begin == 0 and not self.stop.is_set():
             partial.begin(answer.version)
+        self._check_room()
         for chunk in answer.chunks:
             if self.stop.is_set():
                 raise _Interruption
@@ -233,7 +238,7 @@ class _Download:
 
     def _fault(self, file: RemoteFile, partial: Partial) -> str | None:
         """What is wrong with a complete file; None where it is the right one, which is recorded if it is the first."""
-        version, sha256, expected = partial.version, file_sha256(partial.path), self._expected(file)
+        version, sha256, expected = partial.version, file_sha256(partial.path), self.expected[file]
         assert version is not None
         if version.sha256 not in (None, sha256):
             return f"was damaged on the way: it has sha256 {sha256}, the server told {version.sha256}"
@@ -241,16 +246,13 @@ class _Download:
             return f"has {partial.offset:,} bytes, expected {expected:,}{self._if_right(file)}"
         if not self.recorded[file] and (fault := damage(partial.path, Path(file.name).suffix)):
             return fault
-        entry = record(self.lock, self.dataset_name, file.name, partial.offset, sha256, version.url)
+        entry = self.recorded[file] or record(
+            self.lock, self.dataset_name, file.name, partial.offset, sha256, version.url
+        )
         self.recorded[file] = entry
         if entry["sha256"] != sha256:
             return f"has sha256 {sha256}, expected {entry['sha256']}{self._if_right(file)}"
         return None
-
-    def _expected(self, file: RemoteFile) -> int | None:
-        """Bytes."""
-        entry = self.recorded[file]
-        return entry["bytes"] if entry else file.num_bytes
 
     def _if_right(self, file: RemoteFile) -> str:
         if not (entry := self.recorded[file]):
