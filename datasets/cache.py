@@ -32,8 +32,9 @@ def exclusive(path: Path) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()  # filelock itself would wait for ever where some file systems refuse
     held: list[int] = []  # descriptors
-    # The fallback, a file that exists while the lock is held, would stay where a process is killed.
-    lock = FileLock(path, fallback_to_soft=False, on_acquired=held.append)
+    # The fallback, a file that exists while the lock is held, would stay where a process is killed. Many jobs may wait
+    # for one of them to convert a set: not all of them ask twenty times a second.
+    lock = FileLock(path, fallback_to_soft=False, on_acquired=held.append, poll_interval=0.2)
     try:
         lock.acquire()
         while not _is_file_at(held[-1], path):  # its last holder has moved it away

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import h5py
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from datasets import DataError
+from datasets.cache import exclusive
 from datasets.download import checksums
 from datasets.download.checksums import LOCK, verify
 from datasets.download.fetch import MIRROR, fetch
@@ -246,6 +248,8 @@ def test_of_many_files_one_is_named_for_each_kind_of_failure(site: FaultySite, f
     named = f"0.bin ({site.url}/0.bin: 404 Not Found), 4.bin ({site.url}/4.bin: 403 Forbidden) and 6 more files"
     assert named in str(caught.value)
     assert names(folder) == {"8.bin"}, "the others come"
+    line = refusal(folder, *files[3:6])
+    assert all(f"{site.url}/{index}.bin: 40" in line for index in (3, 4, 5)), "all of a few"
 
 
 def test_a_server_that_never_answers_is_asked_once(folder: Path) -> None:
@@ -503,6 +507,23 @@ def test_processes_started_together_fetch_a_file_once(site: FaultySite, folder: 
     for process in [start(folder, remote(site)) for _ in range(3)]:
         assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
     assert len(site.requests) == 1 and (folder / NAME).read_bytes() == DATA and names(folder) == {NAME}
+
+
+def test_a_file_moved_away_while_it_is_being_locked_leaves_the_lock_to_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock = tmp_path / "part", fcntl.flock
+
+    def flock_late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.rename(tmp_path / "whole")  # as its last holder does, who then gives up the lock
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    with exclusive(path):
+        assert (tmp_path / "whole").exists()
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(path, timeout=0, is_singleton=False).acquire()
 
 
 def test_without_locks_of_the_file_system_a_process_has_a_part_of_its_own(

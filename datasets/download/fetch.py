@@ -263,11 +263,11 @@ class _Download:
         )
 
     def _report(self) -> str:
-        """One line: each address with its reason, of one file for each kind of failure."""
+        """One line: each address with its reason, of one file for each kind of failure where there are many."""
         kinds: dict[tuple[str, ...], RemoteFile] = {}
         for file in (failed := [file for file in self.sizes if file in self.failures]):
             kinds.setdefault(tuple(self.failures[file].values()), file)
-        named = list(kinds.values())[:_MOST_NAMED]
+        named = failed if len(failed) <= _MOST_NAMED else list(kinds.values())[:_MOST_NAMED]
         listed = []
         for file in named:
             reasons = "; ".join(f"{url}: {why}" for url, why in self.failures[file].items())
