@@ -88,7 +88,7 @@ def open_partial(target: Path) -> Iterator[Partial | None]:
     with exclusive(path) as is_shared:
         is_here = target.is_file()
         if is_here or not (is_shared or size_of(path)):
-            path.unlink()
+            path.unlink(missing_ok=True)
         if is_here:
             note_path(path).unlink(missing_ok=True)
             yield None
@@ -100,17 +100,18 @@ def open_partial(target: Path) -> Iterator[Partial | None]:
             try:
                 yield partial
             finally:
-                if not target.is_file() and not (is_shared and partial.offset):
-                    partial.begin(None)
-                    path.unlink()
+                if not (is_shared and (target.is_file() or partial.offset)):
+                    partial.note.unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
 
 
 def damage(file: Path, suffix: str) -> str | None:
     """What shows that a file is not what its name, of this suffix, says; None where nothing does."""
     with file.open("rb") as handle:
-        head = handle.read(512).lstrip().lower()  # servers send pages and pointers as if they were the file
+        head = handle.read(512)  # servers send pages and pointers as if they were the file
     if not head:
         return "is empty"
+    head = head.lstrip().lower()
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return "is a Git LFS pointer, not the file itself"
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
