@@ -1,20 +1,21 @@
 """The folder for data that are made, converted or fetched here, and how files in it are written and locked."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 if TYPE_CHECKING:
     import h5py
 
 ELSEWHERE = "O2O_BENCH_DATA=FOLDER puts the cache elsewhere"  # ends the line on a cache that cannot be written
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems that have none, like some of clusters
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems that have none, like some of clusters
 
 
 def cache_root() -> Path:
@@ -22,28 +23,37 @@ def cache_root() -> Path:
     return Path(os.environ.get("O2O_BENCH_DATA") or "~/.cache/o2o-bench").expanduser()
 
 
-def lock(file: IO, operation: int) -> bool:
-    """Lock a file until it is closed; False where another process holds it or the file system has no locks."""
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return False
-    return True
-
-
 @contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Waits until no other process holds the lock of this path, a file of its own that stays.
+    """Waits until no other process or thread holds the lock of this path, a file that is made if absent and stays.
 
-    Gives False where the file system has no locks.
+    Its holder may write to it, move and delete it. Gives False where the file system has no locks. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        yield lock(file, fcntl.LOCK_EX)
+    path.touch()  # filelock itself would wait for ever where some file systems refuse
+    held: list[int] = []  # descriptors
+    # The fallback, a file that exists while the lock is held, would stay where a process is killed. Many jobs may wait
+    # for one of them to convert a set: not all of them ask twenty times a second.
+    lock = FileLock(path, fallback_to_soft=False, on_acquired=held.append, poll_interval=0.2)
+    try:
+        lock.acquire()
+        while not _is_file_at(held[-1], path):  # its last holder has moved it away
+            lock.release()
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def _is_file_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -15,12 +15,12 @@ import tempfile
 import weakref
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.runs.contract import one_line
-from datasets.cache import ELSEWHERE, cache_root, exclusive, file_sha256, lock
+from datasets.cache import ELSEWHERE, NO_LOCKS, cache_root, exclusive, file_sha256
 from datasets.registry import DOWNLOADERS, TASKS, parse_name, reader_of
 from datasets.registry import task as find_task
 from datasets.spec import DataError, Dataset, TaskSpec
@@ -187,7 +187,7 @@ def _mapped(flat: Path, spec: TaskSpec, name: str) -> Transitions:
     """A conversion, which no other process removes while it is in use."""
     with ExitStack() as on_error:
         in_use = on_error.enter_context((flat / "meta.json").open())
-        lock(in_use, fcntl.LOCK_SH)
+        _lock(in_use, fcntl.LOCK_SH)
         meta = json.load(in_use)
         task = f"task{spec.task_id}"
         arrays = {
@@ -306,8 +306,24 @@ def _remove_outdated(dataset: Dataset, flat: Path, of: tuple[str, str]) -> None:
                 is_outdated = (meta.get("folder"), meta.get("task", "")) == of
             except ValueError:
                 continue  # damaged: `load` says so where somebody needs it
-            if is_outdated and lock(meta_file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if is_outdated and _lock(meta_file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 shutil.rmtree(old)
+
+
+def _lock(file: IO, operation: int) -> bool:
+    """Lock a file until it is closed; False where others hold it or the file system has no locks.
+
+    By hand, since what many processes use at once needs a shared lock, and filelock's files have none.
+    """
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 def _write_arrays(dataset: Dataset, spec: TaskSpec, files: list[Path], folder: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from datasets.cache import exclusive, file_sha256
 from datasets.spec import DataError
 
 LOCK = "O2O_BENCH_LOCK"  # an environment variable: another lock file than the checkout's
-_threads = threading.Lock()  # `exclusive` is for processes, and not every file system has it
+_threads = threading.Lock()  # for file systems without locks, where `exclusive` excludes nobody
 
 
 class Entry(TypedDict):
@@ -117,29 +117,23 @@ def verify(
     for name, path in zip(file_names, paths, strict=True):
         entry = recorded.get(key(dataset_name, name))
         try:
-            num_bytes = path.stat().st_size
-            sha256 = None if entry and entry["bytes"] != num_bytes else file_sha256(path)
+            num_bytes, sha256 = path.stat().st_size, file_sha256(path)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
-        if entry and entry["sha256"] == sha256:
-            lines.append((f"{path}: as recorded, sha256 {sha256}", False))
+        is_same = entry is not None and entry["sha256"] == sha256
+        if is_same:
+            line = f"{path}: as recorded, sha256 {sha256}"
         elif entry:
-            lines.append((f"{path} {_difference(dataset_name, num_bytes, sha256, entry, lock)}", True))
-        elif record_new and sha256:
+            line = (
+                f"{path} differs: it has {num_bytes:,} bytes and sha256 {sha256}, {lock} has {entry['bytes']:,} bytes "
+                f"and sha256 {entry['sha256']} (from {entry.get('url') or 'a file that was here'}, "
+                f"{entry.get('date')}); move it away and get it again: python -m bench data get {dataset_name}"
+            )
+        elif record_new:
             record(lock, dataset_name, name, num_bytes, sha256, None)
-            lines.append((f"{path}: recorded now, {num_bytes:,} bytes, sha256 {sha256}", False))
+            line = f"{path}: recorded now, {num_bytes:,} bytes, sha256 {sha256}"
         else:
             again = f"python -m bench data verify {dataset_name} --record"
-            lines.append((f"{path}: not recorded yet, sha256 {sha256}; record it: {again}", False))
+            line = f"{path}: not recorded yet, sha256 {sha256}; record it: {again}"
+        lines.append((line, entry is not None and not is_same))
     return lines
-
-
-def _difference(dataset_name: str, num_bytes: int, sha256: str | None, entry: Entry, lock: Path) -> str:
-    has, expected = f"{num_bytes:,} bytes", f"{entry['bytes']:,} bytes"
-    if sha256:  # of equal size
-        has, expected = f"sha256 {sha256}", f"sha256 {entry['sha256']}"
-    whence = entry.get("url") or "a file that was here"
-    return (
-        f"differs: it has {has}, {lock} has {expected} (from {whence}, {entry.get('date')}); move it away and get it "
-        f"again: python -m bench data get {dataset_name}"
-    )

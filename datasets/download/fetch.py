@@ -4,29 +4,37 @@ A finished file must be as the lock file recorded it at its first download. Befo
 format shows, and is recorded.
 """
 
+import errno
 import os
 import queue
 import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from datasets.download.checksums import Entry, entries, key, lock_file, record, require_writable
-from datasets.download.partial import DISK_FULL, Partial, damage, open_partial, partial_path
-from datasets.download.servers import AddressError, Answer, Patience, TransferError, VersionError, ask, without_password
-from datasets.spec import DataError, RemoteFile
+import requests
 
-if TYPE_CHECKING:
-    import requests
+from datasets.cache import file_sha256
+from datasets.download.checksums import entries, key, lock_file, record, require_writable
+from datasets.download.partial import Partial, damage, open_partial, partial_path, size_of
+from datasets.download.servers import (
+    AddressError,
+    Answer,
+    Patience,
+    TransferError,
+    VersionError,
+    ask,
+    open_session,
+    without_password,
+)
+from datasets.spec import DataError, RemoteFile
 
 MIRROR = "O2O_BENCH_MIRROR"  # an environment variable: an address or a folder that is tried before all others
 ByteProgress = Callable[[int, int | None], None]  # bytes that are here, bytes in all (None: not known yet)
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MOST_NAMED = 3  # files, in an error's line
 
 
@@ -65,77 +73,43 @@ def addresses(dataset_name: str, file: RemoteFile) -> list[str]:
     return [*(str(Path(mirror).expanduser().absolute() / name) for name in names), *file.urls]
 
 
-@dataclass
-class _Tally:
-    """How far each file is, by its path."""
-
-    sizes: dict[Path, int | None]  # bytes; None: not known yet
-    done: dict[Path, int]  # bytes
-    waiting_for: dict[Path, Path] = field(default_factory=dict)  # partial files that another process is writing
-
-    def totals(self) -> tuple[int, int | None]:
-        """Bytes here and in all. Files of unknown size count like the average one as soon as two are known."""
-        for target, partial in list(self.waiting_for.items()):
-            with suppress(FileNotFoundError):
-                self.done[target] = partial.stat().st_size
-        sizes = [size for size in self.sizes.values() if size is not None]
-        if len(sizes) < min(2, len(self.sizes)):
-            return sum(self.done.values()), None
-        return sum(self.done.values()), sum(sizes) * len(self.sizes) // len(sizes)
-
-    def least_left(self) -> int:
-        """Bytes that are still to come, at least."""
-        _, total = self.totals()
-        return (total or sum(size or 0 for size in self.sizes.values())) - sum(self.done.values())
-
-
-@dataclass
-class _Failure:
-    file: RemoteFile
-    reasons: list[tuple[str, str]]  # address, why it did not give the file
-    has_part: bool
-
-
 class _Interruption(Exception):
     """Another file's failure, or the user, has ended the whole download."""
 
 
 class _Download:
-    """One call of `fetch`: its threads, and what they have learnt about servers."""
+    """One call of `fetch`, and its threads."""
 
     def __init__(self, dataset_name: str, files: list[RemoteFile], folder: Path, lock: Path, patience: Patience):
-        self.dataset_name, self.files, self.folder = dataset_name, files, folder
-        self.lock, self.patience = lock, patience
-        recorded = [self._entry(file) for file in files]
-        if not all(recorded):
+        self.dataset_name, self.folder, self.lock, self.patience = dataset_name, folder, lock, patience
+        recorded = entries(lock)
+        self.recorded = {file: recorded.get(key(dataset_name, file.name)) for file in files}
+        if not all(self.recorded.values()):
             require_writable(lock)
-        targets = [folder / file.name for file in files]
-        self.tally = _Tally(
-            sizes={
-                target: entry["bytes"] if entry else file.num_bytes
-                for target, entry, file in zip(targets, recorded, files, strict=True)
-            },
-            done={target: _size(partial_path(target)) for target in targets},
-        )
+        # Bytes of each file; None: not known.
+        self.expected = {file: entry["bytes"] if entry else file.num_bytes for file, entry in self.recorded.items()}
+        self.sizes = dict(self.expected)  # as servers tell them, too
+        self.done = {file: size_of(partial_path(folder / file.name)) for file in files}  # bytes of each that are here
+        self.parts: dict[RemoteFile, Path] = {}  # of files in work, here or in another process
         self.queue: queue.SimpleQueue[RemoteFile] = queue.SimpleQueue()
         for file in files:
             self.queue.put(file)
         self.stop = threading.Event()
         self.fatal: BaseException | None = None
-        self.failures: list[_Failure] = []
+        self.failures: dict[RemoteFile, dict[str, str]] = {}  # of each address, why the file is not to be had there
         self.answered: set[str] = set()  # servers that have answered anything
-        self.delivered: set[str] = set()  # servers that have sent a file's data
-        self.dead: dict[str, str] = {}  # servers that are not asked again, and why
+        self.delivered: set[str] = set()  # servers that have sent some of a file
+        self.useless: dict[str, str] = {}  # those that have not, and why: other files need not find out again
 
     def run(self, workers: int, progress: ByteProgress | None) -> None:
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(self.files)))]
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(self.sizes)))]
         try:
             for thread in threads:
                 thread.start()
             while alive := [thread for thread in threads if thread.is_alive()]:
                 alive[0].join(0.1)
                 if progress:
-                    progress(*self.tally.totals())
+                    progress(*self._totals())
         finally:  # a thread that waits for a stalled server is left behind: it writes nothing any more
             self.stop.set()
             deadline = time.monotonic() + 1
@@ -146,11 +120,19 @@ class _Download:
         if self.failures:
             raise DataError(self._report())
 
-    def _work(self) -> None:
-        import requests
+    def _totals(self) -> tuple[int, int | None]:
+        """Bytes here and in all. Files of unknown size count like the average one as soon as two are known."""
+        for file, part in list(self.parts.items()):
+            self.done[file] = size_of(part) or size_of(self.folder / file.name)
+        done = sum(self.done.values())
+        sizes = [size for size in self.sizes.values() if size is not None]
+        if len(sizes) < min(2, len(self.sizes)):
+            return done, None
+        return done, sum(sizes) * len(self.sizes) // len(sizes)
 
+    def _work(self) -> None:
         try:
-            with requests.Session() as session:
+            with open_session(self.patience) as session:
                 while not self.stop.is_set():
                     self._fetch_file(session, self.queue.get_nowait())
         except (queue.Empty, _Interruption):
@@ -159,46 +141,52 @@ class _Download:
             self.fatal = self.fatal or error
             self.stop.set()
 
-    def _fetch_file(self, session: "requests.Session", file: RemoteFile) -> None:
+    def _fetch_file(self, session: requests.Session, file: RemoteFile) -> None:
         """Asks one address after the other until the file is in its place."""
         target = self.folder / file.name
-        left = addresses(self.dataset_name, file)
-        reasons = []
+        part = self.parts[file] = partial_path(target)
+        reasons = {}
         try:
-            while left and not target.is_file():
-                with open_partial(target, self.tally.waiting_for) as partial:
-                    if partial is None:  # another process was faster
-                        break
-                    if self.stop.is_set():  # it may have taken long to come so far
-                        raise _Interruption
-                    origin = partial.version.url if partial.version else ""
-                    address = next((url for url in left if without_password(url) == origin), left[0])
-                    left.remove(address)
-                    try:
-                        if not partial.is_complete:
-                            self._get_rest(session, file, address, partial)
-                        self._place(file, partial)
-                    except AddressError as error:
-                        reasons.append((without_password(address), str(error)))
-            if target.is_file():
-                self.tally.sizes[target] = self.tally.done[target] = _size(target)
-            else:
-                self.tally.done[target] = _size(partial_path(target))
-                self.failures.append(_Failure(file, reasons, has_part=self.tally.done[target] > 0))
+            with open_partial(target) as partial:
+                if partial:  # else another process was faster
+                    self.parts[file] = partial.path
+                    reasons = self._try_addresses(session, file, partial)
         except OSError as error:
-            if error.errno in DISK_FULL:
+            if error.errno in _DISK_FULL:
                 raise DataError(
-                    f"no room for {target} ({error.strerror}) after {_size(partial_path(target)):,} bytes, which are "
-                    "kept; free some space and repeat the command"
+                    f"no room for {target} ({error.strerror}) after {size_of(part):,} bytes, which are kept; "
+                    "free some space and repeat the command"
                 ) from error
             raise DataError(f"cannot write {target}: {error.strerror or error}") from error
+        del self.parts[file]
+        self.done[file] = size_of(target) or size_of(part)
+        if target.is_file():
+            self.sizes[file] = self.done[file]
+        else:
+            self.failures[file] = reasons
 
-    def _get_rest(self, session: "requests.Session", file: RemoteFile, address: str, partial: Partial) -> None:
+    def _try_addresses(self, session: requests.Session, file: RemoteFile, partial: Partial) -> dict[str, str]:
+        """Why each of those that were asked does not have it."""
+        reasons = {}
+        begun_at = partial.version.url if partial.version else ""
+        for address in sorted(addresses(self.dataset_name, file), key=lambda url: without_password(url) != begun_at):
+            try:
+                if partial.version is None or partial.offset != partial.version.num_bytes:
+                    self._get_rest(session, file, address, partial)
+                if fault := self._fault(file, partial):
+                    partial.begin(None)
+                    raise AddressError(fault)
+                partial.move(self.folder / file.name)
+                break
+            except AddressError as error:
+                reasons[without_password(address)] = str(error)
+        return reasons
+
+    def _get_rest(self, session: requests.Session, file: RemoteFile, address: str, partial: Partial) -> None:
         """Asks one server again and again, as long as that brings something new."""
         server = urlsplit(address).netloc
         most, attempt = partial.offset, 0
-        while server not in self.dead:
-            started = time.monotonic()
+        while server not in self.useless:
             try:
                 with ask(session, address, partial.version, partial.offset, self.patience) as answer:
                     self.answered.add(server)
@@ -206,114 +194,84 @@ class _Download:
                 self.delivered.add(server)
                 return
             except TransferError as error:
-                if error.has_answered:
-                    self.answered.add(server)
                 if isinstance(error, VersionError):
-                    partial.clear()
+                    self.answered.add(server)
+                    partial.begin(None)
                 if partial.offset > most:
                     most, attempt = partial.offset, 0
                     self.delivered.add(server)
-                if server in self.answered:
-                    pauses, gives_up = self.patience.pauses, error.pause > self.patience.longest_pause
-                else:
-                    pauses = self.patience.pauses_unanswered
-                    gives_up = time.monotonic() - started > self.patience.slow_failure
-                if gives_up or attempt == len(pauses):
+                if server not in self.answered or attempt == self.patience.retries:
                     if server in self.delivered:
                         raise AddressError(str(error)) from error
-                    self.dead[server] = str(error)  # other files need not find out again
-                elif self.stop.wait(max(pauses[attempt], error.pause)):
+                    self.useless[server] = str(error)
+                elif self.stop.wait(self.patience.backoff * 2**attempt):
                     raise _Interruption from error
                 attempt += 1
-        raise AddressError(self.dead[server])
+        raise AddressError(self.useless[server])
 
     def _receive(self, file: RemoteFile, answer: Answer, partial: Partial) -> None:
-        target = self.folder / file.name
-        entry = self._entry(file)
-        size = answer.version.num_bytes
-        if size is not None and entry and size != entry["bytes"]:
-            raise AddressError(f"has {size:,} bytes, {self.lock} has {entry['bytes']:,}{self._if_right(file)}")
-        if size is not None and file.num_bytes is not None and size != file.num_bytes:
-            raise AddressError(f"has {size:,} bytes, expected {file.num_bytes:,}")
-        if not answer.shows_end and entry is None and file.num_bytes is None:
+        size, expected = answer.version.num_bytes, self.expected[file]
+        if size is not None and expected not in (None, size):
+            raise AddressError(f"has {size:,} bytes, expected {expected:,}{self._if_right(file)}")
+        if not answer.shows_end and expected is None:
             raise AddressError("does not tell the size, without which a cut file would look whole")
-        if answer.begin == 0:
-            partial.start(answer.version)
-        self.tally.sizes[target] = size or self.tally.sizes[target]
-        self.tally.done[target] = partial.offset
+        self.sizes[file] = size or self.sizes[file]
+        if answer.begin == 0 and not self.stop.is_set():
+            partial.begin(answer.version)
         self._check_room()
         for chunk in answer.chunks:
             if self.stop.is_set():
                 raise _Interruption
             partial.append(chunk)
-            self.tally.done[target] = partial.offset
         if size is not None and partial.offset != size:
             raise TransferError(f"connection cut after {partial.offset:,} of {size:,} bytes")
-        partial.finish()
 
     def _check_room(self) -> None:
-        left, free = self.tally.least_left(), shutil.disk_usage(self.folder).free
+        done, total = self._totals()
+        left = (total or sum(size or 0 for size in self.sizes.values())) - done
+        free = shutil.disk_usage(self.folder).free
         if left > free:
             raise DataError(
                 f"{self.dataset_name}: {left / 1e9:,.3f} GB are still to come and {free / 1e9:,.3f} GB are free in "
                 f"{self.folder}; free some space, or choose another folder with --data-dir"
             )
 
-    def _place(self, file: RemoteFile, partial: Partial) -> None:
-        """Checks a complete file and gives it its name."""
-        target = self.folder / file.name
-        aside = target.with_name(f".{target.name}.mismatch")
-        version, sha256 = partial.version, partial.sha256()
+    def _fault(self, file: RemoteFile, partial: Partial) -> str | None:
+        """What is wrong with a complete file; None where it is the right one, which is recorded if it is the first."""
+        version, sha256, expected = partial.version, file_sha256(partial.path), self.expected[file]
         assert version is not None
-        entry = self._entry(file)
-        bad = None
         if version.sha256 not in (None, sha256):
-            bad = f"was damaged on the way: it has sha256 {sha256}, the server told {version.sha256}"
-        elif file.num_bytes not in (None, partial.offset):
-            bad = f"has {partial.offset:,} bytes, expected {file.num_bytes:,}"
-        elif entry is None:
-            bad = damage(partial.path, target.suffix)
-        if bad:
-            partial.clear()
-            raise AddressError(bad)
-        if entry is None:
-            entry = record(self.lock, self.dataset_name, file.name, partial.offset, sha256, version.url)
+            return f"was damaged on the way: it has sha256 {sha256}, the server told {version.sha256}"
+        if expected not in (None, partial.offset):
+            return f"has {partial.offset:,} bytes, expected {expected:,}{self._if_right(file)}"
+        if not self.recorded[file] and (fault := damage(partial.path, Path(file.name).suffix)):
+            return fault
+        entry = self.recorded[file] or record(
+            self.lock, self.dataset_name, file.name, partial.offset, sha256, version.url
+        )
+        self.recorded[file] = entry
         if entry["sha256"] != sha256:
-            partial.move(aside)
-            raise AddressError(
-                f"has sha256 {sha256}, {self.lock} has {entry['sha256']} of {entry.get('date')}; kept as {aside}"
-                f"{self._if_right(file)}"
-            )
-        partial.move(target)
-        aside.unlink(missing_ok=True)
-
-    def _entry(self, file: RemoteFile) -> Entry | None:
-        return entries(self.lock).get(key(self.dataset_name, file.name))
+            return f"has sha256 {sha256}, expected {entry['sha256']}{self._if_right(file)}"
+        return None
 
     def _if_right(self, file: RemoteFile) -> str:
-        name = key(self.dataset_name, file.name)
-        return f" (if the new file is the right one, delete '{name}' from the lock file and repeat the command)"
+        if not (entry := self.recorded[file]):
+            return ""
+        return (
+            f" as {self.lock} has it since {entry.get('date')} (if the new file is the right one, delete "
+            f"'{key(self.dataset_name, file.name)}' from the lock file and repeat the command)"
+        )
 
     def _report(self) -> str:
-        """One line: each address with its reason."""
-        failures = sorted(self.failures, key=lambda failure: self.files.index(failure.file))
-        named = failures
-        if len(named) > _MOST_NAMED:  # one for each kind of failure
-            kinds: dict[tuple[str, ...], _Failure] = {}
-            for failure in failures:
-                kinds.setdefault(tuple(reason for _, reason in failure.reasons), failure)
-            named = list(kinds.values())[:_MOST_NAMED]
-        files = []
-        for failure in named:
-            reasons = "; ".join(f"{url}: {reason}" for url, reason in failure.reasons)
-            files.append(f"{failure.file.name} ({reasons or 'no address is known'})")
-        more = f" and {len(failures) - len(named)} more files" if len(failures) > len(named) else ""
-        kept_part = "; what has arrived is kept" if any(failure.has_part for failure in failures) else ""
-        return f"{self.dataset_name}: cannot download {', '.join(files)}{more}{kept_part}; try again later"
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
+        """One line: each address with its reason, of one file for each kind of failure where there are many."""
+        kinds: dict[tuple[str, ...], RemoteFile] = {}
+        for file in (failed := [file for file in self.sizes if file in self.failures]):
+            kinds.setdefault(tuple(self.failures[file].values()), file)
+        named = failed if len(failed) <= _MOST_NAMED else list(kinds.values())[:_MOST_NAMED]
+        listed = []
+        for file in named:
+            reasons = "; ".join(f"{url}: {why}" for url, why in self.failures[file].items())
+            listed.append(f"{file.name} ({reasons or 'no address is known'})")
+        more = f" and {len(failed) - len(named)} more files" if len(failed) > len(named) else ""
+        kept = "; what has arrived is kept" if any(self.done[file] for file in failed) else ""
+        return f"{self.dataset_name}: cannot download {', '.join(listed)}{more}{kept}; try again later"

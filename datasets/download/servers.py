@@ -1,39 +1,35 @@
-"""Asks one address for a file, or the rest of it: an http(s) server or a folder. Says in a few words why it fails."""
+"""Asks one address for a file, or the rest of it: an http(s) server or a folder."""
 
-import email.utils
-import itertools
 import os
 import re
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import NewConnectionError, ProxyError, ReadTimeoutError, ResponseError
 
 from bench.runs.contract import one_line
 from datasets.download.partial import Version
 
-if TYPE_CHECKING:
-    import requests
-
 _CHUNK = 1 << 20  # bytes
-_HEAD = 512  # bytes, within which a page or a pointer shows itself
+_LONGEST_PAUSE = 120.0  # seconds that a server may ask for
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long servers are waited for, in seconds."""
+    """How long servers are waited for."""
 
-    connect: float = 10.0
-    stall: float = 30.0  # without a byte
-    pauses: tuple[float, ...] = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # between attempts that bring nothing new
-    pauses_unanswered: tuple[float, ...] = (0.2, 1.0)  # the same for a server that has never answered,
-    slow_failure: float = 2.0  # which is not asked again where it took longer than this to fail
-    longest_pause: float = 120.0  # that a server may ask for
+    connect: float = 10.0  # seconds
+    stall: float = 30.0  # seconds without a byte
+    retries: int = 6  # that bring nothing new
+    backoff: float = 0.5  # seconds before the first of them, doubled for each
 
 
 class AddressError(Exception):
@@ -41,12 +37,7 @@ class AddressError(Exception):
 
 
 class TransferError(Exception):
-    """May work when it is tried again, not before `pause` seconds have passed."""
-
-    def __init__(self, reason: str, pause: float = 0.0, has_answered: bool = True) -> None:
-        super().__init__(reason)
-        self.pause = pause
-        self.has_answered = has_answered
+    """May work when it is tried again."""
 
 
 class VersionError(TransferError):
@@ -62,17 +53,44 @@ class Answer(NamedTuple):
     chunks: Iterator[bytes]
 
 
+class _Retry(urllib3.Retry):
+    """Gives up where the last attempt took long, or the server asks for a long pause."""
+
+    def increment(self, method=None, url=None, response=None, error=None, _pool=None, _stacktrace=None) -> Any:
+        if isinstance(error, urllib3.exceptions.TimeoutError) and not isinstance(error, NewConnectionError):
+            raise error
+        if response is not None and (self.get_retry_after(response) or 0) > _LONGEST_PAUSE:
+            raise urllib3.exceptions.MaxRetryError(_pool, url, ResponseError())  # type: ignore[arg-type]
+        return super().increment(method, url, response, error, _pool, _stacktrace)
+
+
+def open_session(patience: Patience) -> requests.Session:
+    """Connections that are tried again where they fail at once or the server is busy."""
+    retry = _Retry(
+        total=None,
+        connect=2,
+        read=2,
+        other=0,
+        status=patience.retries,
+        status_forcelist=(429, 500, 502, 503, 504),
+        backoff_factor=patience.backoff,
+        raise_on_status=False,
+    )
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
+
+
 def without_password(address: str) -> str:
     """Without the password that it may hold."""
-    if "@" not in urlsplit(address).netloc:
-        return address
     parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else address
 
 
 @contextmanager
 def ask(
-    session: "requests.Session", address: str, have: Version | None, offset: int, patience: Patience
+    session: requests.Session, address: str, have: Version | None, offset: int, patience: Patience
 ) -> Iterator[Answer]:
     """The file at `address` from byte `offset` on if it is still the version `have`, else from its start.
 
@@ -80,174 +98,96 @@ def ask(
     """
     scheme = urlsplit(address).scheme if "://" in address else ""
     if not (have and have.validator and have.url == without_password(address)):
-        have = None
+        have, offset = None, 0
     if scheme in ("http", "https"):
-        with _ask_http(session, address, have, offset if have else 0, patience) as answer:
-            yield answer if answer.begin else answer._replace(chunks=_checked(answer.chunks))
+        with _get(session, address, have, offset, patience) as response:
+            raw = response.raw
+            version, begin = _version(address, response, have, offset)
+            shows_end = version.num_bytes is not None or bool(getattr(raw, "chunked", False))
+            # read1 gives as much as is here, so that a cut loses none of it.
+            chunks = _chunks(lambda size: raw.read1(size, decode_content=False), patience)
+            yield Answer(version, begin, shows_end, chunks)
     elif scheme in ("", "file"):
         path = Path(url2pathname(urlsplit(address).path) if scheme else address)
-        with _open_local(path, without_password(address), have, offset) as answer:
-            yield answer if answer.begin else answer._replace(chunks=_checked(answer.chunks))
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise AddressError((error.strerror or "cannot be opened").lower()) from error
+        with file:
+            stat = os.fstat(file.fileno())
+            version = Version(without_password(address), f"{stat.st_size}-{stat.st_mtime_ns}", stat.st_size, None)
+            begin = file.seek(offset if have == version else 0)
+            yield Answer(version, begin, True, _chunks(file.read, patience))
     else:
         raise AddressError(f"{scheme}:// is no kind of address that can be read, http, https and file are")
 
 
-@contextmanager
-def _open_local(path: Path, url: str, have: Version | None, offset: int) -> Iterator[Answer]:
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise AddressError((error.strerror or "cannot be opened").lower()) from error
-    with file:
-        stat = os.fstat(file.fileno())
-        version = Version(url, f"{stat.st_size}-{stat.st_mtime_ns}", stat.st_size, sha256=None)
-        begin = file.seek(offset if have == version else 0)
-        yield Answer(version, begin, True, iter(lambda: _read(file), b""))
-
-
-def _read(file: IO[bytes]) -> bytes:
-    try:
-        return file.read(_CHUNK)
-    except OSError as error:
-        raise AddressError(f"cannot be read ({error.strerror})") from error
-
-
-@contextmanager
-def _ask_http(
-    session: "requests.Session", url: str, have: Version | None, offset: int, patience: Patience
-) -> Iterator[Answer]:
-    import requests
-
+def _get(
+    session: requests.Session, url: str, have: Version | None, offset: int, patience: Patience
+) -> requests.Response:
     headers = {"Accept-Encoding": "identity"}  # a part of a compressed stream could not be continued
-    if have and have.validator and offset:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": have.validator}
-    else:
-        offset = 0
+    if have and offset:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": have.validator or ""}
     try:
-        response = session.get(url, headers=headers, stream=True, timeout=(patience.connect, patience.stall))
-    except requests.RequestException as error:
-        raise _failure(error, patience, has_answered=False) from error
-    with response:
-        status = f"{response.status_code} {response.reason or ''}".strip()
-        if response.status_code in (408, 425, 429) or response.status_code >= 500:
-            pause = _retry_after(response.headers.get("Retry-After", ""))
-            raise TransferError(status + (f", asks to come back in {pause:.0f} s" if pause else ""), pause)
-        if response.status_code == 206 and offset and have:
-            begin, version = offset, _continued(response, have, offset)
-        elif response.status_code == 416 and offset:
-            raise VersionError(status)
-        elif response.status_code == 200:
-            begin, version = 0, _version(url, response)
-        else:
-            raise AddressError(status)
-        if encoding := response.headers.get("Content-Encoding", "").replace("identity", ""):
-            raise AddressError(f"sends the file compressed ({encoding}), which could not be continued after a cut")
-        shows_end = version.num_bytes is not None or bool(getattr(response.raw, "chunked", False))
-        yield Answer(version, begin, shows_end, _chunks(response, patience))
+        return session.get(url, headers=headers, stream=True, timeout=(patience.connect, patience.stall))
+    except (requests.exceptions.SSLError, requests.TooManyRedirects, ValueError) as error:
+        raise AddressError(_reason(error, patience)) from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise TransferError(_reason(error, patience)) from error
 
 
-def _continued(response: "requests.Response", have: Version, offset: int) -> Version:
-    """Checks that this is the rest of `have`: not every server looks at If-Range, or at all of Range."""
-    content_range = response.headers.get("Content-Range", "")
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
-    num_bytes = int(match[2]) if match and match[2] != "*" else have.num_bytes
-    if not match or int(match[1]) != offset or have.num_bytes not in (None, num_bytes):
-        raise VersionError(
-            f"sends another part of the file ({content_range or 'which it does not tell'}) than asked for"
-        )
-    if _validator(response) not in (None, have.validator):
-        raise VersionError("has changed while it was being downloaded")
-    return replace(have, num_bytes=num_bytes)
-
-
-def _validator(response: "requests.Response") -> str | None:
-    etag = response.headers.get("ETag", "")
-    if etag and not etag.startswith("W/"):  # a weak one says nothing about bytes
-        return etag
-    return response.headers.get("Last-Modified")
-
-
-def _version(url: str, response: "requests.Response") -> Version:
-    length = response.headers.get("Content-Length", "")
+def _version(url: str, response: requests.Response, have: Version | None, offset: int) -> tuple[Version, int]:
+    """Of what comes, and at which byte it begins."""
+    headers = response.headers
+    etag = headers.get("ETag", "W/")
+    validator = headers.get("Last-Modified") if etag.startswith("W/") else etag  # a weak one says nothing about bytes
+    if encoding := headers.get("Content-Encoding", "").replace("identity", ""):
+        raise AddressError(f"sends the file compressed ({encoding}), which could not be continued after a cut")
+    if response.status_code == 206 and have and offset:
+        content_range = headers.get("Content-Range", "")
+        match = re.fullmatch(rf"bytes {offset}-\d+/(\d+|\*)", content_range)
+        num_bytes = int(match[1]) if match and match[1] != "*" else have.num_bytes
+        if not match or have.num_bytes not in (None, num_bytes):
+            raise VersionError(f"sends another part of the file than asked for ({content_range})")
+        if validator not in (None, have.validator):  # not every server looks at If-Range
+            raise VersionError("has changed while it was being downloaded")
+        return replace(have, num_bytes=num_bytes), offset
+    status = f"{response.status_code} {response.reason}"
+    if response.status_code == 416 and offset:
+        raise VersionError(status)
+    if response.status_code != 200:
+        pause = headers.get("Retry-After")
+        raise AddressError(f"{status}, Retry-After: {pause}" if pause else status)
+    length = headers.get("Content-Length", "")
     # Hugging Face redirects to a storage server and tells the file's hash on the way.
-    etags = [answer.headers.get("X-Linked-ETag", "").strip('"') for answer in (*response.history, response)]
-    sha256 = next((hash for hash in etags if re.fullmatch("[0-9a-f]{64}", hash)), None)
-    return Version(without_password(url), _validator(response), int(length) if length.isdecimal() else None, sha256)
+    linked = [answer.headers.get("X-Linked-ETag", "").strip('"') for answer in (*response.history, response)]
+    sha256 = next((tag for tag in linked if re.fullmatch("[0-9a-f]{64}", tag)), None)
+    return Version(without_password(url), validator, int(length) if length.isdecimal() else None, sha256), 0
 
 
-def _chunks(response: "requests.Response", patience: Patience) -> Iterator[bytes]:
-    import urllib3
-
+def _chunks(read: Any, patience: Patience) -> Iterator[bytes]:
     while True:
         try:
-            chunk = response.raw.read1(_CHUNK, decode_content=False)  # as much as is here: a cut loses none of it
+            chunk = read(_CHUNK)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _failure(error, patience, has_answered=True) from error
+            raise TransferError(_reason(error, patience)) from error
         if not chunk:
             return
         yield chunk
 
 
-def _checked(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, after a look at the first bytes: error pages and pointers come as if they were the file."""
-    head = b""
-    while len(head) < _HEAD and (chunk := next(chunks, b"")):
-        head += chunk
-    start = head.lstrip()[:_HEAD].lower()
-    if not head:
-        raise AddressError("is empty")
-    if start.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise AddressError("is a Git LFS pointer, not the file itself")
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
-        raise AddressError("is a web page, not the file (a page for logging in, or of an error)")
-    return itertools.chain([head], chunks)
-
-
-def _retry_after(value: str) -> float:
-    """Seconds from now, 0 where the header says nothing that can be understood."""
-    if value.strip().isdecimal():
-        return float(value)
-    date = email.utils.parsedate_tz(value)
-    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
-
-
-def _failure(error: Exception, patience: Patience, has_answered: bool) -> TransferError | AddressError:
-    """An error of requests in a few words."""
-    import requests
-    from urllib3 import exceptions
-
-    causes = list(_causes(error))
-    system = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
-
-    def any_is(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    proxy = "proxy: " if any_is(exceptions.ProxyError) else ""
-    if any_is(exceptions.SSLError, requests.exceptions.SSLError):
-        return AddressError(f"{proxy}no trusted encrypted connection ({one_line(error)[-120:]})")
-    if proxy and (tunnel := re.search(r"Tunnel connection failed: [^'\")]+", str(error))):
-        return AddressError(f"proxy: {tunnel[0].strip()}")
-    if isinstance(error, requests.TooManyRedirects):
-        return AddressError("redirects without end")
-    if isinstance(error, requests.RequestException) and isinstance(error, ValueError):
-        return AddressError(one_line(error))  # no address at all
-    if any_is(exceptions.NameResolutionError, socket.gaierror):
-        reason = "name not resolved"
-    elif any_is(ConnectionRefusedError):
-        reason = "connection refused"
-    elif any(type(cause) is exceptions.ConnectTimeoutError for cause in causes):  # its kinds are other failures
-        reason = f"no connection within {patience.connect:g} s"
-    elif any_is(exceptions.ReadTimeoutError, TimeoutError):
+def _reason(error: BaseException, patience: Patience) -> str:
+    """In a few words what was wrong at the bottom, which requests has wrapped several times."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    if any(isinstance(each, ReadTimeoutError) for each in chain):
         reason = f"no data for {patience.stall:g} s"
+    elif isinstance(chain[-1], TimeoutError):
+        reason = f"no connection within {patience.connect:g} s"
+    elif isinstance(chain[-1], urllib3.exceptions.IncompleteRead):
+        reason = "connection cut"
     else:
-        what = "connection cut" if has_answered else "no answer"
-        reason = f"{what} ({system[-1].lower()})" if system else what
-    return TransferError(f"{proxy}{reason}", has_answered=has_answered)
-
-
-def _causes(error: object, seen: tuple[object, ...] = ()) -> Iterator[BaseException]:
-    """An error and those that have led to it."""
-    if isinstance(error, BaseException) and error not in seen:
-        yield error
-        for cause in (*error.args, getattr(error, "reason", None), error.__cause__, error.__context__):
-            yield from _causes(cause, (*seen, error))
+        reason = getattr(chain[-1], "strerror", None) or one_line(chain[-1]).strip(".") or type(chain[-1]).__name__
+        reason = reason[:1].lower() + reason[1:]
+    return f"proxy: {reason}" if any(isinstance(each, ProxyError) for each in chain) else reason

@@ -1,13 +1,12 @@
 """Environments recovered from Minari data sets. Imports gymnasium: import this module inside a function."""
 
-import json
 import math
 
 import gymnasium
 import numpy as np
 
 from bench.runs.contract import one_line
-from datasets.minari.metadata import Metadata, flat_dim, flatten
+from datasets.minari.metadata import Metadata, flatten
 from datasets.pictures.view import View
 from datasets.spec import DataError, TaskSpec
 
@@ -87,10 +86,7 @@ def _require_readable(metadata: Metadata) -> None:
 
 def _require_fit(env: gymnasium.Env, spec: TaskSpec, metadata: Metadata) -> None:
     """Raises DataError where observations or actions of the environment are not those of the data."""
-    from minari.serialization import serialize_space
-
-    obs_space = json.loads(str(serialize_space(env.observation_space)))
-    obs_dim = flat_dim(obs_space, f"{metadata.where}: the environment's observation space")
+    obs_dim = gymnasium.spaces.flatdim(env.observation_space)
     if obs_dim != spec.obs_dim:
         raise DataError(
             f"{metadata.where}: the environment observes {obs_dim} numbers with the installed packages, "

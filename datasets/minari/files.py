@@ -6,19 +6,22 @@ of OGBench's data relies on; `truncations` end an episode also where the file go
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bench.runs.contract import one_line
+from bench.runs.contract import error_line, one_line
 from datasets.minari.metadata import FILE, MAIN_FILE, NOTE, ActionBox, Metadata, Space, checked_note, flat_dim, flatten
 from datasets.minari.tasks import SUITE
 from datasets.source import Block, Rows
 from datasets.spec import ACTION_LIMIT, DataError, TaskSpec
 from datasets.transitions import row_form
+
+if TYPE_CHECKING:
+    import h5py
 
 _BLOCK_ROWS = 65_536
 _EPISODE = re.compile(r"episode_(\d+)")
@@ -30,22 +33,6 @@ class _Episode(NamedTuple):
     reward: np.ndarray  # (T,)
     terminated: np.ndarray  # (T,)
     truncated: np.ndarray  # (T,)
-
-
-class _Episodes(Protocol):
-    """An open data set."""
-
-    names: list[str]  # of the episodes, in order
-
-    def length(self, name: str) -> int: ...
-
-    def truncated(self, name: str) -> np.ndarray: ...
-
-    def read(self, name: str, space: Space) -> _Episode: ...
-
-    def __enter__(self) -> "_Episodes": ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
 def read(file: Path, metadata: Metadata | None, box: ActionBox | None, tasks: list[TaskSpec]) -> Rows:
@@ -91,7 +78,7 @@ def longest_episode(metadata: Metadata) -> int:
 
 def note_of(file: Path) -> Mapping[str, Any]:
     """What an export from here wrote into a main_data.hdf5; empty for others. Raises DataError for a damaged file."""
-    with _Hdf5Episodes(file) as episodes:
+    with _open_hdf5(file) as episodes:
         text = episodes.handle.attrs.get(NOTE)
     if text is None:
         return {}
@@ -101,13 +88,28 @@ def note_of(file: Path) -> Mapping[str, Any]:
         raise DataError(f"{file}: attribute '{NOTE}' is not JSON ({one_line(error)})") from error
 
 
-def _open(file: Path, metadata: Metadata | None) -> _Episodes:
+@contextmanager
+def _open(file: Path, metadata: Metadata | None) -> Iterator["_Hdf5Episodes | _ArrowEpisodes"]:
     if metadata is None or metadata.data_format == "hdf5":
-        return _Hdf5Episodes(file)
-    return _ArrowEpisodes(metadata)
+        with _open_hdf5(file) as episodes:
+            yield episodes
+    else:
+        yield _ArrowEpisodes(metadata)
 
 
-def _num_rows(file: Path, name: str, episodes: _Episodes) -> int:
+@contextmanager
+def _open_hdf5(file: Path) -> Iterator["_Hdf5Episodes"]:
+    import h5py
+
+    try:
+        handle = h5py.File(file, "r")
+    except OSError as error:
+        raise DataError(f"{file} is not a whole HDF5 file ({one_line(error)}); get it again") from error
+    with handle:
+        yield _Hdf5Episodes(file, handle)
+
+
+def _num_rows(file: Path, name: str, episodes: "_Hdf5Episodes | _ArrowEpisodes") -> int:
     length, truncated = episodes.length(name), episodes.truncated(name)
     if length == 0:
         raise DataError(f"{file}: {name} has no transitions")
@@ -186,22 +188,10 @@ def _rows(
 class _Hdf5Episodes:
     """One HDF5 file: a group `episode_<n>` each. Numbers may have gaps, as when episodes were taken out."""
 
-    def __init__(self, file: Path) -> None:
-        import h5py
-
-        self.file = file
-        try:
-            self.handle = h5py.File(file, "r")
-        except OSError as error:
-            raise DataError(f"{file} is not a whole HDF5 file ({one_line(error)}); get it again") from error
+    def __init__(self, file: Path, handle: "h5py.File") -> None:
+        self.file, self.handle = file, handle
         numbered = [(int(match[1]), match[0]) for key in map(str, self.handle) if (match := _EPISODE.fullmatch(key))]
         self.names = [name for _, name in sorted(numbered)]
-
-    def __enter__(self) -> "_Hdf5Episodes":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.handle.close()
 
     def length(self, name: str) -> int:
         shape = self._member(f"{name}/rewards").shape
@@ -237,7 +227,7 @@ class _Hdf5Episodes:
         return member
 
 
-def _hdf5_space(episodes: _Episodes, file: Path) -> Space:
+def _hdf5_space(episodes: "_Hdf5Episodes | _ArrowEpisodes", file: Path) -> Space:
     """The observation space of a file without metadata: what its first episode looks like."""
     import h5py
 
@@ -263,42 +253,32 @@ class _ArrowEpisodes:
     def __init__(self, metadata: Metadata) -> None:
         self.where = metadata.where
         try:
-            from minari.dataset.minari_storage import MinariStorage
+            from minari import MinariDataset
 
-            self.storage = MinariStorage.read(metadata.folder)
+            self.dataset = MinariDataset(metadata.folder)
         except ImportError as error:
             raise DataError(
                 f"{metadata.where}: data are in the {metadata.data_format} format, which needs packages that are not "
                 "installed; pip install 'minari[arrow]'"
             ) from error
-        except ValueError as error:
-            raise DataError(f"{metadata.where}: {one_line(error)}") from error
-        self.names = [str(number) for number in range(self.storage.total_episodes)]
-
-    def __enter__(self) -> "_ArrowEpisodes":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        pass  # no file stays open
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{metadata.where}: {error_line(error)}") from error
+        self.names = [str(number) for number in range(self.dataset.total_episodes)]
 
     def length(self, name: str) -> int:
-        (facts,) = self._guarded(lambda: list(self.storage.get_episode_metadata([int(name)])))
+        (facts,) = self._guarded(lambda: self.dataset.storage.get_episode_metadata([int(name)]))
         return int(facts["total_steps"])
 
     def truncated(self, name: str) -> np.ndarray:
-        return self._episode(name)["truncations"]
+        return self.read(name).truncated
 
-    def read(self, name: str, space: Space) -> _Episode:
-        episode = self._episode(name)
-        keys = ("observations", "actions", "rewards", "terminations", "truncations")
-        return _Episode(*(episode[key] for key in keys))
+    def read(self, name: str, space: Space | None = None) -> _Episode:
+        (found,) = self._guarded(lambda: self.dataset.iterate_episodes([int(name)]))
+        return _Episode(found.observations, found.actions, found.rewards, found.terminations, found.truncations)
 
-    def _episode(self, name: str) -> dict[str, Any]:
-        return self._guarded(lambda: next(iter(self.storage.get_episodes([int(name)]))))
-
-    def _guarded(self, reading: Any) -> Any:
+    def _guarded(self, read: Callable[[], Iterable[Any]]) -> list[Any]:
         try:
-            return reading()
+            return list(read())
         except (OSError, ValueError, KeyError) as error:  # pyarrow's are of these
             raise DataError(
                 f"{self.where}: an episode cannot be read ({one_line(error)}); get the set again"

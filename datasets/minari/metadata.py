@@ -228,10 +228,10 @@ class Metadata:
         if space is not None:
             return space
         try:  # older sets leave it to their environment, which Minari makes to see
-            from minari.dataset.minari_storage import MinariStorage
+            from minari import MinariDataset
             from minari.serialization import serialize_space
 
-            return json.loads(str(serialize_space(getattr(MinariStorage.read(self.folder), key))))
+            return json.loads(str(serialize_space(getattr(MinariDataset(self.folder), key))))
         except Exception as error:  # of making an environment
             raise DataError(
                 f"{self.where}: key '{key}' is missing and its environment cannot be made ({one_line(error)}); "
