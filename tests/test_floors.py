@@ -290,6 +290,7 @@ def test_no_file_is_named_after_nothing():
 def test_the_project_never_reads_outside_itself():
     outside = "../" + "shared"
     tests = {str(path): path.read_text() for path in (ROOT / "tests").glob("*.py")}
-    others = {name: (ROOT / name).read_text() for name in ("Makefile", "README.md")}
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md")]
+    others = {str(path): path.read_text() for path in (ROOT / "Makefile", *pages)}
     for name, text in {**tree(), **tests, **others}.items():
         assert outside not in text, name

@@ -96,7 +96,7 @@ def summarised(suite: Suite, rows: Sequence[Verdict], margin: float = MARGIN) ->
     table = Table(["agent", "published", "step", "mean over tasks", "by task"], lines)
     rule = (
         f"Margin {margin:.2f}. A method that is truly equal is called below or above on any task of the suite with "
-        f"probability {ERROR_RATE:.0%} at most, at each step. The rule: results/README.md."
+        f"probability {ERROR_RATE:.0%} at most, at each step. The rule: analysis/README.md."
     )
     return "\n\n".join([f"## {suite.name}: against published numbers", rule, table.markdown()])
 

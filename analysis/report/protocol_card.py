@@ -180,7 +180,7 @@ def departure_facts(suite: Suite) -> Iterable[tuple[str, str]]:
             runs = "its runs were" if unrecorded == len(recorded) else f"{unrecorded} of {len(recorded)} runs were"
             facts.append(f"not known: {runs} written before departures were recorded")
         yield agent, "; ".join(facts)
-    yield "in every run", "what the fidelity table of the README prints in bold"
+    yield "in every run", "what the fidelity tables of agents/README.md print in bold"
 
 
 def code_facts(runs: Sequence[Run], records: Sequence[RunRecord]) -> Iterable[tuple[str, str]]:
