@@ -1,11 +1,14 @@
 """What several tests share: the switch for slow tests, and one small generated data set per session."""
 
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from datasets import registry
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +19,14 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of tiny products wait for each other, for ever on busy cores
 os.environ["O2O_BENCH_OFFLINE"] = "1"  # no test downloads anything from a real server
 
-REST = {"thorough", "slurm", "slow"}  # markers of what `make test` leaves out
+REST = {"thorough", "extra", "slurm", "slow"}  # markers of what `make test` leaves out
+EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
+    **registry.EXTRAS,
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "video": "av",
+    "browser": "playwright",
+}
 TINY_DATASET = "toy-reach-mixed-generated-12ep-seed0"
 
 
@@ -47,6 +57,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "gpu": (not torch.cuda.is_available(), "needs a CUDA device"),
     }
     for item in items:
+        for extra in item.iter_markers("extra"):
+            if importlib.util.find_spec(EXTRAS[extra.args[0]]) is None:
+                item.add_marker(pytest.mark.skip(reason=f"needs an extra: make setup EXTRAS={extra.args[0]}"))
         for marker, (is_missing, reason) in reasons.items():
             if is_missing and marker in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))

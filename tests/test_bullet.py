@@ -14,9 +14,7 @@ from datasets.bullet.tasks import DIMS, MAX_EPISODE_STEPS
 from datasets.spec import DataError
 from tests.tiny_runs import provenance_of, python, tiny_config
 
-needs_simulator = pytest.mark.skipif(
-    datasets.unavailable("hopper-bullet") is not None, reason="needs pybullet_envs_gymnasium (make setup EXTRAS=bullet)"
-)
+needs_simulator = pytest.mark.extra("bullet")
 DOMAINS = sorted(DIMS)
 
 DIGESTS = """

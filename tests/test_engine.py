@@ -22,6 +22,7 @@ from datasets.transitions import Transitions
 from tests.tiny_runs import small_agent_config
 
 OBS_DIM, ACTION_DIM, BATCH_SIZE = 6, 3, 32
+ON_GPU = [*AGENTS] if torch.cuda.is_available() else ["fql"]  # one that says what it needs; else all
 TRACED = "aot_eager_decomp_partition"  # traces and decomposes as inductor does, without minutes of compilation
 CPU = torch.device("cpu")
 # Tracing and compiling take time per operation.
@@ -150,7 +151,13 @@ DECOMPOSED = ("sac_flow_g", "fql", "qam")
 LIKE_ANOTHER = ("qc_fql", "bfn", "rlpd", "rlpd_ac")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LIKE_ANOTHER)) for n in AGENTS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER) + [pytest.mark.thorough] * (name != "fql"))
+        for name in AGENTS
+    ],
+)
 def test_compiled_updates_equal_eager_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     compiled = Setup(name, mode="compiled", compiler=TRACED if name in DECOMPOSED else "eager")
     eager = Setup(name)
@@ -162,6 +169,7 @@ def test_compiled_updates_equal_eager_ones(name: str, capsys: pytest.CaptureFixt
     assert_close(compiled, eager)
 
 
+@pytest.mark.thorough
 def test_a_seed_of_a_compiled_pack_is_the_seed_alone() -> None:
     # Within the tolerance that is stated for packs: fused loops over all seeds round differently than over one.
     pack, alone = (
@@ -184,6 +192,7 @@ def test_a_growing_and_wrapping_ring_needs_no_new_compilation() -> None:
     assert setup.replay.num_online > setup.replay.ring_slots
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["qc_fql", pytest.param("sac_flow_t", marks=pytest.mark.slow)])
 def test_updates_compiled_to_machine_code_equal_eager_ones(
     name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -231,6 +240,7 @@ def test_a_compiler_that_fails_or_errs_is_left_for_eager_updates_with_a_loud_lin
     assert setup.metrics.take(2) == eager.metrics.take(2)
 
 
+@pytest.mark.thorough
 def test_the_check_leaves_no_trace() -> None:
     # A run that resumes is checked again at another update: its numbers must not show it.
     whole, resumed = (Setup("sac_flow_g", mode="compiled", compiler=TRACED) for _ in range(2))
@@ -258,6 +268,7 @@ def test_batches_do_not_depend_on_where_the_data_lie_or_on_how_many_updates_are_
     assert several.metrics.take(2) == single.metrics.take(2)
 
 
+@pytest.mark.thorough
 def test_a_seed_that_is_nan_is_no_reason_to_fall_back() -> None:
     setup, healthy = (Setup("fql", mode="compiled", compiler=TRACED) for _ in range(2))
     for parameter in setup.agent.parameters():
@@ -305,7 +316,7 @@ def test_actions_are_those_of_the_agent_at_every_step() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", ON_GPU)
 def test_captured_actions_equal_eager_ones(name: str) -> None:
     device = pick_device("cuda")
     fast, eager = Setup(name, device=device, mode="graph"), Setup(name, device=device)
@@ -317,7 +328,7 @@ def test_captured_actions_equal_eager_ones(name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", ["eager", "compiled", "graph", "compiled-graph"])
-@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("name", ON_GPU)
 def test_updates_on_a_gpu_equal_eager_ones(name: str, mode: str) -> None:
     device = pick_device("cuda")
     fast, eager = Setup(name, device=device, mode=mode), Setup(name, device=device)

@@ -192,7 +192,12 @@ def test_norms_do_not_scale_with_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mode"), [("sac_flow_t", "eager"), ("naive_sac_flow", "eager"), ("flow_mlp", "compiled")]
+    ("name", "mode"),
+    [
+        ("sac_flow_t", "eager"),
+        ("naive_sac_flow", "eager"),
+        pytest.param("flow_mlp", "compiled", marks=pytest.mark.thorough),
+    ],
 )
 def test_measuring_between_updates_changes_no_bit_of_them(name: str, mode: Any) -> None:
     measured, left_alone = (Setup(name, mode=mode, compiler=TRACED) for _ in range(2))

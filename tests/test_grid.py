@@ -130,8 +130,8 @@ def test_a_profile_holds_the_site_s_options_and_the_command_line_has_the_last_wo
     assert "3 jobs with 3 packs of seeds, 3 runs; each job 1 GPU, 6 cores" in printed
 
 
+@pytest.mark.extra("tensorboard")
 def test_a_profile_may_ask_for_a_mirror_and_the_job_has_memory_for_it(tmp_path):
-    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
     (tmp_path / "site.toml").write_text('[launch]\ngpus-per-node = 1\npack = 2\nmirror = ["tensorboard"]\n')
     assert "  mem = 5300M\n" in dry_run(tmp_path, "--profile", str(tmp_path / "site.toml"))
 

@@ -31,7 +31,10 @@ gymnasium = pytest.importorskip("gymnasium")
 
 CUBE_TASK = "cube-single-task1"
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is set to None", "ignore:env_spec is None")
+pytestmark = [
+    pytest.mark.extra("minari"),
+    pytest.mark.filterwarnings("ignore:.*is set to None", "ignore:env_spec is None"),
+]
 
 
 @pytest.fixture(autouse=True)

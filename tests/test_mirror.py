@@ -40,6 +40,7 @@ from tests.tiny_runs import ROOT, python, status_of, tiny_config
 
 pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed (make setup EXTRAS=tensorboard)")
 pytest.importorskip("wandb", reason="the extra 'wandb' is not installed (make setup EXTRAS=wandb)")
+pytestmark = [pytest.mark.extra("tensorboard"), pytest.mark.extra("wandb")]
 
 Curves = dict[str, list[tuple[int, float]]]  # by name of the scalar: step and value, in order of step
 

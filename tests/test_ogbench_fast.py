@@ -17,6 +17,7 @@ from datasets.ogbench.env import SingleTask, play_env, task_env
 from datasets.ogbench.episodes import MIXED, Directed, Episode, Noisy, Play, Policy, _goals, _plan_oracles, _record
 from datasets.ogbench.tasks import TASK_IDS, TASKS
 
+pytestmark = pytest.mark.thorough
 DOMAINS = tuple(name for name in ogbench_tasks.DOMAINS if name.startswith("cube-"))
 TIMINGS = ("post", "pre")
 

@@ -53,7 +53,6 @@ SHORT = (  # a run of the suite toy with each of its agents, in seconds
     *("--online-steps", "40", "--eval-interval-steps", "20", "--eval-episodes", "3", "--warmup-steps", "10"),
 )
 PATH = os.environ["PATH"]  # of programs such as make; commands of ours are run without it
-COMING = ("test-all",)  # what pages describe and another change brings: it must be struck out here when it is there
 
 # What a machine may lack, as the one line of a command says it, with exit code 2.
 LACKING = (
@@ -272,20 +271,9 @@ def read_options(module: str, arguments: list[str]) -> None:
 # --- commands in blocks
 
 
-def is_coming(text: str) -> bool:
-    return any(name in text for name in COMING)
-
-
-@pytest.mark.parametrize("command", [pytest.param(c, id=str(c)) for c in COMMANDS if not is_coming(c.text)])
+@pytest.mark.parametrize("command", [pytest.param(c, id=str(c)) for c in COMMANDS])
 def test_a_command_of_a_page_runs(command: Command, reader: Path, tmp_path: Path) -> None:
     follow(command.text, tmp_path / "plans")
-
-
-@pytest.mark.parametrize("name", COMING)
-def test_what_pages_describe_before_it_is_there_is_not_there_yet(name: str) -> None:
-    """Else its commands are run like all others: strike it out of COMING."""
-    assert any(name in command.text for command in COMMANDS), f"no page speaks of {name}"
-    assert not re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 MISTAKES = {
@@ -362,7 +350,7 @@ def test_options_and_commands_within_sentences_exist(page: Path, options: set[st
             is_of_benchmarks = page.parent.name == "benchmarks" or "tests.benchmarks" in span
             assert option in options or option == "--agent-config.FIELD" or is_of_benchmarks, (option, span)
         for target in re.findall(r"(?:^|\s)make ([a-z-]+)", span):
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE) or target in COMING, span
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), span
         for module in re.findall(r"python -m (tests\.[\w.]+)", span):
             assert (ROOT / f"{module.replace('.', '/')}.py").exists(), span
         for name, verb in re.findall(r"python -m (bench|analysis) ((?:data )?\w+)", span):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,8 @@ def renderer() -> str | None:
 
 
 needs_opengl = pytest.mark.skipif(renderer() is None, reason="needs EGL or OSMesa (apt-get install libosmesa6)")
-needs_robosuite = pytest.mark.skipif(find_spec("robosuite") is None, reason="needs the robomimic extra")
-needs_bullet = pytest.mark.skipif(find_spec("pybullet_envs_gymnasium") is None, reason="needs the bullet extra")
+needs_robosuite = pytest.mark.extra("robomimic")
+needs_bullet = pytest.mark.extra("bullet")
 
 # In a process of its own: one is bound to the renderer that it loads first. Two episodes of the same actions, of which
 # the second is drawn at every step and the first afterwards.
@@ -74,9 +73,9 @@ def drawn(task: str, folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("task", "rate", "default"),
     [
-        pytest.param("cube-single-task1", 20.0, "front", marks=needs_opengl),
-        pytest.param("antmaze-large-task1", 10.0, "top", marks=needs_opengl),
-        pytest.param("lift-mh", 20.0, "whole", marks=[needs_opengl, needs_robosuite, pytest.mark.robomimic]),
+        pytest.param("cube-single-task1", 20.0, "front", marks=[needs_opengl, pytest.mark.thorough]),
+        pytest.param("antmaze-large-task1", 10.0, "top", marks=[needs_opengl, pytest.mark.thorough]),
+        pytest.param("lift-mh", 20.0, "whole", marks=[needs_opengl, needs_robosuite]),
         pytest.param("hopper-bullet-medium", 1 / 0.0165, None, marks=needs_bullet),
     ],
 )

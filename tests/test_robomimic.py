@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,7 @@ HUMAN_LIFT = Path(__file__).parent / "fixtures" / "lift_human3_low_dim.hdf5"
 USER_SET = Dataset("user-file-0123456789", "user", "", (RemoteFile("file.hdf5"),))
 OBJECT_DIM = {"lift": 10, "can": 14, "square": 14}
 
-needs_robosuite = [
-    pytest.mark.robomimic,
-    pytest.mark.skipif(find_spec("robosuite") is None, reason="needs the robomimic extra: robosuite is not installed"),
-]
-
-
-def simulated(test: Callable) -> Callable:
-    for mark in needs_robosuite:
-        test = mark(test)
-    return test
+simulated = pytest.mark.extra("robomimic")
 
 
 # Names

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,7 @@ from datasets.robomimic.source import parse, read
 from datasets.robomimic.tasks import ENV_NAMES, OBS_KEYS, TASKS
 from datasets.spec import Dataset
 
-pytestmark = [
-    pytest.mark.robomimic,
-    pytest.mark.skipif(find_spec("robosuite") is None, reason="needs the robomimic extra: robosuite is not installed"),
-]
+pytestmark = pytest.mark.extra("robomimic")
 ROOT = Path(__file__).parents[1]
 DOMAINS = tuple(ENV_NAMES)
 FAILING = ("misses, leaves", "misses, pretends", "drops", "dawdles")

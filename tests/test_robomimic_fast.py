@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,7 @@ import pytest
 
 from datasets.robomimic.tasks import ENV_NAMES
 
-pytestmark = [
-    pytest.mark.robomimic,
-    pytest.mark.skipif(find_spec("robosuite") is None, reason="needs the robomimic extra: robosuite is not installed"),
-]
+pytestmark = pytest.mark.extra("robomimic")
 
 KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object-state")
 STATE = ("qpos", "qvel", "qacc_warmstart", "ctrl", "time", "xpos", "xquat", "site_xpos", "qfrc_bias")

@@ -225,8 +225,8 @@ def test_the_file_must_be_named_as_hdf5(finished, tmp_path):
 # Any suite, and the command.
 
 
+@pytest.mark.extra("bullet")
 def test_a_walker_is_recorded_and_trained_on(own_cache, tmp_path):
-    pytest.importorskip("pybullet_envs_gymnasium", reason="needs pybullet_envs_gymnasium (make setup EXTRAS=bullet)")
     datasets.generate("hopper-bullet", "random", episodes=20)
     walker = few_updates(task="hopper-bullet-random", dataset="hopper-bullet-random-generated-20ep-seed0")
     file = roll_out(finish(walker, tmp_path / "results"), 10, tmp_path / "hopper.hdf5", noise=0.1)

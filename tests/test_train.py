@@ -112,6 +112,7 @@ def reference(tiny_data, tmp_path_factory):
     return get
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("agent", ["qc_fql", pytest.param("sac_flow_g", marks=pytest.mark.slow)])
 def test_a_compiled_run_stopped_in_each_phase_ends_with_the_same_bytes(agent, data_cache, tmp_path, monkeypatch):
     # Traced and decomposed as for machine code, which would take minutes.

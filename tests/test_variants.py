@@ -59,8 +59,8 @@ def test_time_left_rests_on_finished_runs_of_the_same_variant(runs, tmp_path):
     assert grid.left_seconds == pytest.approx(60.0)
 
 
+@pytest.mark.extra("tensorboard")
 def test_trackers_group_seeds_by_variant(runs, tmp_path):
-    pytest.importorskip("tensorboard")
     names = [RunName.of_config(config.to_json()) for config in runs]
     assert len({name.group for name in names}) == len(LABELS)
     for config in runs:

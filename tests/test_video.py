@@ -1,6 +1,5 @@
 """Videos of evaluation episodes: the very episodes, the right ones, well-formed files, and what is refused."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -28,7 +27,7 @@ from tests.test_pictures import needs_bullet, needs_opengl, needs_robosuite
 from tests.tiny_runs import ROOT, tiny_config
 
 HUMAN_LIFT = Path(__file__).parent / "fixtures" / "lift_human3_low_dim.hdf5"
-needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="needs the video extra (av)")
+needs_av = pytest.mark.extra("video")
 SMALL = ["--size", "96x64", "--no-shadows"]
 SEEDS = [FIRST_EPISODE_SEED + number for number in range(4)]
 
@@ -63,7 +62,6 @@ def toy(cache, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lift(cache, tmp_path_factory) -> Path:
-    pytest.importorskip("robosuite", reason="needs the robomimic extra")
     dataset = datasets.register(HUMAN_LIFT, copy=True)
     return finish(tmp_path_factory.mktemp("lift"), task="lift-mh", dataset=dataset)[0]
 
@@ -71,7 +69,6 @@ def lift(cache, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def hoppers(cache, tmp_path_factory) -> list[Path]:
     """Two runs, of four evaluation episodes each."""
-    pytest.importorskip("pybullet_envs_gymnasium", reason="needs the bullet extra")
     datasets.generate("hopper-bullet", "random", episodes=5)
     dataset = "hopper-bullet-random-generated-5ep-seed0"
     return finish(tmp_path_factory.mktemp("hoppers"), 2, task="hopper-bullet-random", dataset=dataset, eval_episodes=4)
@@ -109,7 +106,7 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     [
         "toy",
         pytest.param("cubes", marks=pytest.mark.thorough),
-        pytest.param("lift", marks=[needs_robosuite, pytest.mark.robomimic]),
+        pytest.param("lift", marks=needs_robosuite),
         pytest.param("hopper", marks=needs_bullet),
     ],
 )
@@ -277,7 +274,7 @@ def frames_of(file: Path) -> list[np.ndarray]:
 
 @needs_opengl
 @needs_av
-@pytest.mark.parametrize("finished", ["cubes", pytest.param("lift", marks=[needs_robosuite, pytest.mark.robomimic])])
+@pytest.mark.parametrize("finished", ["cubes", pytest.param("lift", marks=needs_robosuite)])
 def test_arms_are_filmed(finished: str, request: pytest.FixtureRequest, tmp_path: Path, capsys) -> None:
     directory: Path = request.getfixturevalue(finished)
     results = directory.parents[3]
