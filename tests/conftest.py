@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import submitit  # noqa: F401  # first: it closes all handlers of logging, absl's would close what pytest captures
 
 from datasets import registry
 

@@ -79,6 +79,25 @@ def test_one_of_many_threads_takes_a_run(tmp_path):
     assert [path.name for path in (tmp_path / "owner").iterdir()] == ["000001.json"]
 
 
+@pytest.mark.parametrize("error", [FileExistsError, FileNotFoundError])
+def test_a_draft_that_the_winner_sweeps_away_claims_nothing(error, tmp_path, monkeypatch):
+    """Before this process has linked it, or between its refusal and the look at what was refused."""
+    held = []
+
+    def slower(draft, path):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "link", link)
+            held.append(Claims(60).take(tmp_path))
+        assert not draft.exists()
+        raise error
+
+    link = os.link
+    monkeypatch.setattr(os, "link", slower)
+    loser = Claims(60).take(tmp_path)
+    (winner,) = held
+    assert isinstance(winner, Claim) and isinstance(loser, Owner) and loser.nonce == winner.owner.nonce
+
+
 def test_a_live_process_keeps_its_run_and_a_killed_one_loses_it_at_once(tmp_path):
     holder = hold_elsewhere(tmp_path)
     claims = Claims(LEASE)

@@ -219,6 +219,7 @@ def test_ctrl_c_leaves_runs_preempted_and_the_same_command_finishes_them(data_ca
     assert "0 complete, 1 to do" in plan.stdout
 
 
+@pytest.mark.thorough
 def test_a_full_results_disk_is_named_and_the_run_goes_on_after_space_is_made(data_cache, tmp_path):
     ballast = tmp_path / "ballast"
     with small_disk(tmp_path, "400k"):

@@ -19,10 +19,9 @@ from datasets.replay import trajectories
 from datasets.replay.replay import ONLINE_FIELDS, Replay
 from datasets.replay.trajectories import TrajectoryStore
 from datasets.transitions import Transitions
-from tests.tiny_runs import small_agent_config
+from tests.tiny_runs import ON_GPU, small_agent_config
 
 OBS_DIM, ACTION_DIM, BATCH_SIZE = 6, 3, 32
-ON_GPU = [*AGENTS] if torch.cuda.is_available() else ["fql"]  # one that says what it needs; else all
 TRACED = "aot_eager_decomp_partition"  # traces and decomposes as inductor does, without minutes of compilation
 CPU = torch.device("cpu")
 # Tracing and compiling take time per operation.

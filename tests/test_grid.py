@@ -320,10 +320,10 @@ def test_a_crashed_pack_goes_on_run_by_run_and_each_crash_is_told(data_cache, tm
 
 
 def test_a_second_run_of_the_same_leaves_it_to_the_first(data_cache, tmp_path):
-    process = start_here(tmp_path, "--seeds", "0", "--offline-updates", "4000")
+    process = start_here(tmp_path, "--seeds", "0", "--offline-updates", "2000")
     directory = tmp_path / "grid/toy-reach/qc_fql/seed_000"
     wait_until(lambda: pid_at(directory), 120)
-    second = start_here(tmp_path, "--seeds", "0", "--offline-updates", "4000")
+    second = start_here(tmp_path, "--seeds", "0", "--offline-updates", "2000")
     printed, _ = second.communicate(timeout=120)
     assert second.returncode == 0 and "1 left to process" in printed and "complete or under way" in printed
     live = json.loads(python("-m", "bench", "status", "--results", str(tmp_path), "--json").stdout)

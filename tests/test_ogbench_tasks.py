@@ -68,6 +68,7 @@ def at_goal(domain: str, goal: Goal, state: dict[str, np.ndarray]) -> dict[str, 
 # ------------------------------------------------------------------------------------------------- environments
 
 
+@pytest.mark.thorough
 def test_environment_matches_its_spec(spec: TaskSpec, env: Any) -> None:
     obs, info = env.reset(seed=0)
     assert env.observation_space.contains(obs)
@@ -101,6 +102,7 @@ def test_reset_with_a_seed_repeats_the_episode(spec: TaskSpec, env: Any) -> None
     assert not np.array_equal(first, other)
 
 
+@pytest.mark.thorough
 def test_steps_of_a_used_environment_equal_those_of_a_fresh_one_of_ogbench_to_the_last_bit(
     spec: TaskSpec, env: Any
 ) -> None:
@@ -330,6 +332,7 @@ def test_file_without_the_states_of_a_scene_is_refused(change: dict[str, Any], m
         load("scene-task1", "scene-play-v0", home)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("domain", "kind"), [("scene", "play"), ("scene", "noisy"), ("puzzle-3x3", "play")])
 def test_generated_set_is_read_alike_by_ogbench(
     domain: str, kind: str, home: Path, monkeypatch: pytest.MonkeyPatch

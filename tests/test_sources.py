@@ -23,6 +23,17 @@ from datasets.transitions import Transitions
 from tests.tiny_runs import ROOT, provenance_of, python, status_of, tiny_config
 
 HUMAN_LIFT = ROOT / "tests" / "fixtures" / "lift_human3_low_dim.hdf5"
+
+
+def simulated(task: str, *values: object) -> object:
+    """A task as a parameter: `make test` has the toy and one of the arms, the rest takes extras or seconds each."""
+    extra = source_of(datasets.task(task)).EXTRA
+    marks = (
+        [pytest.mark.extra(extra)] if extra else [pytest.mark.thorough] if "maze" in task or "puzzle" in task else []
+    )
+    return pytest.param(task, *values, marks=marks)
+
+
 FIRST_TASKS = [next(name for name, spec in datasets.TASKS.items() if spec.domain == own) for own in datasets.domains()]
 
 
@@ -49,11 +60,6 @@ def random_file(task: str, file: Path, lengths: tuple[int, ...] = (12, 9)) -> Pa
         timeouts=ends,
     )
     return file
-
-
-def needs_simulator(task: str) -> None:
-    if problem := datasets.unavailable(task):
-        pytest.skip(problem)
 
 
 def test_every_task_belongs_to_one_source_and_has_data_it_can_name() -> None:
@@ -110,9 +116,8 @@ sys.exit(main(["data", "get", "minari:D4RL/door/human-v2"]))
     assert re.search(rf"{package}.* is not installed; install it: make setup EXTRAS=minari ", done.stderr), done.stderr
 
 
-@pytest.mark.parametrize("task", FIRST_TASKS)
+@pytest.mark.parametrize("task", map(simulated, FIRST_TASKS))
 def test_an_environment_keeps_the_contract_of_all(task: str) -> None:
-    needs_simulator(task)
     spec = datasets.task(task)
     env = datasets.make_env(task)
     obs, info = env.reset(seed=1)
@@ -130,15 +135,16 @@ def test_an_environment_keeps_the_contract_of_all(task: str) -> None:
     env.close()
 
 
-RUNS = {  # task: what a user would name as its data
-    "lift-mh": HUMAN_LIFT,
+RUNS = {  # of each simulator that has no such test of its own: what a user would name as its data
+    "toy-reach": None,
+    "cube-single-task1": None,
     "antmaze-large-task1": None,
+    "lift-mh": HUMAN_LIFT,
 }
 
 
-@pytest.mark.parametrize("task", [pytest.param("lift-mh", marks=pytest.mark.slow), "antmaze-large-task1"])
+@pytest.mark.parametrize("task", map(simulated, RUNS))
 def test_a_run_on_a_file_of_the_users_stops_and_goes_on_to_the_same_bytes(task: str, own_cache: Path) -> None:
-    needs_simulator(task)
     file = RUNS[task] or random_file(task, own_cache / "mine.npz")
     config = tiny_config(
         "qc_fql",

@@ -18,7 +18,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from agents import AGENTS
 from bench.protocol.config import ConfigError, RunConfig
 from bench.runs.checkpoint import MAGIC, Checkpoints
 from bench.runs.state import PendingEvaluation, RunState
@@ -29,7 +28,7 @@ from bench.training.execution import Execution, Preemption
 from bench.training.pack import prepare_directory
 from bench.training.pack_files import DivergenceError
 from bench.training.train import run
-from tests.tiny_runs import ROOT, provenance_of, status_of, tiny_config
+from tests.tiny_runs import ON_GPU, ROOT, provenance_of, status_of, tiny_config
 
 BYTES = ("episodes.csv", "train.csv")  # equal for equal runs; timing, status and provenance tell of the machine
 
@@ -451,8 +450,8 @@ def poison(slot: Path) -> None:
 
 def test_a_directory_of_another_config_is_refused_by_name(tmp_path):
     prepare_directory(tiny_config(), tmp_path)
-    with pytest.raises(ConfigError, match=r"another config \(batch_size 8 there, 16 here\)"):
-        prepare_directory(tiny_config(batch_size=16), tmp_path)
+    with pytest.raises(ConfigError, match=r"another config \(batch_size 16 there, 8 here\)"):
+        prepare_directory(tiny_config(batch_size=8), tmp_path)
 
 
 def test_changed_data_are_refused_on_resume(data_cache, tmp_path):
@@ -495,7 +494,7 @@ def test_timing_tells_where_the_time_went(reference):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ON_GPU)
 def test_a_stopped_run_on_a_gpu_ends_with_the_same_bytes(agent, data_cache, tmp_path):
     config = tiny_config(agent)
     execute([config], tmp_path / "whole", device="cuda")

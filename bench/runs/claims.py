@@ -8,6 +8,7 @@ in between stays its own (bench.runs.writer, bench.runs.checkpoint): files carry
 take-over.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -290,11 +291,13 @@ def _link(draft: Path, path: Path) -> bool:
     """Whether this process, and no other, has given `draft` the name `path`."""
     try:
         os.link(draft, path)
+        return True
     except FileExistsError:
-        return draft.stat().st_nlink == 2  # NFS had done it, and its answer was lost
-    except FileNotFoundError:  # the draft was swept away by another process, which thus has claimed the run
-        return False
-    return True
+        with contextlib.suppress(FileNotFoundError):
+            return draft.stat().st_nlink == 2  # NFS had done it, and its answer was lost
+    except FileNotFoundError:
+        pass
+    return False  # the draft was swept away by another process, which thus has claimed the run
 
 
 def _text(owner: Owner) -> bytes:
