@@ -629,10 +629,10 @@ NO_CLONING = dict.fromkeys(SAC, "made for online training: nothing but Q and the
 NO_REWARD = dict.fromkeys(("bc", "bc_diffusion"), "it clones the replay, whatever the rewards")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n in ("fql", "sac_flow_g", "iql", "dppo") else pytest.mark.thorough) for n in NAMES],
-)
+QUICK = ("dppo", "fql", "iql", "sac_flow_g")  # learn to the end in `make test`; the others in make test-all
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.thorough) for n in NAMES])
 def test_the_policy_keeps_two_modes_offline_and_moves_to_the_better_one_online(name: str) -> None:
     agent_class, config = AGENTS[name]
     small = {"policy_hidden_dims": (32, 32), "critic_hidden_dims": (32, 32), "gate_dim": 16, "decoder_dim": 16}

@@ -150,12 +150,10 @@ DECOMPOSED = ("sac_flow_g", "fql", "qam")
 LIKE_ANOTHER = ("qc_fql", "bfn", "rlpd", "rlpd_ac")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER) + [pytest.mark.thorough] * (name != "fql"))
-        for name in AGENTS
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_ANOTHER)) for name in AGENTS],
 )
 def test_compiled_updates_equal_eager_ones(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     compiled = Setup(name, mode="compiled", compiler=TRACED if name in DECOMPOSED else "eager")

@@ -297,6 +297,7 @@ def pid_at(directory: Path) -> int | None:
     return json.loads(claim.read_text())["pid"]
 
 
+@pytest.mark.thorough
 def test_a_crashed_pack_goes_on_run_by_run_and_each_crash_is_told(data_cache, tmp_path):
     process = start_here(tmp_path, "--seeds", "0", "1", "--pack", "2", "--jobs", "1", "--offline-updates", "600")
     first = tmp_path / "grid/toy-reach/qc_fql/seed_000"
@@ -319,6 +320,7 @@ def test_a_crashed_pack_goes_on_run_by_run_and_each_crash_is_told(data_cache, tm
     assert text.startswith("2 runs: 1 complete, 1 failed") and "seed 0 alone" not in text.splitlines()[0]
 
 
+@pytest.mark.thorough
 def test_a_second_run_of_the_same_leaves_it_to_the_first(data_cache, tmp_path):
     process = start_here(tmp_path, "--seeds", "0", "--offline-updates", "2000")
     directory = tmp_path / "grid/toy-reach/qc_fql/seed_000"

@@ -49,6 +49,10 @@ def variant(agent: str, seed: int = 0, **changes):
 WITH_ONLINE_FIELDS = {agent_class for agent_class, _ in AGENTS.values() if agent_class.online_only}
 # Agents without such fields share their offline phase by the settings of the run, like FQL.
 SHARING = [p for p in once_per_class() if AGENTS[p.values[0]][0] in {*WITH_ONLINE_FIELDS, FQL}]
+QUICK = ("sac_flow_g", "dppo")  # in `make test`
+SHARING = [
+    p if p.values[0] in QUICK else pytest.param(*p.values, marks=[*p.marks, pytest.mark.thorough]) for p in SHARING
+]
 
 
 @pytest.mark.parametrize("agent", SHARING)

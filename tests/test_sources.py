@@ -28,10 +28,9 @@ HUMAN_LIFT = ROOT / "tests" / "fixtures" / "lift_human3_low_dim.hdf5"
 def simulated(task: str, *values: object) -> object:
     """A task as a parameter: `make test` has the toy and one of the arms, the rest takes extras or seconds each."""
     extra = source_of(datasets.task(task)).EXTRA
-    marks = (
-        [pytest.mark.extra(extra)] if extra else [pytest.mark.thorough] if "maze" in task or "puzzle" in task else []
-    )
-    return pytest.param(task, *values, marks=marks)
+    if extra:
+        return pytest.param(task, *values, marks=pytest.mark.extra(extra))
+    return pytest.param(task, *values, marks=[] if task.startswith(("toy-", "cube-single")) else pytest.mark.thorough)
 
 
 FIRST_TASKS = [next(name for name, spec in datasets.TASKS.items() if spec.domain == own) for own in datasets.domains()]

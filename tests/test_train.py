@@ -168,6 +168,7 @@ def test_an_on_policy_run_has_no_replay_to_export(reference):
         collected(config.directory(reference(config)))
 
 
+@pytest.mark.thorough
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(reference, data_cache, tmp_path):
     config = tiny_config(
         "sac_flow_t", offline_updates=150, online_steps=150, eval_interval_updates=60, eval_interval_steps=50
