@@ -28,6 +28,7 @@ EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
     "video": "av",
     "browser": "playwright",
 }
+CUBE_DATASET = "cube-single-task1-mixed-generated-4ep-seed0"
 TINY_DATASET = "toy-reach-mixed-generated-12ep-seed0"
 
 
@@ -97,6 +98,15 @@ def data_cache(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Points this test at `tiny_data`."""
     monkeypatch.setenv("O2O_BENCH_DATA", str(tiny_data))
     return tiny_data
+
+
+@pytest.fixture
+def cube_cache(data_cache: Path) -> Path:
+    """`data_cache` with CUBE_DATASET in it, which scripted experts make in a simulator."""
+    import datasets
+
+    datasets.ensure(CUBE_DATASET, workers=2)
+    return data_cache
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ SMALL = [
 ]
 ON_CLUSTER = ["--device", "cpu", "--gpus-per-node", "1", "--cpus-per-task", "2", "--mem", "7000M", "--time", "30"]
 QUICKLY = ["--checkpoint-seconds", "1", "--lease-seconds", "6", "--eval-workers", "1", "--env-workers", "0"]
-LONGER = ("--offline-updates", "500", "--online-steps", "200")  # tens of seconds on a busy machine
+LONGER = ("--offline-updates", "2000", "--online-steps", "500")  # tens of seconds on a busy machine
 PAIR = ("--agent", "qc_fql", "--seeds", "0", "1", "--pack", "2", *LONGER)
 
 

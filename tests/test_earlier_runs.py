@@ -27,11 +27,9 @@ pytestmark = pytest.mark.thorough  # its data come from a simulator
 
 
 @pytest.fixture
-def stopped(tmp_path, monkeypatch) -> tuple[RunConfig, Path]:
+def stopped(cube_cache, tmp_path) -> tuple[RunConfig, Path]:
     """Its config and a results folder with a copy of it, on this machine's data."""
     config = RunConfig.from_json(json.loads((FIXTURE / CONFIG).read_text()))
-    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "data"))
-    datasets.ensure(config.dataset, workers=2)
     directory = shutil.copytree(FIXTURE, config.directory(tmp_path / "results"))
     provenance = json.loads((directory / PROVENANCE).read_text())
     data = datasets.load(config.task, config.dataset)  # made here, by simulators that may round otherwise

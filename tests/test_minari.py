@@ -21,7 +21,7 @@ from datasets.minari.metadata import canonical_name, dataset_id, flatten, root
 from datasets.source import Block
 from datasets.spec import ACTION_LIMIT, DataError, TaskSpec
 from datasets.transitions import Transitions
-from tests.conftest import TINY_DATASET
+from tests.conftest import CUBE_DATASET
 from tests.tiny_runs import python, status_of, tiny_config
 
 REASON = "the extra 'minari' is not installed (make setup EXTRAS=minari)"
@@ -129,10 +129,10 @@ def assert_same_content(one: Transitions, other: Transitions) -> None:
 # Out, and in again.
 
 
-def test_exported_cube_data_load_in_minari_and_come_back_the_same(data_cache: Path) -> None:
+def test_exported_cube_data_load_in_minari_and_come_back_the_same(cube_cache: Path) -> None:
     from datasets.export import export_data
 
-    original = datasets.load(CUBE_TASK, TINY_DATASET)
+    original = datasets.load(CUBE_TASK, CUBE_DATASET)
     exported = export_data(CUBE_TASK, original, "o2o/cube-v0")
     assert_minari_loads("o2o/cube-v0", original)
     assert exported.environment == "cube-single-singletask-task1-v0"
@@ -148,10 +148,10 @@ def test_exported_cube_data_load_in_minari_and_come_back_the_same(data_cache: Pa
     assert metadata["o2o_bench"]["content_hash"] == original.content_hash
 
 
-def test_environment_of_exported_cube_data_is_the_task_s(data_cache: Path) -> None:
+def test_environment_of_exported_cube_data_is_the_task_s(cube_cache: Path) -> None:
     from datasets.export import export_data
 
-    export_data(CUBE_TASK, datasets.load(CUBE_TASK, TINY_DATASET), "o2o/cube-v0")
+    export_data(CUBE_TASK, datasets.load(CUBE_TASK, CUBE_DATASET), "o2o/cube-v0")
     loaded = minari.load_dataset("o2o/cube-v0")
     # Rewards of OGBench's data describe the state before the action, evaluation the one after it.
     timings = [loaded.recover_environment(eval_env=is_eval).spec.kwargs["success_timing"] for is_eval in (False, True)]
@@ -168,8 +168,8 @@ def test_environment_of_exported_cube_data_is_the_task_s(data_cache: Path) -> No
             assert one[1:] == other[1:]
 
 
-def test_replay_of_a_run_exports_and_comes_back(data_cache: Path, tmp_path: Path) -> None:
-    config = tiny_config()
+def test_replay_of_a_run_exports_and_comes_back(cube_cache: Path, tmp_path: Path) -> None:
+    config = tiny_config(task=CUBE_TASK, dataset=CUBE_DATASET)
     train(config, tmp_path / "results")
     directory = config.directory(tmp_path / "results")
     exported = export_run(directory, "o2o/replay-v1")
@@ -195,10 +195,10 @@ def test_replay_of_a_run_exports_and_comes_back(data_cache: Path, tmp_path: Path
         assert reward == replay.reward[row]
 
 
-def test_existing_set_is_replaced_only_when_told(data_cache: Path) -> None:
+def test_existing_set_is_replaced_only_when_told(cube_cache: Path) -> None:
     from datasets.export import export_data
 
-    original = datasets.load(CUBE_TASK, TINY_DATASET)
+    original = datasets.load(CUBE_TASK, CUBE_DATASET)
     folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
     before = (folder / "data" / "main_data.hdf5").stat().st_mtime_ns
     with pytest.raises(DataError, match=r"'o2o/cube-v0' exists .* --replace"):
@@ -213,10 +213,10 @@ def test_existing_set_is_replaced_only_when_told(data_cache: Path) -> None:
     assert sorted(path.name for path in folder.parent.iterdir()) == ["cube-v0", "namespace_metadata.json"]
 
 
-def test_the_old_set_stays_where_the_new_one_cannot_be_put(data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_set_stays_where_the_new_one_cannot_be_put(cube_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.export import export_data
 
-    original = datasets.load(CUBE_TASK, TINY_DATASET)
+    original = datasets.load(CUBE_TASK, CUBE_DATASET)
     folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
     before = (folder / "data" / "main_data.hdf5").stat().st_mtime_ns
     rename = Path.rename
@@ -270,10 +270,10 @@ def test_a_flat_export_fits_every_set_of_the_environment_and_no_other(own_cache:
     assert datasets.load("minari:mine/heavy-v0", name).num_transitions == 5
 
 
-def test_exported_file_alone_keeps_its_origin_and_task(data_cache: Path, tmp_path: Path) -> None:
+def test_exported_file_alone_keeps_its_origin_and_task(cube_cache: Path, tmp_path: Path) -> None:
     from datasets.export import export_data
 
-    original = datasets.load(CUBE_TASK, TINY_DATASET)
+    original = datasets.load(CUBE_TASK, CUBE_DATASET)
     folder = export_data(CUBE_TASK, original, "o2o/cube-v0").folder
     alone = tmp_path / "cube.hdf5"
     shutil.copyfile(folder / "data" / "main_data.hdf5", alone)
@@ -288,10 +288,10 @@ def test_exported_file_alone_keeps_its_origin_and_task(data_cache: Path, tmp_pat
         minari_source.read_file(alone, [datasets.task("cube-single-task2")])
 
 
-def test_flat_export_is_what_the_flat_reader_reads(data_cache: Path, tmp_path: Path) -> None:
-    original = datasets.load(CUBE_TASK, TINY_DATASET)
+def test_flat_export_is_what_the_flat_reader_reads(cube_cache: Path, tmp_path: Path) -> None:
+    original = datasets.load(CUBE_TASK, CUBE_DATASET)
     out = tmp_path / "flat.hdf5"
-    options = ExportOptions(task=CUBE_TASK, dataset=TINY_DATASET, out=out)
+    options = ExportOptions(task=CUBE_TASK, dataset=CUBE_DATASET, out=out)
     assert str(out) in export(options)
     name = datasets.register(out)
     back = datasets.load(CUBE_TASK, name)

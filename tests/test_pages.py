@@ -192,7 +192,11 @@ def targets(words: list[str]) -> list[str]:
     made = subprocess.run(call, cwd=ROOT, env={"PATH": PATH}, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     lines = [part.strip() for line in made.stdout.splitlines() for part in line.split(" && ")]
-    return [line.removeprefix("MUJOCO_GL=disable ") for line in lines if line not in ("", ":")]
+    return [
+        line.removeprefix("MUJOCO_GL=disable ")
+        for line in lines
+        if line not in ("", ":") and not line.startswith("make: Nothing to be done")
+    ]
 
 
 def outcome(main: Main, arguments: list[str]) -> tuple[int, str, str]:

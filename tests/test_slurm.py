@@ -50,11 +50,11 @@ def node_of(pid: int) -> str | None:
     return names[0].decode() if names else None
 
 
-def test_the_quick_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_path):
-    small = ["--offline-updates", "40", "--online-steps", "40", "--eval-episodes", "2", "--warmup-steps", "10"]
-    small += ["--eval-interval-updates", "40", "--eval-interval-steps", "40", "--log-interval", "10"]
+def test_a_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_path):
+    small = ["--offline-updates", "1000", "--online-steps", "300", "--eval-episodes", "2", "--warmup-steps", "10"]
+    small += ["--eval-interval-updates", "1000", "--eval-interval-steps", "300", "--log-interval", "100"]
     small += ["--dataset", TINY_DATASET, "--device", "cpu", "--pack", "1", "--eval-workers", "1"]
-    command = ["launch", "quick", *small, "--results"]
+    command = ["launch", "toy", *small, "--results"]
     grid = ["--slurm", "--gpus-per-node", "1", "--cpus-per-task", "2", "--mem", "7000M"]
     submitted = cluster.bench(*command, str(tmp_path / "grid"), *grid)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
@@ -64,14 +64,14 @@ def test_the_quick_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_p
     # A login shell that knows nothing but where Slurm is sees the same.
     shell = {"SLURM_CONF": str(cluster.conf), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     elsewhere = subprocess.run(
-        [sys.executable, "-m", "bench", "status", "quick", "--results", tmp_path / "grid", "--json"],
+        [sys.executable, "-m", "bench", "status", "toy", "--results", tmp_path / "grid", "--json"],
         cwd=ROOT, env=shell, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert len(json.loads(elsewhere.stdout)["runs"]) == 6
     cluster.drain()
-    states = cluster.status(tmp_path / "grid", "quick")
+    states = cluster.status(tmp_path / "grid", "toy")
     assert states["counts"] == {"complete": 6} and states["gpu_hours_spent"] > 0
-    starts = [provenance_of(directory)["starts"] for directory in run_dirs(tmp_path / "grid", "quick")]
+    starts = [provenance_of(directory)["starts"] for directory in run_dirs(tmp_path / "grid", "toy")]
     assert all(len(own) == 1 for own in starts)
     places = {(own[0]["host"], own[0]["visible_gpus"]) for own in starts}
     assert len(places) == 6, "six jobs at once, each on a GPU of its own"
@@ -81,7 +81,7 @@ def test_the_quick_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_p
 
     local = cluster.bench(*command, str(tmp_path / "local"), "--local", "--seeds", "0")
     assert local.returncode == 0, local.stdout + local.stderr
-    expected, found = (bytes_of(tmp_path / folder, "quick") for folder in ("local", "grid"))
+    expected, found = (bytes_of(tmp_path / folder, "toy") for folder in ("local", "grid"))
     assert len(expected) == 2 * 3 and len(found) == 6 * 3
     assert {name: found[name] for name in expected} == expected
 

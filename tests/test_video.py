@@ -23,6 +23,7 @@ from bench.tools.video import INDEX, VideoOptions, add_to_index, chosen, last_ev
 from bench.training.evaluate import FIRST_EPISODE_SEED, EpisodeRow
 from bench.training.execution import Execution
 from bench.training.train import run
+from tests.conftest import CUBE_DATASET
 from tests.test_pictures import needs_bullet, needs_opengl, needs_robosuite
 from tests.tiny_runs import ROOT, tiny_config
 
@@ -50,9 +51,8 @@ def cache(tiny_data) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cubes(cache, tmp_path_factory) -> Path:
-    dataset = "cube-single-task1-mixed-generated-4ep-seed0"
-    datasets.ensure(dataset, workers=2)
-    return finish(tmp_path_factory.mktemp("cubes"), task="cube-single-task1", dataset=dataset)[0]
+    datasets.ensure(CUBE_DATASET, workers=2)
+    return finish(tmp_path_factory.mktemp("cubes"), task="cube-single-task1", dataset=CUBE_DATASET)[0]
 
 
 @pytest.fixture(scope="module")
