@@ -4,13 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import datasets
+from bench.tools.data import few_chunks
+from bench.tools.export import write_flat
 from datasets.flat_files import columns
 from datasets.spec import DataError
+from datasets.transitions import Transitions
 from datasets.user_files.source import layout_of
 from tests.test_flat_files import TASK, Walk, read, read_with_warnings, transitions, write
 
@@ -388,3 +393,74 @@ def test_sparse_demonstrations_that_come_to_rest_are_rows_of_a_step_each(tmp_pat
     data = read(write(tmp_path / "x.npz", arrays))
     assert np.flatnonzero(data.terminated[~data.final]).tolist() == [3, 7]
     assert np.flatnonzero(data.reward[~data.final]).tolist() == [3, 7]
+
+
+# Own exports.
+
+
+@pytest.mark.parametrize("task", ["toy-reach", "cube-single-task1", "lift-mh", "hopper-bullet-medium"])
+@pytest.mark.parametrize("earlier", [False, True], ids=["", "without episode_id"])
+def test_an_export_comes_back_with_terminals_inside_its_trajectories(tmp_path_factory, task, earlier):
+    """Also one that was written before exports had `episode_id`."""
+    spec = datasets.task(task)
+
+    @settings(deadline=None, max_examples=15)
+    @given(
+        st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 2**32 - 1), st.sampled_from([0, 0.3, 1.0])
+    )
+    def comes_back(lengths: list[int], seed: int, share: float) -> None:
+        rng = np.random.default_rng(seed)
+        final = np.concatenate([np.arange(length + 1) == length for length in lengths])
+        terminated = (rng.random(len(final)) < share) & ~final
+        original = Transitions(
+            obs=rng.normal(size=(len(final), spec.obs_dim)).astype(np.float32),
+            action=rng.uniform(-0.9, 0.9, (len(final), spec.action_dim)).astype(np.float32),
+            reward=np.where(final, 0, rng.normal(size=len(final))).astype(np.float32),
+            terminated=terminated,
+            final=final,
+            name="walks",
+            origin="user",
+            content_hash="0" * 64,
+        )
+        folder = tmp_path_factory.mktemp("export")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("O2O_BENCH_DATA", str(folder / "cache"))
+            write_flat(task, original, folder / "export.hdf5")
+            if earlier:
+                with h5py.File(folder / "export.hdf5", "a") as file:
+                    del file["episode_id"]
+            back = datasets.load(task, datasets.register(folder / "export.hdf5"))
+        assert transitions(back) == transitions(original)
+
+    comes_back()
+
+
+def test_warnings_are_shown_at_every_use_of_the_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "cache"))
+    spec = datasets.task("toy-reach")
+    arrays = flat(6, 6, terminals=NONE, is_last=LAST)
+    arrays["observations"] = np.zeros((12, spec.obs_dim))
+    arrays["actions"] = np.zeros((12, spec.action_dim))
+    del arrays["next_observations"]
+    name = datasets.register(write(tmp_path / "x.npz", arrays))
+    for _ in range(2):  # converted, then found
+        datasets.load("toy-reach", name)
+        line = f"warning: {tmp_path / 'x.npz'}: not understood and left out: is_last\n"
+        assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chunk_length", "line"),
+    [
+        ((1,) * 24, 5, "only 0 of 24 transitions begin 5 steps in one episode, as agents with chunks of 5 learn from"),
+        ((1,) * 24, 1, None),
+        ((5,) * 4, 5, "only 4 of 20 transitions begin 5 steps"),
+        ((20, 3), 5, None),
+    ],
+)
+def test_data_that_hold_few_chunks_are_a_warning(lengths, chunk_length, line):
+    final = np.concatenate([np.arange(length + 1) == length for length in lengths])
+    rows, column = np.zeros((len(final), 2), np.float32), np.zeros(len(final), np.float32)
+    data = Transitions(rows, rows, column, np.zeros(len(final), bool), final, "walks", "user", "")
+    found = few_chunks(data, chunk_length)
+    assert found is None if line is None else line in (found or "")
