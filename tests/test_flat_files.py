@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import resource
 import tracemalloc
 import zipfile
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from datasets.flat_files import columns, reading, writing
 from datasets.spec import ACTION_LIMIT, DataError, Dataset, RemoteFile, TaskSpec
 from datasets.transitions import Transitions
-from datasets.user_files.source import layout_of
+from datasets.user_files.source import layout_of, register
 
 TASK = TaskSpec("walk", "any", "walk", 1, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")
 OTHER = TaskSpec("run", "any", "walk", 2, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")
@@ -522,6 +523,34 @@ def test_other_files_are_refused(tmp_path):
         layout_of(tmp_path / "absent.npz")
     with pytest.raises(DataError, match="cannot be read"):
         layout_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "message"),
+    [
+        ("x.npy", b"\x93NUMPY", "is a single array or object in NumPy's npy format"),
+        ("x.pkl", pickle.dumps([1]), "is a pickle, which may run any code and is never loaded"),
+        ("x.parquet", b"PAR1", "is a Parquet file"),
+        ("x.gz", b"\x1f\x8b", "is compressed with gzip"),
+    ],
+)
+def test_files_of_other_formats_are_refused_with_what_to_do(tmp_path, name, start, message):
+    (tmp_path / name).write_bytes(start + bytes(20))
+    with pytest.raises(DataError, match=rf"{name} {message}; save its arrays as a flat npz file: np\.savez"):
+        layout_of(tmp_path / name)
+
+
+def test_zip_files_without_arrays_and_folders_are_refused_by_kind(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"1")
+    with pytest.raises(DataError, match=r"'archive/data\.pkl' in it is no NumPy array, so it is a zip file of another"):
+        layout_of(tmp_path / "x.pt")
+    with pytest.raises(DataError, match=rf"^{tmp_path} is a folder, not a data file; save its arrays"):
+        register(tmp_path)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"^{tmp_path} is a LeRobot data set, not a data file; save its arrays"):
+        register(tmp_path)
 
 
 # Files written here.
