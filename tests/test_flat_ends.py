@@ -378,6 +378,12 @@ def test_dones_alone_are_read_as_ends_of_the_task_with_a_warning(tmp_path):
     assert (data.num_episodes, data.terminated.sum(), warnings) == (2, 1, ())
 
 
+def test_masks_upside_down_are_a_warning(tmp_path):
+    arrays = flat(6, 6, terminals=LAST, masks=LAST)
+    (line,) = read_with_warnings(write(tmp_path / "x.npz", arrays))[1]
+    assert "'masks' is 0 in 10 of 12 rows, where the task ends: is it upside down?" in line
+
+
 def test_a_key_that_sounds_of_ends_and_is_not_understood_is_named(tmp_path):
     arrays = flat(6, 6, terminals=LAST, is_last=LAST, infos=NONE)
     assert read_with_warnings(write(tmp_path / "x.npz", arrays))[1] == (

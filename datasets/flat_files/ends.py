@@ -69,6 +69,10 @@ def read_ends(content: Content, num_rows: int) -> Told:
             f"{_count(both)} are flagged both in '{content.key(source)}' and in '{content.key('truncated')}': read as "
             "ends of the task"
         )
+    if source == "mask" and 2 * terminated.sum() > num_rows:
+        warnings.append(
+            f"'{content.key('mask')}' is 0 in {_count(terminated)}, where the task ends: is it upside down?"
+        )
     ends[-1] = True
     return Told(
         ends,
@@ -261,48 +265,50 @@ class Followed(NamedTuple):
 
 def follow(content: Content, told: Told, max_episode_steps: int) -> Followed:
     """Compares what is told with the observations. Raises DataError where they cannot both be right."""
-    num_rows = len(told.ends)
-    steps, apart = _scan(content, num_rows)
+    steps, apart = _scan(content, len(told.ends))
     ends = told.ends.copy()
     warnings = list(told.warnings)
-    is_ours = "recipe" in content.notes  # written here: next observations are never those after a reset
     if apart is None and told.truncated is None and told.splits is None:  # D4RL's rule: no key tells time limits
         ends |= steps_since_end(ends) % max_episode_steps == max_episode_steps - 1
-    between = ~ends
-    usual = float(np.median(steps[between])) if between.any() else 0.0
-    jumps = (steps > _JUMP * usual) if usual > 0 else np.zeros(num_rows, bool)
-    breaks = jumps if apart is None else apart
-    late = _late(told, breaks)
+    usual = float(np.median(steps[~ends])) if not ends.all() else 0.0
+    jumps = steps > _JUMP * usual if usual > 0 else np.zeros_like(ends)
+    late = _late(told, jumps if apart is None else apart)
     if late.any():
         ends[late] = False
         ends[np.flatnonzero(late) - 1] = True
         ends[-1] = True
         key = content.key("truncated")
         warnings.append(f"'{key}' comes a row late: its {int(late.sum()):,} flags are read as of the row before")
-    knows_next = np.zeros(num_rows, bool)
+    knows_next = np.full_like(ends, apart is not None)
+    is_ours = "recipe" in content.notes  # written here: next observations are never those after a reset
     if apart is not None:
-        knows_next[:] = True
         cut = apart & ~ends
-        if told.rows_lie_together and cut.any():
-            key = content.key("next_obs")
-            raise _contradiction(
-                content, told.splits or "", "goes on with the episode", key, "does not lead to the next row",
-                int(cut.argmax()),
-            )  # fmt: skip
-        if cut.sum() > num_rows / 4:
+        _check_cuts(content, told, cut)
+        if cut.sum() > len(cut) / 4:
             single = int((cut & starts_of(cut | ends)).sum())
             warnings.append(
                 f"{_count(cut)} do not lead to the next row though no end is told, as where environments are stepped "
                 f"side by side or rows are shuffled; episodes are cut there, {single:,} have one step: no chunk of "
                 "several steps fits"
             )
-        ends |= cut
         goes_on = ends & ~apart & ~told.no_transition
         goes_on[-1] = False
-        if goes_on.any() and not is_ours:
-            warnings.append(_reset_or_solved(content, told, steps, usual, ends, goes_on, cut, knows_next))
-        elif goes_on.any() and told.splits is None:
-            ends &= ~(goes_on & _may_be_inside(told))
+        solved = _solved_inside(told, goes_on, is_ours, jumps)
+        ends = (ends | cut) & ~solved
+        key = content.key("next_obs")
+        if solved.any() and not is_ours:
+            warnings.append(
+                f"{_count(solved)} end the task inside a trajectory that goes on in '{key}': kept so, no episode is "
+                "cut there"
+            )
+        reset = goes_on & ~solved
+        if reset.any() and not is_ours:
+            _check_resets(content, told, cut, reset)
+            knows_next &= ~reset
+            warnings.append(
+                f"'{key}' of {_count(reset)} that end episodes is the observation after the reset, so the state they "
+                "led to is unknown"
+            )
     inside = jumps & ~ends
     if inside.any() and not is_ours:
         warnings.append(
@@ -312,42 +318,42 @@ def follow(content: Content, told: Told, max_episode_steps: int) -> Followed:
     return Followed(ends, knows_next, tuple(warnings))
 
 
-def _may_be_inside(told: Told) -> np.ndarray:
-    """(N,) bool: the task ends here, and nothing else says that the episode does."""
-    return told.terminated if told.truncated is None else told.terminated & ~told.truncated
+def _solved_inside(told: Told, goes_on: np.ndarray, is_ours: bool, jumps: np.ndarray) -> np.ndarray:
+    """(N,) bool: of the ends whose next observation is the next row's, those of the task alone, not of the episode.
 
-
-def _reset_or_solved(
-    content: Content,
-    told: Told,
-    steps: np.ndarray,
-    usual: float,
-    ends: np.ndarray,
-    goes_on: np.ndarray,
-    cut: np.ndarray,
-    knows_next: np.ndarray,
-) -> str:
-    """Ends whose next observation is the next row: after a reset, or the trajectory goes on. Changes the arrays.
-
-    Raises DataError where the file breaks off elsewhere, so that its ends are rather in the wrong rows.
+    Else it is the observation after a reset, which is one for all ends of a file: time limits are ends for certain,
+    and terminals where most are followed by a jump.
     """
-    soft = goes_on & _may_be_inside(told) if told.splits is None else np.zeros_like(goes_on)
-    after_reset = (goes_on & ~soft).any() or (usual > 0 and float(np.median(steps[soft])) > _JUMP * usual)
-    key = content.key("next_obs")
-    if after_reset:
-        beside = np.append(cut[1:], False) | np.append(False, cut[:-1])
-        if cut.sum() > 1 or (beside & goes_on).any():  # one break may be the seam of a ring
-            at_limit = told.truncated is not None and (told.truncated & goes_on).any()
-            flagged = told.splits or (content.key("truncated") if at_limit else told.source)
-            row = int(cut.argmax())
-            raise _contradiction(content, flagged, "goes on", key, "does not lead to the next row", row)
-        knows_next &= ~goes_on
-        return (
-            f"'{key}' of {_count(goes_on)} that end episodes is the observation after the reset, so the state "
-            "they led to is unknown"
-        )
-    ends &= ~soft
-    return f"{_count(soft)} end the task inside a trajectory that goes on in '{key}': kept so, no episode is cut there"
+    none = np.zeros_like(goes_on)
+    if told.splits is not None:
+        return none
+    solved = goes_on & told.terminated & (True if told.truncated is None else ~told.truncated)
+    if is_ours:
+        return solved
+    after_reset = (goes_on & ~solved).any() or 2 * (solved & jumps).sum() > solved.sum()
+    return none if after_reset else solved
+
+
+def _check_cuts(content: Content, told: Told, cut: np.ndarray) -> None:
+    """Raises DataError where an episode breaks off whose rows a key says to lie together."""
+    if told.rows_lie_together and cut.any():
+        key = content.key("next_obs")
+        row = int(cut.argmax())
+        raise _contradiction(content, told.splits or "", "goes on", key, "does not lead to the next row", row)
+
+
+def _check_resets(content: Content, told: Told, cut: np.ndarray, reset: np.ndarray) -> None:
+    """Raises DataError where episodes break off in other rows than those flagged, which go on.
+
+    One break apart from them is the seam of a ring.
+    """
+    beside = np.append(cut[1:], False) | np.append(False, cut[:-1])
+    if cut.sum() <= 1 and not (beside & reset).any():
+        return
+    at_limit = told.truncated is not None and (told.truncated & reset).any()
+    flagged = told.splits or (content.key("truncated") if at_limit else told.source)
+    key, row = content.key("next_obs"), int(cut.argmax())
+    raise _contradiction(content, flagged, "goes on", key, "does not lead to the next row", row)
 
 
 def _late(told: Told, breaks: np.ndarray) -> np.ndarray:
@@ -371,9 +377,9 @@ def _scan(content: Content, num_rows: int) -> tuple[np.ndarray, np.ndarray | Non
     start = 0
     before: list[np.ndarray] = []  # the newest row's arrays
     for block in zip(*(column.blocks() for column in (*content.spelled("obs")[:1], *nexts)), strict=True):
-        pairs = [(start, block, block[0][1:])]
+        pairs = [(start, list(block), block[0][1:])]
         if before:
-            pairs.insert(0, (start - 1, before, block[0][:1]))
+            pairs.append((start - 1, before, block[0][:1]))
         for first, arrays, follows in pairs:
             obs, *next_obs = (array[: len(follows)] for array in arrays)
             rows = slice(first, first + len(follows))
