@@ -1,7 +1,7 @@
 """Reads flat D4RL-like files, npz or HDF5: one row per step in arrays of equal length.
 
-Files differ in how they tell an episode's end (`ends`) and in what is known beyond it, so that not every row is a
-transition: `_plan` decides. Rewards and observations are taken as they are, in whatever scale.
+Files differ in how they tell an episode's end (`ends`, `steps`) and in what is known beyond it, so that not every row
+is a transition: `_plan` decides. Rewards and observations are taken as they are, in whatever scale.
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.flat_files.columns import FLAGS, KEYS, PER_EPISODE, REQUIRED, Content, open_file
-from datasets.flat_files.ends import follow, read_ends, starts_of, steps_since_end
+from datasets.flat_files.ends import read_ends, starts_of, steps_since_end
+from datasets.flat_files.steps import follow
 from datasets.source import Block, Rows
 from datasets.spec import ACTION_LIMIT, DataError, Dataset, Origin, TaskSpec
 
