@@ -262,6 +262,10 @@ UNDECIDED = {
         {"terminals": SOLVED, "traj_lengths": [6, 6], "without": "next_observations"},
         "keys 'terminals' and 'traj_lengths' contradict in row 3: 'terminals' ends an episode, 'traj_lengths' does not",
     ),
+    "a terminal that is not done": (
+        {"terminals": SOLVED, "dones": LAST},
+        "keys 'terminals' and 'dones' contradict in row 3: 'terminals' ends an episode, 'dones' does not",
+    ),
     "a time limit inside an episode": (
         {"terminals": NONE, "timeouts": SOLVED, "episode_id": np.repeat([0, 1], 6)},
         "keys 'timeouts' and 'episode_id' contradict in row 3",
@@ -314,6 +318,14 @@ def test_time_limits_flagged_a_row_late_are_moved_back_with_a_warning(tmp_path):
         assert "'timeouts' comes a row late: its 2 flags are read as of the row before" in line
 
 
+def test_time_limits_of_episodes_of_one_step_are_not_late(tmp_path):
+    timeouts = np.isin(np.arange(14), (6, 13))  # of the longer episodes it is missing
+    arrays = flat(6, 1, 6, 1, terminals=np.zeros(14), timeouts=timeouts)
+    data, warnings = read_with_warnings(write(tmp_path / "x.npz", arrays))
+    assert np.diff(data.episode_ends, prepend=0).tolist() == [6, 1, 6, 1]
+    assert warnings == ()
+
+
 def test_a_jump_inside_an_episode_is_a_warning(tmp_path):
     timeouts = np.isin(np.arange(24), (5, 15, 23))  # in the second and third episode it comes too early, or not
     arrays = flat(6, 6, 6, 6, without="next_observations", terminals=np.zeros(24), timeouts=timeouts)
@@ -351,6 +363,13 @@ def test_terminals_that_go_on_without_a_jump_cut_no_episode(tmp_path):
     assert data.episode_ends.tolist() == [6, 12]
     assert np.flatnonzero(data.terminated[~data.final]).tolist() == [3, 5, 11]
     assert "1 of 12 rows end the task inside a trajectory that goes on in 'next_observations'" in line
+
+
+def test_next_observations_of_a_file_written_here_are_never_those_after_a_reset(tmp_path):
+    arrays = flat(6, 6, terminals=LAST, recipe=np.array("{}"))
+    arrays["next_observations"] = np.roll(arrays["observations"], -1, axis=0)
+    data, warnings = read_with_warnings(write(tmp_path / "x.npz", arrays))
+    assert (data.episode_ends.tolist(), warnings) == ([12], ())
 
 
 def test_environments_stepped_side_by_side_are_a_warning(tmp_path):
