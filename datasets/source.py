@@ -27,6 +27,7 @@ class Rows(NamedTuple):
 
     num_rows: int
     blocks: Iterator[Block]
+    warnings: tuple[str, ...] = ()  # a line each on what the data may not be meant to be
 
 
 class Reader(Protocol):

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import weakref
 from contextlib import ExitStack, suppress
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from datasets.download.fetch import ByteProgress
 
 OFFLINE = "O2O_BENCH_OFFLINE"  # an environment variable: nothing is ever downloaded
-FORMAT_VERSION = 1  # of the flat arrays: a change makes every set be converted anew
+FORMAT_VERSION = 2  # of the flat arrays and of how files are read: a change makes every set be converted anew
 
 
 def generated_dir(name: str) -> Path:
@@ -200,6 +201,8 @@ def _mapped(flat: Path, spec: TaskSpec, name: str) -> Transitions:
                 "final": "final",
             }.items()
         }
+        for line in meta["warnings"]:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
         data = Transitions(**arrays, name=name, origin=meta["origin"], content_hash=meta["content_hash"][task])
         weakref.finalize(data, in_use.close)
         on_error.pop_all()
@@ -268,11 +271,13 @@ def _convert(dataset: Dataset, spec: TaskSpec, files: list[Path], flat: Path) ->
             with tempfile.TemporaryDirectory(prefix=f".partial-{flat.name}-", dir=flat.parent) as partial:
                 new = Path(partial) / "flat"
                 new.mkdir()
+                content_hash, warnings = _write_arrays(dataset, spec, files, new)
                 meta = {
                     "format_version": FORMAT_VERSION,
                     "name": dataset.name,
                     "origin": reader_of(dataset).origin(dataset, files),
-                    "content_hash": _write_arrays(dataset, spec, files, new),
+                    "content_hash": content_hash,
+                    "warnings": warnings,
                     "folder": str(files[0].parent.resolve()),
                     "task": _own_task(dataset, spec),
                     "sources": [
@@ -326,8 +331,11 @@ def _lock(file: IO, operation: int) -> bool:
     return True
 
 
-def _write_arrays(dataset: Dataset, spec: TaskSpec, files: list[Path], folder: Path) -> dict[str, str]:
-    """Write the flat arrays, block by block; return the content hash of each task that the data set is for."""
+def _write_arrays(
+    dataset: Dataset, spec: TaskSpec, files: list[Path], folder: Path
+) -> tuple[dict[str, str], list[str]]:
+    """Write the flat arrays, block by block; return the content hash of each task that the data set is for, and what
+    its reader warns of."""
     of_domain = [task for task in TASKS.values() if task.domain == dataset.domain] or [spec]
     tasks = list({task.task_id: task for task in of_domain}.values())  # of those with one reward, one
     rows = reader_of(dataset).read(dataset, files, tasks)
@@ -355,7 +363,7 @@ def _write_arrays(dataset: Dataset, spec: TaskSpec, files: list[Path], folder: P
     return {
         task: hashlib.sha256((shared + hashes[f"{task}-reward"] + hashes[f"{task}-terminated"]).encode()).hexdigest()
         for task in (f"task{task.task_id}" for task in tasks)
-    }
+    }, list(rows.warnings)
 
 
 class _ArrayWriter:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import resource
 import tracemalloc
 import zipfile
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from datasets.flat_files import columns, reading, writing
 from datasets.spec import ACTION_LIMIT, DataError, Dataset, RemoteFile, TaskSpec
 from datasets.transitions import Transitions
-from datasets.user_files.source import layout_of
+from datasets.user_files.source import layout_of, register
 
 TASK = TaskSpec("walk", "any", "walk", 1, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")
 OTHER = TaskSpec("run", "any", "walk", 2, obs_dim=3, action_dim=2, max_episode_steps=5, dataset="walk-v0")
@@ -34,10 +35,14 @@ def write(file: Path, arrays: dict[str, Any], **options: Any) -> Path:
     return file
 
 
-def read(file: Path, *tasks: TaskSpec) -> Transitions:
+def read(file: Path, *tasks: TaskSpec, on_arrival: bool = False) -> Transitions:
     """The file as the store would convert it."""
+    return read_with_warnings(file, *tasks, on_arrival=on_arrival)[0]
+
+
+def read_with_warnings(file: Path, *tasks: TaskSpec, on_arrival: bool = False) -> tuple[Transitions, tuple[str, ...]]:
     dataset = Dataset("walk-v0", "any", "walk", (RemoteFile(file.name),))
-    rows = reading.read(dataset, [file], list(tasks) or [TASK])
+    rows = reading.read(dataset, [file], list(tasks) or [TASK], on_arrival=on_arrival)
     blocks = list(rows.blocks)
     name = (tasks or (TASK,))[-1].name
     data = Transitions(
@@ -51,7 +56,7 @@ def read(file: Path, *tasks: TaskSpec) -> Transitions:
         content_hash="",
     )
     assert rows.num_rows == len(data.obs) == data.num_transitions + data.num_episodes
-    return data
+    return data, rows.warnings
 
 
 def transitions(data: Transitions) -> list[tuple]:
@@ -198,7 +203,7 @@ def test_rewards_told_on_arrival_go_to_the_action_that_earned_them(tmp_path_fact
             patch.setattr(columns, "_BLOCK_ROWS", data.draw(st.integers(1, 7)))
             assert reading.is_told_on_arrival(file)
             expected = [transition for walk in episodes for transition in walk.expected(False, on_arrival=True)]
-            assert transitions(read(file)) == expected
+            assert transitions(read(file, on_arrival=True)) == expected
 
 
 def test_episodes_padded_with_zeros_are_not_told_on_arrival(tmp_path):
@@ -220,13 +225,14 @@ def test_episodes_padded_with_zeros_are_not_told_on_arrival(tmp_path):
     np.testing.assert_array_equal(data.obs, arrays["observations"])
     arrived = write(tmp_path / "arrived.hdf5", arrays | {"rewards": is_padding.astype(np.float32)})
     assert reading.is_told_on_arrival(arrived)
-    assert transitions(read(arrived)) == transitions(data)
+    assert transitions(read(arrived, on_arrival=True)) == transitions(data)
+    assert read(arrived).reward[~read(arrived).final].tolist() == [0, 0, 0] * 2, "unless the task says so, a row a step"
 
 
 def test_a_row_left_over_from_a_reset_is_dropped(tmp_path):
     walk = Walk(np.ones((4, 3), np.float32), np.full((3, 2), 0.5, np.float32), np.ones(3, np.float32), "terminated")
     arrays = {key: np.concatenate([array, array[:1]]) for key, array in on_arrival([walk]).items()}
-    data = read(write(tmp_path / "cut.hdf5", arrays))
+    data = read(write(tmp_path / "cut.hdf5", arrays), on_arrival=True)
     assert (data.num_transitions, data.num_episodes) == (3, 1)
 
 
@@ -234,7 +240,8 @@ def test_time_limits_told_beside_arrivals_are_no_terminations(tmp_path):
     walk = Walk(np.ones((4, 3), np.float32), np.full((3, 2), 0.5, np.float32), np.ones(3, np.float32), "truncated")
     arrays = on_arrival([walk, walk])
     arrays["timeouts"] = np.array([0, 0, 0, 1, 0, 0, 0, 0])
-    assert read(write(tmp_path / "x.npz", arrays)).terminated.tolist() == [False] * 6 + [True, False]
+    data = read(write(tmp_path / "x.npz", arrays), on_arrival=True)
+    assert data.terminated.tolist() == [False] * 6 + [True, False]
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".hdf5"])
@@ -258,8 +265,26 @@ def test_arrays_in_fortran_order_are_read_row_by_row(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("meaning", columns.KEYS)
 def test_every_spelling_is_understood(tmp_path, meaning):
-    arrays = {**good(), "timeouts": np.zeros(12, bool), "next_observations": good()["observations"] + 7}
+    arrays = good()
+    ends = arrays["terminals"]
+    extra = {
+        "next_obs": arrays["observations"] + 7,
+        "done": ends,
+        "truncated": np.arange(12) == 5,
+        "mask": 1 - ends,
+        "valid": np.arange(12) % 4 != 0,
+        "start": np.arange(12) % 2 == 0,
+        "length": np.full(6, 2),
+        "end": np.arange(2, 13, 2),
+        "index": np.arange(12) // 2,
+    }
+    if meaning == "valid":
+        arrays["terminals"] = np.zeros(12, bool)
+    if meaning in extra:
+        arrays[columns.KEYS[meaning][0]] = extra[meaning]
     expected = transitions(read(write(tmp_path / "expected.npz", arrays)))
+    if meaning not in ("obs", "action", "reward", "terminated", "done", "mask"):  # those do not change what is read
+        assert expected != transitions(read(write(tmp_path / "without.npz", good())))
     for number, key in enumerate(columns.KEYS[meaning]):
         renamed = {(key if name == columns.KEYS[meaning][0] else name): array for name, array in arrays.items()}
         file = write(tmp_path / f"{number}.npz", renamed)
@@ -308,7 +333,7 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
     tracemalloc.start()
     try:
         rows = reading.read(dataset, [tmp_path / "large.hdf5"], [task])
-        assert sum(len(block.obs) for block in rows.blocks) == rows.num_rows == num_rows + 300
+        assert sum(len(block.obs) for block in rows.blocks) == rows.num_rows == num_rows + 1
         assert tracemalloc.get_traced_memory()[1] < num_rows * 2 * 100 * 4 / 4
     finally:
         tracemalloc.stop()
@@ -416,7 +441,7 @@ def test_a_missing_key_is_named(tmp_path):
 
 def test_objects_are_never_unpickled(tmp_path):
     file = write(tmp_path / "x.npz", changed("rewards", np.array([{"a": 1}] * 12, dtype=object)))
-    with pytest.raises(DataError, match=r"'rewards' is object \(12,\), expected numbers"):
+    with pytest.raises(DataError, match=r"'rewards' is object \(12,\), which holds objects .*, expected numbers"):
         read(file)
 
 
@@ -498,6 +523,34 @@ def test_other_files_are_refused(tmp_path):
         layout_of(tmp_path / "absent.npz")
     with pytest.raises(DataError, match="cannot be read"):
         layout_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "message"),
+    [
+        ("x.npy", b"\x93NUMPY", "is a single array or object in NumPy's npy format"),
+        ("x.pkl", pickle.dumps([1]), "is a pickle, which may run any code and is never loaded"),
+        ("x.parquet", b"PAR1", "is a Parquet file"),
+        ("x.gz", b"\x1f\x8b", "is compressed with gzip"),
+    ],
+)
+def test_files_of_other_formats_are_refused_with_what_to_do(tmp_path, name, start, message):
+    (tmp_path / name).write_bytes(start + bytes(20))
+    with pytest.raises(DataError, match=rf"{name} {message}; save its arrays as a flat npz file: np\.savez"):
+        layout_of(tmp_path / name)
+
+
+def test_zip_files_without_arrays_and_folders_are_refused_by_kind(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"1")
+    with pytest.raises(DataError, match=r"'archive/data\.pkl' in it is no NumPy array, so it is a zip file of another"):
+        layout_of(tmp_path / "x.pt")
+    with pytest.raises(DataError, match=rf"^{tmp_path} is a folder, not a data file; save its arrays"):
+        register(tmp_path)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "info.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"^{tmp_path} is a LeRobot data set, not a data file; save its arrays"):
+        register(tmp_path)
 
 
 # Files written here.

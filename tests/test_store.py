@@ -377,7 +377,7 @@ def rows(first: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
         ("qpos", lambda array: array.astype(int), "key 'qpos' is int64"),
         ("observations", rows(4, np.nan), "key 'observations' is not finite in row 4"),
         ("qpos", rows(5, np.inf), "key 'qpos' is not finite in row 5"),
-        ("actions", lambda array: array.astype(object), "key 'actions' is damaged"),
+        ("actions", lambda array: array.astype(object), "key 'actions' holds objects .*, expected numbers"),
         ("terminals", rows(0, 0), "key 'terminals': no row ends an episode"),
         ("terminals", rows(4, 0), "key 'terminals': row 6, the last one, does not end"),
         ("terminals", rows(0, 1), "key 'terminals': row 0 is an episode of its own"),

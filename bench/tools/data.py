@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tyro.conf import Positional
 
 import datasets
@@ -58,6 +59,22 @@ def ensure_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None:
             f"in {transitions.num_episodes:,} episodes",
             flush=True,
         )
+        of_data = [config for config in configs if (config.dataset, config.task) == (name, task)]
+        for chunk_length in sorted({config.agent_config.chunk_length for config in of_data}):
+            if line := few_chunks(transitions, chunk_length):
+                print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def few_chunks(transitions: datasets.Transitions, chunk_length: int) -> str | None:
+    """A line for data in which under a quarter of the transitions begin a chunk that fits into its episode."""
+    lengths = np.diff(transitions.episode_ends, prepend=0)
+    fitting = int((lengths - chunk_length + 1).clip(0).sum())
+    if 4 * fitting >= transitions.num_transitions:
+        return None
+    return (
+        f"only {fitting:,} of {transitions.num_transitions:,} transitions begin {chunk_length} steps in one episode, "
+        f"as agents with chunks of {chunk_length} learn from; episodes have {np.median(lengths):g} steps in the median"
+    )
 
 
 def episode_progress() -> Callable[[int, int], None]:

@@ -86,8 +86,8 @@ def export_minari(options: ExportOptions, name: str) -> "Exported":
 def write_flat(task_name: str, transitions: Transitions, out: Path, *, replace: bool = False) -> None:
     """Writes an HDF5 file in D4RL's layout, a row per transition; `timeouts` end the episodes that do not terminate.
 
-    The file tells the task whose rewards it holds, and is refused for one with others.
-    Readers of this layout take each of `terminals` for the end of an episode, which those of OGBench's data are not.
+    The file tells the task whose rewards it holds, and is refused for one with others. `episode_id` tells episodes
+    apart: D4RL's own readers take each of `terminals` for the end of one, which those of OGBench's data are not.
     """
     if out.suffix not in (".hdf5", ".h5"):
         raise ConfigError(f"{out} must be named as an HDF5 file: {out.stem or 'data'}.hdf5")
@@ -112,6 +112,7 @@ def write_flat(task_name: str, transitions: Transitions, out: Path, *, replace: 
                 "rewards": file.create_dataset("rewards", (count,), np.float32),
                 "terminals": file.create_dataset("terminals", (count,), bool),
                 "timeouts": file.create_dataset("timeouts", (count,), bool),
+                "episode_id": file.create_dataset("episode_id", (count,), np.int64),
             }
             start = 0
             for first in range(0, len(transitions.final) - 1, _ROWS):
@@ -126,6 +127,7 @@ def write_flat(task_name: str, transitions: Transitions, out: Path, *, replace: 
                     "rewards": transitions.reward[rows],
                     "terminals": terminated,
                     "timeouts": transitions.final[rows + 1] & ~terminated,
+                    "episode_id": np.searchsorted(transitions.episode_ends, np.arange(start, stop), side="right"),
                 }.items():
                     arrays[key][start:stop] = values
                 start = stop

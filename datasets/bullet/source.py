@@ -65,8 +65,9 @@ def parse(name: str) -> Dataset | None:
 
 def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
     """The rows of a published or generated set. Raises DataError where a file under a published name is another's."""
-    rows = reading.read(dataset, files, tasks)
-    if origin(dataset, files) == "published" and not reading.is_told_on_arrival(files[0]):
+    is_published = origin(dataset, files) == "published"
+    rows = reading.read(dataset, files, tasks, on_arrival=is_published)
+    if is_published and not reading.is_told_on_arrival(files[0]):
         raise DataError(
             f"{files[0]} is not d4rl-pybullet's {dataset.name}, whose episodes begin with a reward of 0 and end with "
             f"an action of zeros; {to_replace(dataset.name, dataset.files[0].name, files[0])}; data of another making "

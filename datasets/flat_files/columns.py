@@ -13,18 +13,43 @@ import numpy as np
 from bench.runs.contract import one_line
 from datasets.spec import DataError
 
-KEYS = {  # what an array means: the keys it goes by; where a file has several of a line, the first counts
+KEYS = {  # what an array means: the keys it goes by
     "obs": ("observations", "observation", "obs", "states"),  # (N, O)
     "action": ("actions", "action"),  # (N, A), within [-1, 1]
-    "reward": ("rewards", "reward"),  # (N,) or (N, 1), as all below but the last
-    "terminated": ("terminals", "terminal", "terminations", "terminated", "dones", "done"),
-    "truncated": ("timeouts", "timeout", "truncations", "truncated"),  # may be absent
-    "next_obs": ("next_observations", "next_observation", "next_obs"),  # (N, O); may be absent
+    "reward": ("rewards", "reward"),  # (N,) or (N, 1), as all below but where it says otherwise
+    "next_obs": ("next_observations", "next_observation", "next_obs"),  # (N, O)
+    # Flags. What tells ends is read by `ends`.
+    "terminated": ("terminals", "terminal", "terminations", "terminated"),  # 1: the task ends; beside masks as done
+    "done": ("dones", "done", "dones_float"),  # 1: an episode ends, for whatever reason
+    "truncated": ("timeouts", "timeout", "truncations", "truncated"),  # 1: the time limit came
+    "mask": ("masks", "mask"),  # 0: the task ends
+    "valid": ("valids", "valid"),  # 0: no transition, only the observation that an episode ends in
+    "start": ("episode_starts", "episode_start"),  # 1: the first row of an episode
+    # Whole numbers.
+    "length": ("traj_lengths", "traj_length", "trajectory_lengths", "episode_lengths", "episode_length"),  # (E,) rows
+    "end": ("episode_ends", "traj_ends", "trajectory_ends"),  # (E,) rows up to and including each episode
+    "index": (  # (N,) the same within an episode, another in every other one
+        *("episode_index", "episode_id", "episode_ids", "episode_idx", "traj_index", "traj_id", "traj_ids", "traj_idx"),
+        *("trajectory_id", "trajectory_ids", "trajectory_index"),
+    ),
 }
-REQUIRED = ("obs", "action", "reward", "terminated")
+REQUIRED = ("obs", "action", "reward")  # and one of:
+TELLING_TASK_ENDS = ("terminated", "done", "mask")
+FLAGS = ("terminated", "done", "truncated", "mask", "valid", "start")
+PER_EPISODE = ("length", "end")
 
+SAVE_FLAT = (
+    "save its arrays as a flat npz file: np.savez(FILE, observations=…, actions=…, rewards=…, terminals=…, timeouts=…)"
+)
 _BLOCK_ROWS = 16_384
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK"
+_OTHERS = {  # how files of other formats begin
+    b"\x93NUMPY": "is a single array or object in NumPy's npy format",
+    b"\x80": "is a pickle, which may run any code and is never loaded",
+    b"PAR1": "is a Parquet file",
+    b"ARROW1": "is an Arrow file",
+    b"\x1f\x8b": "is compressed with gzip",
+}
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -68,6 +93,22 @@ class Column:
             raise DataError(f"{self.file}: key '{self.key}' is {numbers[row]:g} in row {row}, expected a flag 0 or 1")
         return numbers.astype(bool)
 
+    def integers(self) -> np.ndarray:
+        """(M,) int64. Raises DataError for other numbers."""
+        blocks = []
+        stream = self.stream()
+        while True:
+            with _reading(self.file, self.key):
+                array = next(stream, None)
+            if array is None:
+                break
+            with np.errstate(invalid="ignore"):  # what is not finite is no whole number
+                numbers = array.astype(np.int64)
+            if (numbers != array).any():
+                raise DataError(f"{self.file}: key '{self.key}' has {array[numbers != array][0]}, no whole number")
+            blocks.append(numbers.reshape(-1))
+        return np.concatenate(blocks)
+
 
 class Content(NamedTuple):
     """What an open file holds."""
@@ -78,18 +119,35 @@ class Content(NamedTuple):
     groups: list[str]  # of an HDF5 file, down to the second level
     notes: dict[str, str]  # "origin" and "recipe" of a file written here
 
-    def meanings(self) -> dict[str, Column]:
-        """The columns by what they mean. Raises DataError where one is missing."""
-        columns = {}
-        for meaning, keys in KEYS.items():
-            present = [key for key in keys if key in self.columns]
-            if present:
-                columns[meaning] = self.columns[present[0]]
-            elif meaning in REQUIRED:
-                raise DataError(
-                    f"{self.file}: key '{keys[0]}' is missing, it has {', '.join(sorted(self.columns)) or 'none'}"
-                )
-        return columns
+    def spelled(self, meaning: str) -> list[Column]:
+        """The columns of a meaning."""
+        return [self.columns[key] for key in KEYS[meaning] if key in self.columns]
+
+    def key(self, meaning: str) -> str:
+        """The first key of a meaning that the file has."""
+        return self.spelled(meaning)[0].key
+
+    def column(self, meaning: str) -> Column:
+        """The first column of a meaning. Raises DataError where there is none."""
+        found = self.spelled(meaning)
+        if not found:
+            raise DataError(f"{self.file}: key '{KEYS[meaning][0]}' is missing, it has {self._keys()}")
+        return found[0]
+
+    def without_ends(self) -> str:
+        """What to say of a file of which no key tells where the task ends."""
+        line = f"{self.file}: no key for terminals among its keys {self._keys()}"
+        kept = [key for meaning in ("truncated", "valid", "start", "length", "end", "index") for key in KEYS[meaning]]
+        other = [key for key in kept if key in self.columns]
+        if not other:
+            return line
+        return (
+            f"{line}; '{other[0]}' tells where episodes end, which may be ends of the task or time limits: add "
+            "'terminals' (1 where the task ends, else 0), or 'masks' (0 there, else 1)"
+        )
+
+    def _keys(self) -> str:
+        return ", ".join(sorted({*self.columns, *(name.split("/")[0] for name in self.groups)})) or "none"
 
 
 @contextmanager
@@ -114,6 +172,9 @@ def open_file(file: Path) -> Iterator[Content]:
                 content = _npz_content(file, archive)
             yield content
     else:
+        for start, what in _OTHERS.items():
+            if magic.startswith(start):
+                raise DataError(f"{file} {what}; {SAVE_FLAT}")
         raise DataError(f"{file} is neither an npz nor an HDF5 file, or not a whole one")
 
 
@@ -153,6 +214,8 @@ def _hdf5_blocks(item: Any) -> Iterator[np.ndarray]:
 def _npz_content(file: Path, archive: zipfile.ZipFile) -> Content:
     columns, notes = {}, {}
     for member in archive.namelist():
+        if not member.endswith(".npy"):
+            raise ValueError(f"'{member}' in it is no NumPy array, so it is a zip file of another kind than npz")
         key = member.removesuffix(".npy")
         with archive.open(member) as handle:
             shape, is_fortran, dtype = _npy_header(handle)

@@ -1,7 +1,7 @@
 """Reads flat D4RL-like files, npz or HDF5: one row per step in arrays of equal length.
 
-Files differ in how they tell an episode's end and in what is known beyond it, so that not every row is a transition:
-`_plan` decides. Rewards and observations are taken as they are, in whatever scale.
+Files differ in how they tell an episode's end (`ends`, `steps`) and in what is known beyond it, so that not every row
+is a transition: `_plan` decides. Rewards and observations are taken as they are, in whatever scale.
 """
 
 import json
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.flat_files.columns import Column, open_file
+from datasets.flat_files.columns import FLAGS, KEYS, PER_EPISODE, REQUIRED, Content, open_file
+from datasets.flat_files.ends import read_ends, starts_of, steps_since_end
+from datasets.flat_files.steps import follow
 from datasets.source import Block, Rows
 from datasets.spec import ACTION_LIMIT, DataError, Dataset, Origin, TaskSpec
 
-_ANY_END = ("dones", "done")  # beside a key of time limits, these flag both kinds of ends
 _ACTION_SLACK = 1e-3  # of rounding beyond [-1, 1]
-_SAME_OBS = 1e-5  # relative to max(1, |x|): next_obs[t] and obs[t + 1] are the same state, rounded differently
 
 
 def origin(dataset: Dataset, files: list[Path]) -> Origin:
@@ -52,21 +52,23 @@ def _recipe(notes: dict[str, str]) -> object:
         return None
 
 
-def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
-    """The rows of a flat file, which all tasks reward alike; twice through the file, little of it in memory.
+def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec], *, on_arrival: bool = False) -> Rows:
+    """The rows of a flat file, which all tasks reward alike; its observations are read twice, a block at a time.
+
+    Args:
+        on_arrival: the file is in d4rl-pybullet's layout, as `is_told_on_arrival` has it.
 
     Raises DataError, naming file, key and row, for arrays that are missing, damaged, of the wrong shape, not finite, or
-    beyond [-1, 1] where they are actions.
+    beyond [-1, 1] where they are actions, and for keys that contradict each other.
     """
     (file,) = files
     task = tasks[0]
     with open_file(file) as content:
-        columns = content.meanings()
-        num_rows = _check_shapes(columns, task)
-        plan = _plan(columns, num_rows, task.max_episode_steps)
+        num_rows = _check_shapes(content, task)
+        plan = (_plan_on_arrival if on_arrival else _plan)(content, num_rows, task.max_episode_steps)
     if not (plan.copies.astype(bool) & ~plan.is_final).any():
         raise DataError(f"{file} holds no transition whose end is known, only {num_rows} rows that end episodes")
-    return Rows(int(plan.copies.sum()), _blocks(file, plan, tasks))
+    return Rows(int(plan.copies.sum()), _blocks(file, plan, tasks), tuple(f"{file}: {line}" for line in plan.warnings))
 
 
 def is_told_on_arrival(file: Path) -> bool:
@@ -75,16 +77,22 @@ def is_told_on_arrival(file: Path) -> bool:
     A row there is (observation, action taken in it, reward and flags received on arriving in it), and every episode
     has a row more than transitions: its final observation beside an action of zeros. Told from that action, and from
     the first reward of each episode, which is 0. Read as D4RL's own files are, every reward would go to the action
-    after the one that earned it.
+    after the one that earned it. Only of data of PyBullet's tasks does this say anything: sparse demonstrations that
+    come to rest look alike.
     """
     with open_file(file) as content:
-        columns = content.meanings()
-        if "next_obs" in columns:
+        if content.spelled("next_obs") or content.notes or not content.spelled("terminated"):
             return False
-        ends = columns["terminated"].flags()
-        if "truncated" in columns:
-            ends |= columns["truncated"].flags()
-        return _tells_on_arrival(columns, ends, columns["reward"].scalars())
+        ends, reward = _flagged_ends(content), content.column("reward").scalars()
+        # Where episodes are padded with a row of zeros, as some files in D4RL's own layout are, its reward is 0 too.
+        if not ends.any() or reward[starts_of(ends)].any() or not reward[ends].any():
+            return False
+        start = 0
+        for action in content.column("action").blocks():
+            if action[ends[start : start + len(action)]].any():
+                return False
+            start += len(action)
+        return True
 
 
 # Which rows are transitions.
@@ -95,103 +103,72 @@ class _Plan(NamedTuple):
 
     copies: np.ndarray  # (N,) uint8: 0 dropped, 1 one row, 2 a transition and the final row after it
     is_final: np.ndarray  # (N,) bool: the one row holds only a final observation
+    knows_next: np.ndarray  # (N,) bool: the final row is the row's next observation, else its observation again
     reward: np.ndarray  # (N,) float32, of the transition from this row
     terminated: np.ndarray  # (N,) bool, likewise
+    warnings: tuple[str, ...] = ()
 
 
-def _plan(columns: "dict[str, Column]", num_rows: int, max_episode_steps: int) -> _Plan:
-    reward = columns["reward"].scalars()
-    terminated = columns["terminated"].flags()
-    truncated = columns["truncated"].flags() if "truncated" in columns else None
-    ends = terminated.copy() if truncated is None else terminated | truncated
-    if "next_obs" not in columns and _tells_on_arrival(columns, ends, reward):
-        return _plan_on_arrival(reward, terminated, truncated, ends, max_episode_steps)
-    if truncated is not None and columns["terminated"].key in _ANY_END:
-        terminated &= ~truncated
-    if "next_obs" in columns:
-        ends |= _discontinuities(columns, num_rows)
-    elif truncated is None:  # D4RL's rule for files that tell no time limits
-        ends |= _steps_since_end(ends) % max_episode_steps == max_episode_steps - 1
-    ends[-1] = True
+def _plan(content: Content, num_rows: int, max_episode_steps: int) -> _Plan:
+    told = read_ends(content, num_rows)
+    ends, knows_next, warnings = follow(content, told, max_episode_steps)
     # Where the file does not tell the state after an episode's last step, the step is of use only if it terminated:
     # nothing is bootstrapped from beyond it, so the last observation may stand for the one that is unknown. Else the
     # transition is dropped, and its observation becomes the final one of the transition before it.
-    is_final = np.zeros_like(ends) if "next_obs" in columns else ends & ~terminated
+    is_final = told.no_transition | (ends & ~told.terminated & ~knows_next)
     copies = 1 + (ends & ~is_final).astype(np.uint8)
-    copies[is_final & _starts(ends)] = 0  # an episode of which no transition is known
-    return _Plan(copies, is_final, reward, terminated)
+    copies[is_final & starts_of(ends)] = 0  # an episode of which no transition is known
+    return _Plan(copies, is_final, knows_next, content.column("reward").scalars(), told.terminated, warnings)
 
 
-def _plan_on_arrival(
-    reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray | None, ends: np.ndarray, max_episode_steps: int
-) -> _Plan:
+def _plan_on_arrival(content: Content, num_rows: int, max_episode_steps: int) -> _Plan:
     """Reward and termination move to the row before, that of the action that led to them."""
-    ends = ends.copy()
+    reward, terminated = content.column("reward").scalars(), content.column("terminated").flags()
+    ends = _flagged_ends(content)
     ends[-1] = True  # collection stopped
     # Gym's wrapper made every time limit a terminal state; where the file does not tell them apart, the number of
     # steps does.
-    at_limit = _steps_since_end(ends) == max_episode_steps if truncated is None else truncated
-    copies = np.ones(len(ends), np.uint8)
-    copies[ends & _starts(ends)] = 0  # collection stopped right after a reset
-    return _Plan(copies, ends, np.append(reward[1:], reward[:1]), np.append((terminated & ~at_limit)[1:], False))
+    timeouts = content.spelled("truncated")
+    at_limit = timeouts[0].flags() if timeouts else steps_since_end(ends) == max_episode_steps
+    copies = np.ones(num_rows, np.uint8)
+    copies[ends & starts_of(ends)] = 0  # collection stopped right after a reset
+    return _Plan(
+        copies,
+        is_final=ends,
+        knows_next=np.zeros(num_rows, bool),
+        reward=np.append(reward[1:], reward[:1]),
+        terminated=np.append((terminated & ~at_limit)[1:], False),
+    )
 
 
-def _tells_on_arrival(columns: "dict[str, Column]", ends: np.ndarray, reward: np.ndarray) -> bool:
-    # Where episodes are padded with a row of zeros, as some files in D4RL's own layout are, its reward is 0 as well.
-    if not ends.any() or reward[_starts(ends)].any() or not reward[ends].any():
-        return False
-    start = 0
-    for action in columns["action"].blocks():
-        if action[ends[start : start + len(action)]].any():
-            return False
-        start += len(action)
-    return True
-
-
-def _starts(ends: np.ndarray) -> np.ndarray:
-    """(N,) bool: the first row of each episode."""
-    return np.append(True, ends[:-1])
-
-
-def _steps_since_end(ends: np.ndarray) -> np.ndarray:
-    """(N,) int64: a row's number within its episode, from 0."""
-    rows = np.arange(len(ends))
-    return rows - np.maximum.accumulate(np.where(_starts(ends), rows, 0))
-
-
-def _discontinuities(columns: "dict[str, Column]", num_rows: int) -> np.ndarray:
-    """(N,) bool: the next row does not go on where this one led to."""
-    found = np.zeros(num_rows, bool)
-    start, last = 0, None  # the newest row's next observation
-    for obs, next_obs in zip(columns["obs"].blocks(), columns["next_obs"].blocks(), strict=True):
-        led_to = next_obs[:-1] if last is None else np.concatenate([last, next_obs[:-1]])
-        follows = obs[1:] if last is None else obs
-        apart = np.any(np.abs(led_to - follows) > _SAME_OBS * np.maximum(1, np.abs(follows)), axis=1)
-        first = start if last is None else start - 1
-        found[first : first + len(apart)] = apart
-        start, last = start + len(obs), next_obs[-1:]
-    return found
+def _flagged_ends(content: Content) -> np.ndarray:
+    ends = content.column("terminated").flags()
+    for column in content.spelled("truncated"):
+        ends |= column.flags()
+    return ends
 
 
 def _blocks(file: Path, plan: _Plan, tasks: list[TaskSpec]) -> Iterator[Block]:
     with open_file(file) as content:
-        columns = content.meanings()
         start = 0
-        streams = [columns[name].blocks() for name in ("obs", "action", "next_obs") if name in columns]
+        action_key = content.key("action")
+        columns = [content.column("obs"), content.column("action"), *content.spelled("next_obs")[:1]]
+        streams = [column.blocks() for column in columns]
         for obs, action, *next_obs in zip(*streams, strict=True):
             rows = slice(start, start + len(obs))
             beyond = np.abs(action).max(1) > 1 + _ACTION_SLACK
             if beyond.any():
                 row = int(beyond.argmax())
                 raise DataError(
-                    f"{file}: key '{columns['action'].key}' is {np.abs(action[row]).max():.4g} in row {start + row}; "
+                    f"{file}: key '{action_key}' is {np.abs(action[row]).max():.4g} in row {start + row}; "
                     "actions must be scaled to [-1, 1]"
                 )
             source = np.repeat(np.arange(len(obs)), plan.copies[rows])
             is_second = np.append(False, source[1:] == source[:-1]) if len(source) else np.zeros(0, bool)
             block_obs = obs[source]
             if next_obs:
-                block_obs[is_second] = next_obs[0][source[is_second]]
+                led_to = is_second & plan.knows_next[rows][source]
+                block_obs[led_to] = next_obs[0][source[led_to]]
             final = plan.is_final[rows][source] | is_second
             reward = np.where(final, np.float32(0), plan.reward[rows][source])
             terminated = plan.terminated[rows][source] & ~final
@@ -206,14 +183,20 @@ def _blocks(file: Path, plan: _Plan, tasks: list[TaskSpec]) -> Iterator[Block]:
                 )
 
 
-def _check_shapes(columns: dict[str, Column], task: TaskSpec) -> int:
+def _check_shapes(content: Content, task: TaskSpec) -> int:
     """The number of rows. Raises DataError for arrays that do not fit the task or each other."""
-    first = columns["obs"]
+    first = content.column("obs")
     num_rows = first.shape[0] if first.shape else 0
     widths = {"obs": task.obs_dim, "next_obs": task.obs_dim, "action": task.action_dim}
-    for meaning, column in columns.items():
+    for required in REQUIRED:
+        content.column(required)
+    for meaning, column in [(name, column) for name in KEYS for column in content.spelled(name)]:
+        if meaning in (*widths, "reward") and column is not content.column(meaning):
+            continue  # the first counts
         where = f"{column.file}: key '{column.key}' is {column.dtype} {column.shape}"
-        if column.dtype.kind not in ("bfiu" if meaning in ("terminated", "truncated") else "fiu"):
+        if column.dtype.kind == "O":
+            raise DataError(f"{where}, which holds objects (lists of unequal arrays, or text), expected numbers")
+        if column.dtype.kind not in ("bfiu" if meaning in FLAGS or meaning == "end" else "fiu"):
             raise DataError(f"{where}, expected numbers")
         if not column.shape or column.shape[0] == 0:
             raise DataError(f"{where}, expected at least one row")
@@ -221,7 +204,7 @@ def _check_shapes(columns: dict[str, Column], task: TaskSpec) -> int:
             raise DataError(f"{where}, task {task.name} needs rows of {widths[meaning]} numbers")
         if meaning not in widths and column.shape[1:] not in ((), (1,)):
             raise DataError(f"{where}, expected one number per row")
-        if column.shape[0] != num_rows:
+        if meaning not in PER_EPISODE and column.shape[0] != num_rows:
             raise DataError(f"{where}, but '{first.key}' has {num_rows} rows")
     return num_rows
 

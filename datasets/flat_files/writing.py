@@ -23,9 +23,18 @@ class Step(NamedTuple):
 
 def episode_arrays(steps: list[Step]) -> dict[str, np.ndarray]:
     """An episode under the keys of D4RL's later files."""
-    dtypes = (np.float32, np.float32, np.float32, np.bool_, np.bool_, np.float32)
-    columns = zip(KEYS.values(), zip(*steps, strict=True), dtypes, strict=True)
-    return {keys[0]: np.array(column, dtype) for keys, column, dtype in columns}
+    meanings = {
+        "obs": np.float32,
+        "action": np.float32,
+        "reward": np.float32,
+        "terminated": np.bool_,
+        "truncated": np.bool_,
+        "next_obs": np.float32,
+    }
+    return {
+        KEYS[meaning][0]: np.array([getattr(step, meaning) for step in steps], dtype)
+        for meaning, dtype in meanings.items()
+    }
 
 
 def write(parts: list[Path], file: Path, recipe: dict[str, Any]) -> int:

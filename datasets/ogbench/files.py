@@ -148,10 +148,17 @@ class NpzFile:
             raise DataError(f"{self.file}: key '{key}' is missing, it has {', '.join(sorted(self.keys))}")
         try:
             return self.arrays[key]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except ValueError as error:
+            if not str(error).startswith("Object arrays"):
+                raise self._damaged(key, error) from error
             raise DataError(
-                f"{self.file}: key '{key}' is damaged ({one_line(error)}); delete the file and get it again"
+                f"{self.file}: key '{key}' holds objects (lists of unequal arrays, or text), expected numbers"
             ) from error
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise self._damaged(key, error) from error
+
+    def _damaged(self, key: str, error: Exception) -> DataError:
+        return DataError(f"{self.file}: key '{key}' is damaged ({one_line(error)}); delete the file and get it again")
 
     def flags(self, key: str) -> np.ndarray:
         """(R,) bool, the rows that end an episode."""

@@ -14,7 +14,7 @@ from typing import Literal
 from bench.runs.contract import one_line, replacing
 from datasets.cache import ELSEWHERE, cache_root, file_sha256
 from datasets.flat_files import reading
-from datasets.flat_files.columns import KEYS, REQUIRED, open_file
+from datasets.flat_files.columns import KEYS, REQUIRED, SAVE_FLAT, TELLING_TASK_ENDS, open_file
 from datasets.source import Rows, Source
 from datasets.spec import DataError, Dataset, Origin, RemoteFile, TaskSpec
 
@@ -25,6 +25,9 @@ Layout = Literal["ogbench", "robomimic", "minari", "flat"]
 def register(file: Path, copy: bool = False) -> str:
     """Name of a user's file, which is remembered, or copied into the cache. Raises DataError where it is unreadable."""
     file = file.expanduser()
+    if file.is_dir():
+        what = "is a LeRobot data set" if (file / "meta" / "info.json").is_file() else "is a folder"
+        raise DataError(f"{file} {what}, not a data file; {SAVE_FLAT}")
     if not file.is_file():
         raise DataError(f"no data file {file}; name an npz or HDF5 file")
     if layout_of(file) == "minari" and copy:  # raises for a file of no known layout
@@ -61,15 +64,19 @@ def layout_of(file: Path) -> Layout:
         if not content.is_hdf5 and {"observations", "qpos"} <= keys and not keys.intersection(KEYS["reward"]):
             return "ogbench"
         missing = [KEYS[meaning][0] for meaning in REQUIRED if not keys.intersection(KEYS[meaning])]
+        if not any(keys.intersection(KEYS[meaning]) for meaning in TELLING_TASK_ENDS):
+            missing.append("terminals")
         if not missing:
             return "flat"
+        if missing == ["terminals"]:
+            raise DataError(content.without_ends())
         present = ", ".join(sorted({*keys, *(name.split("/")[0] for name in content.groups)})) or "none"
-        if len(missing) < len(REQUIRED):
+        if any(keys.intersection(KEYS[meaning]) for meaning in REQUIRED):
             raise DataError(f"{file}: no key for {' and '.join(missing)} among its keys {present}")
         raise DataError(
-            f"{file}: no known layout has its keys {present}; known are {', '.join(KEYS[m][0] for m in REQUIRED)} "
-            "(flat npz or HDF5), observations and qpos (OGBench npz), data/demo_0 (robomimic HDF5) and episode_0 "
-            "(Minari HDF5)"
+            f"{file}: no known layout has its keys {present}; known are observations, actions, "
+            "rewards, terminals (flat npz or HDF5), observations and qpos (OGBench npz), data/demo_0 (robomimic HDF5) "
+            "and episode_0 (Minari HDF5)"
         )
 
 
@@ -122,7 +129,9 @@ class UserFiles:
         for task in tasks:
             if name is not None and not self._may_share_rewards(name, task):
                 raise DataError(f"{file} was exported from task {name}; its rewards are not those of {task.name}")
-        return reading.read(dataset, files, tasks)
+        # A sparse demonstration that comes to rest looks like d4rl-pybullet's layout; PyBullet's rewards are dense.
+        on_arrival = tasks[0].suite == "bullet" and reading.is_told_on_arrival(file)
+        return reading.read(dataset, files, tasks, on_arrival=on_arrival)
 
 
 def _record(name: str) -> Path:

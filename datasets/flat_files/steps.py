@@ -1,0 +1,154 @@
+"""Compares the ends that a flat file's keys show with its observations.
+
+Where a row does not lead to the next one, an episode ends, whatever the keys say. Where it does although an end is
+flagged, the task ends inside a trajectory, or the file has the observation after a reset there. And a step may be far
+too long to be one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from datasets.flat_files.columns import Content
+from datasets.flat_files.ends import Told, contradiction, count, starts_of, steps_since_end
+
+_SAME_OBS = 1e-5  # relative to max(1, |x|): next_obs[t] and obs[t + 1] are the same state, rounded differently
+_JUMP = 20  # times the median step: no step of the episode, but another episode
+
+
+class Followed(NamedTuple):
+    """Ends after a look at the observations."""
+
+    ends: np.ndarray  # (N,) bool
+    knows_next: np.ndarray  # (N,) bool: next_observations has the state that this row led to
+    warnings: tuple[str, ...]
+
+
+def follow(content: Content, told: Told, max_episode_steps: int) -> Followed:
+    """Compares what is told with the observations. Raises DataError where they cannot both be right."""
+    steps, apart = _scan(content, len(told.ends))
+    ends = told.ends.copy()
+    warnings = list(told.warnings)
+    if apart is None and told.truncated is None and told.splits is None:  # D4RL's rule: no key tells time limits
+        ends |= steps_since_end(ends) % max_episode_steps == max_episode_steps - 1
+    usual = float(np.median(steps[~ends])) if not ends.all() else 0.0
+    jumps = steps > _JUMP * usual if usual > 0 else np.zeros_like(ends)
+    late = _late(told, jumps if apart is None else apart)
+    if late.any():
+        ends[late] = False
+        ends[np.flatnonzero(late) - 1] = True
+        ends[-1] = True
+        key = content.key("truncated")
+        warnings.append(f"'{key}' comes a row late: its {int(late.sum()):,} flags are read as of the row before")
+    knows_next = np.full_like(ends, apart is not None)
+    is_ours = "recipe" in content.notes  # written here: next observations are never those after a reset
+    if apart is not None:
+        cut = apart & ~ends
+        _check_cuts(content, told, cut)
+        if cut.sum() > len(cut) / 4:
+            single = int((cut & starts_of(cut | ends)).sum())
+            warnings.append(
+                f"{count(cut)} do not lead to the next row though no end is told, as where environments are stepped "
+                f"side by side or rows are shuffled; episodes are cut there, {single:,} have one step: no chunk of "
+                "several steps fits"
+            )
+        goes_on = ends & ~apart & ~told.no_transition
+        goes_on[-1] = False
+        solved = _solved_inside(told, goes_on, is_ours, jumps)
+        ends = (ends | cut) & ~solved
+        key = content.key("next_obs")
+        if solved.any() and not is_ours:
+            warnings.append(
+                f"{count(solved)} end the task inside a trajectory that goes on in '{key}': kept so, no episode is "
+                "cut there"
+            )
+        reset = goes_on & ~solved
+        if reset.any() and not is_ours:
+            _check_resets(content, told, cut, reset)
+            knows_next &= ~reset
+            warnings.append(
+                f"'{key}' of {count(reset)} that end episodes is the observation after the reset, so the state they "
+                "led to is unknown"
+            )
+    inside = jumps & ~ends
+    if inside.any() and not is_ours:
+        warnings.append(
+            f"{count(inside)} jump by more than {_JUMP} times the median step inside an episode, the first is row "
+            f"{int(inside.argmax())}: does an episode end there?"
+        )
+    return Followed(ends, knows_next, tuple(warnings))
+
+
+def _solved_inside(told: Told, goes_on: np.ndarray, is_ours: bool, jumps: np.ndarray) -> np.ndarray:
+    """(N,) bool: of the ends whose next observation is the next row's, those of the task alone, not of the episode.
+
+    Else it is the observation after a reset, which is one for all ends of a file: time limits are ends for certain,
+    and terminals where most are followed by a jump.
+    """
+    none = np.zeros_like(goes_on)
+    if told.splits is not None:
+        return none
+    solved = goes_on & told.terminated & (True if told.truncated is None else ~told.truncated)
+    if is_ours:
+        return solved
+    after_reset = (goes_on & ~solved).any() or 2 * (solved & jumps).sum() > solved.sum()
+    return none if after_reset else solved
+
+
+def _check_cuts(content: Content, told: Told, cut: np.ndarray) -> None:
+    """Raises DataError where an episode breaks off whose rows a key says to lie together."""
+    if told.rows_lie_together and cut.any():
+        key = content.key("next_obs")
+        row = int(cut.argmax())
+        raise contradiction(content, told.splits or "", "goes on", key, "does not lead to the next row", row)
+
+
+def _check_resets(content: Content, told: Told, cut: np.ndarray, reset: np.ndarray) -> None:
+    """Raises DataError where episodes break off in other rows than those flagged, which go on.
+
+    One break apart from them is the seam of a ring.
+    """
+    beside = np.append(cut[1:], False) | np.append(False, cut[:-1])
+    if cut.sum() <= 1 and not (beside & reset).any():
+        return
+    at_limit = told.truncated is not None and (told.truncated & reset).any()
+    flagged = told.splits or (content.key("truncated") if at_limit else told.source)
+    key, row = content.key("next_obs"), int(cut.argmax())
+    raise contradiction(content, flagged, "goes on", key, "does not lead to the next row", row)
+
+
+def _late(told: Told, breaks: np.ndarray) -> np.ndarray:
+    """(N,) bool: the time limits, where each is flagged in the first row of the next episode; else none."""
+    none = np.zeros(len(breaks), bool)
+    if told.splits is not None or told.truncated is None:
+        return none
+    late = told.truncated & ~told.terminated
+    rows = np.flatnonzero(late)
+    if not len(rows) or rows[0] == 0 or not (breaks & ~told.ends)[rows - 1].all() or breaks[rows[:-1]].any():
+        return none
+    return none if breaks[rows[-1]] and rows[-1] < len(breaks) - 1 else late
+
+
+def _scan(content: Content, num_rows: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """(N,) float32, how far it is to the next row's observation, and (N,) bool, whether next_observations differ from
+    it; None without them."""
+    steps = np.zeros(num_rows, np.float32)
+    nexts = content.spelled("next_obs")[:1]
+    apart = np.zeros(num_rows, bool) if nexts else None
+    start = 0
+    before: list[np.ndarray] = []  # the newest row's arrays
+    for block in zip(*(column.blocks() for column in (*content.spelled("obs")[:1], *nexts)), strict=True):
+        pairs = [(start, list(block), block[0][1:])]
+        if before:
+            pairs.append((start - 1, before, block[0][:1]))
+        for first, arrays, follows in pairs:
+            obs, *next_obs = (array[: len(follows)] for array in arrays)
+            rows = slice(first, first + len(follows))
+            with np.errstate(over="ignore"):
+                steps[rows] = np.linalg.norm(follows - obs, axis=1)
+            if apart is not None:
+                differs = np.abs(next_obs[0] - follows) > _SAME_OBS * np.maximum(1, np.abs(follows))
+                apart[rows] = differs.any(axis=1)
+        before = [array[-1:].copy() for array in block]
+        start += len(block[0])
+    return steps, apart
