@@ -29,6 +29,7 @@ STYLE = (
     tyro.conf.PositionalMetavarFromFieldName,
 )
 WORDS = {int: "a whole number", float: "a number"}
+LONGEST_SPAN = 10_000  # numbers that one `0..9` may stand for
 
 
 class Verb(NamedTuple):
@@ -61,7 +62,7 @@ def _value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 @RULES.primitive_rule
 def _several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """At least one value; positional ones may be left out."""
+    """At least one value, with blanks or commas between them; positional ones may be left out."""
     if info.type_origin is not tuple or tyro.conf.UseAppendAction in info.markers:
         return None
     kind = typing.get_args(info.type)[0]
@@ -69,7 +70,9 @@ def _several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     def values(words: Sequence[str]) -> tuple[Any, ...]:
         if not words and tyro.conf.Positional not in info.markers:
             raise ValueError("it needs a value")
-        return tuple(_read(kind, word) for word in words)
+        if kind is int:
+            return tuple(number for word in parts_of(words) for number in _whole_numbers(word))
+        return tuple(_read(kind, word) for word in (parts_of(words) if kind is str else words))
 
     return PrimitiveConstructorSpec(
         nargs="*",
@@ -78,6 +81,31 @@ def _several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         is_instance=lambda value: True,
         str_from_instance=lambda value: list(map(str, value)),
     )
+
+
+def parts_of(words: Sequence[str]) -> list[str]:
+    """`a,b c` as `a b c`. ValueError where nothing is left."""
+    parts = [part for word in words for part in re.split(r"[,\s]+", word) if part]
+    if words and not parts:
+        raise ValueError("it needs a value")
+    return parts
+
+
+def _whole_numbers(text: str) -> Sequence[int]:
+    """A number, or those of `0..7` or `0-7`, both ends included. ValueError."""
+    span = re.fullmatch(r"(\d+)(?:\.\.|-)(\d+)", text)
+    if span is None:
+        try:
+            return [int(text)]
+        except ValueError:
+            forms = "several are 0 1 2 or 0..2"
+            raise ValueError(f"{text!r} is not {WORDS[int]}; {forms}") from None
+    first, last = int(span[1]), int(span[2])
+    if last < first:
+        raise ValueError(f"{text!r} ends before it begins; {last}..{first} would not")
+    if last - first >= LONGEST_SPAN:
+        raise ValueError(f"{text!r} are {last - first + 1} numbers; at most {LONGEST_SPAN} are taken")
+    return range(first, last + 1)
 
 
 def _choices(kind: Any) -> list[str]:

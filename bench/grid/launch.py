@@ -174,9 +174,12 @@ def launch_runs(options: LaunchOptions) -> int:
 def check_effect(options: LaunchOptions) -> None:
     """ConfigError for an option of the command line that does nothing where the runs are to run."""
     idle = option_types(Site).keys() if options.local else {"jobs"}
-    for name in sorted(typed_names(options.typed) & idle):
+    typed = typed_names(options.typed)
+    for name in sorted(typed & idle):
         where = "--slurm" if options.local else "--local; jobs of an array side by side: --max-parallel"
         raise ConfigError(f"{flag(name)} is for {where}")
+    if {"gres", "gpus_per_node"} <= typed:
+        raise ConfigError("--gres and --gpus-per-node exclude each other; --gres gpu:TYPE:N asks for N GPUs as well")
 
 
 def retry_command(options: RetryOptions) -> int:
@@ -214,7 +217,9 @@ def with_profile(options: LaunchOptions) -> LaunchOptions:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     said = {**vars(profile), **vars(profile.site), **vars(profile.execution)}
-    taken = {name: said[name] for name in table.keys() - typed_names(options.typed)}
+    typed = typed_names(options.typed)
+    either = {"gres", "gpus_per_node"}  # one typed replaces both
+    taken = {name: said[name] for name in table.keys() - typed - (either if typed & either else set())}
 
     def filled(part: Any) -> Any:
         return replace(part, **{name: value for name, value in taken.items() if hasattr(part, name)})
