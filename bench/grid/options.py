@@ -9,7 +9,7 @@ from tyro.conf import Fixed, arg
 import datasets
 from agents import AGENTS
 from agents.blocks.config import settings_of
-from bench.command_line import check_least, flag, option_types, typed_names
+from bench.command_line import check_folder, check_least, flag, option_types, typed_names
 from bench.protocol.config import RunConfig, RunSettings, check_agent, config_difference, default_agent_config
 from bench.protocol.suites import SUITES, run_config, tuned_config
 from bench.runs.contract import ConfigError, RunName, nearest
@@ -53,6 +53,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_least(self, pack=1, jobs=1)
+        check_folder(self)
         check_mirrors(self.mirror)
 
 

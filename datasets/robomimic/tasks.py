@@ -93,7 +93,8 @@ _ALIASES = {"pickplacecan": "can", "nutassemblysquare": "square"}
 _OURS = "|".join([*ENV_NAMES, *_ALIASES])
 _NAME = re.compile(rf"({_OURS})(?:-({'|'.join(_PROFICIENCIES)}))?(?:-low-dim)?(?:-v15)?")
 _ABSENT = re.compile(
-    rf"({_OURS})-(mg|paired|mh|ph|.*image|.*v\d+).*|(tool-?hang|transport|twoarm|nutassembly|pickplace|stack|wipe|door).*"
+    rf"({_OURS})-((mg|paired|image).*|(mh|ph)-(low-dim|image|raw|demo).*)"
+    r"|(tool-?hang|transport|twoarm|nutassembly|pickplace|stack|wipe|door).*"
 )
 
 
