@@ -163,6 +163,14 @@ def test_a_wrong_input_is_one_line_and_nothing_is_written(line, said, folder, ca
     assert contents(folder) == before
 
 
+def test_a_plan_says_how_much_a_users_file_holds(folder, capsys):
+    before = contents(folder)
+    small = "--agent-config.policy_hidden_dims 8,8 --agent-config.critic_hidden_dims 8,8 --batch-size 8"
+    assert bench.__main__.main(f"{PLAN} --data good.npz {small}".removeprefix("bench ").split()) == 0
+    assert "good.npz (40 transitions in 1 episodes)" in capsys.readouterr().out
+    assert contents(folder) == before
+
+
 def contents(folder: Path) -> dict[Path, bytes | None]:
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
