@@ -5,14 +5,20 @@ A verb is a function of its options. It imports late: drawing takes a second to 
 need not wait for.
 """
 
+import importlib.util
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if importlib.util.find_spec("tyro") is None or importlib.util.find_spec("pandas") is None:
+    print(f"error: {sys.executable} lacks the packages; use .venv/bin/python -m analysis (make setup)", file=sys.stderr)
+    sys.exit(2)
+
 from tyro.conf import Positional
 
-from bench.command_line import Verb, run_verb
+from bench.command_line import Verb, check_folder, exit_code, run_verb
 from bench.runs.contract import ConfigError, StorageError
 
 # -------------------------------------------------------------------------------------------------------- figures
@@ -27,6 +33,9 @@ class FiguresOptions:
     suite: tuple[str, ...] = ()  # only these suites; default: all
     allow_incomplete: bool = False  # also use runs that are not complete; figures and tables say how many
     published: Path | None = None  # curves or rates per seed, a CSV file or a folder; default: end points, built in
+
+    def __post_init__(self) -> None:
+        check_folder(self)
 
 
 def figures(options: FiguresOptions) -> int:
@@ -63,6 +72,11 @@ class ReportOptions:
     suite: tuple[str, ...] = ()  # only these suites; default: all
     embed_videos: float = 8.0  # put so many megabytes of recorded videos into the page and link the others
 
+    def __post_init__(self) -> None:
+        check_folder(self)
+        if not 0 <= self.embed_videos < math.inf:
+            raise ConfigError(f"--embed-videos is {self.embed_videos:g}; it must be a number of megabytes, or 0")
+
 
 def report(options: ReportOptions) -> int:
     """One HTML page, and a protocol card per suite beside it. Runs that are not complete are shown as such."""
@@ -92,6 +106,9 @@ class ExplainOptions:
     results: Path = Path("results")
     allow_incomplete: bool = False  # also use runs that are not complete
     json: bool = False  # print JSON
+
+    def __post_init__(self) -> None:
+        check_folder(self)
 
 
 def explain(options: ExplainOptions) -> int:
@@ -146,11 +163,8 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 after one line on what is wrong with the results or the command line."""
-    try:
-        return run_verb(VERBS, sys.argv[1:] if arguments is None else arguments, PROGRAM, ABOUT, DEFAULT)
-    except (StorageError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    words = sys.argv[1:] if arguments is None else arguments
+    return exit_code(lambda: run_verb(VERBS, words, PROGRAM, ABOUT, DEFAULT), (StorageError, ConfigError, OSError))
 
 
 if __name__ == "__main__":

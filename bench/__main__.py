@@ -1,14 +1,19 @@
 """`python -m bench VERB`: suites and single runs, here or as a grid on a cluster, what they cost, how they fare, data
 to train on, and videos of what was learnt. A verb's module is imported when it is called: some take seconds."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 
+if importlib.util.find_spec("tyro") is None or importlib.util.find_spec("torch") is None:
+    print(f"error: {sys.executable} lacks the packages; use .venv/bin/python -m bench (make setup)", file=sys.stderr)
+    sys.exit(2)
+
 os.environ.setdefault("MUJOCO_GL", "disable")  # observations are states; no GL context is needed
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on a GPU
 
-from bench.command_line import Verb, run_verb
+from bench.command_line import Verb, exit_code, run_verb
 from bench.grid.slurm import SlurmError
 from bench.runs.contract import ConfigError, StorageError
 from bench.runs.provenance import ForeignPackage, check_checkout
@@ -39,21 +44,13 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1 where a run failed, 2 for bad input, 75 when stopped."""
-    try:
+
+    def program() -> int:
         check_checkout()
         return run_verb(VERBS, sys.argv[1:] if arguments is None else arguments, PROGRAM, ABOUT)
-    except (ConfigError, DataError, StorageError, ForeignPackage) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except (SlurmError, WorkerError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
-    except BrokenPipeError:  # `… | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python writes at its end goes nowhere
-        return 141  # as of a process that SIGPIPE ends
-    except KeyboardInterrupt:
-        print("stopped; start again to go on", file=sys.stderr, flush=True)
-        return 130
+
+    refused = (ConfigError, DataError, StorageError, ForeignPackage)
+    return exit_code(program, refused, failed=(SlurmError, WorkerError))
 
 
 if __name__ == "__main__":

@@ -6,11 +6,16 @@ one line. Of tyro's errors only what it prints is public, so that is read.
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import io
+import math
+import os
 import re
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -29,6 +34,7 @@ STYLE = (
     tyro.conf.PositionalMetavarFromFieldName,
 )
 WORDS = {int: "a whole number", float: "a number"}
+LONGEST_SPAN = 10_000  # numbers that one `0..9` may stand for
 
 
 class Verb(NamedTuple):
@@ -47,7 +53,7 @@ RULES = ConstructorRegistry()
 def _value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     """Numbers and words out of a few, with errors in plain words, and `none` or `auto` where there may be no number."""
     names = _choices(info.type)
-    members = {int, float} & {info.type, *typing.get_args(info.type)}
+    members = {int, float, Path} & {info.type, *typing.get_args(info.type)}
     if not (names or members) or info.type_origin in (tuple, dict):
         return None
     return PrimitiveConstructorSpec(
@@ -61,7 +67,7 @@ def _value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 @RULES.primitive_rule
 def _several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """At least one value; positional ones may be left out."""
+    """At least one value, with blanks or commas between them; positional ones may be left out."""
     if info.type_origin is not tuple or tyro.conf.UseAppendAction in info.markers:
         return None
     kind = typing.get_args(info.type)[0]
@@ -69,7 +75,9 @@ def _several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     def values(words: Sequence[str]) -> tuple[Any, ...]:
         if not words and tyro.conf.Positional not in info.markers:
             raise ValueError("it needs a value")
-        return tuple(_read(kind, word) for word in words)
+        if kind is int:
+            return tuple(number for word in parts_of(words) for number in _whole_numbers(word))
+        return tuple(_read(kind, word) for word in (parts_of(words) if kind is str else words))
 
     return PrimitiveConstructorSpec(
         nargs="*",
@@ -78,6 +86,31 @@ def _several(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         is_instance=lambda value: True,
         str_from_instance=lambda value: list(map(str, value)),
     )
+
+
+def parts_of(words: Sequence[str]) -> list[str]:
+    """`a,b c` as `a b c`. ValueError where nothing is left."""
+    parts = [part for word in words for part in re.split(r"[,\s]+", word) if part]
+    if words and not parts:
+        raise ValueError("it needs a value")
+    return parts
+
+
+def _whole_numbers(text: str) -> Sequence[int]:
+    """A number, or those of `0..7` or `0-7`, both ends included. ValueError."""
+    span = re.fullmatch(r"(\d+)(?:\.\.|-)(\d+)", text)
+    if span is None:
+        try:
+            return [int(text)]
+        except ValueError:
+            forms = "several are 0 1 2 or 0..2"
+            raise ValueError(f"{text!r} is not {WORDS[int]}; {forms}") from None
+    first, last = int(span[1]), int(span[2])
+    if last < first:
+        raise ValueError(f"{text!r} ends before it begins; {last}..{first} would not")
+    if last - first >= LONGEST_SPAN:
+        raise ValueError(f"{text!r} are {last - first + 1} numbers; at most {LONGEST_SPAN} are taken")
+    return range(first, last + 1)
 
 
 def _choices(kind: Any) -> list[str]:
@@ -95,10 +128,15 @@ def _read(kind: Any, text: str) -> Any:
         if text.lower() in ("none", "auto"):
             return None
         kind = next(member for member in typing.get_args(kind) if member is not NoneType)
+    if kind is Path and not text.strip():
+        raise ValueError("it needs a path; '.' is the folder one is in")
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         raise ValueError(f"{text!r} is not {WORDS[kind]}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
 
 
 def check_least(options: object, **least: int) -> None:
@@ -107,6 +145,31 @@ def check_least(options: object, **least: int) -> None:
         value = getattr(options, name)
         if value is not None and value < low:
             raise ConfigError(f"{flag(name)} is {value}; it must be at least {low}")
+
+
+def check_finite(options: object, *names: str, above: float = 0.0) -> None:
+    """ConfigError for an option that is not a finite number above `above`."""
+    for name in names:
+        value = getattr(options, name)
+        if not above < value < math.inf:
+            raise ConfigError(f"{flag(name)} is {value:g}; it must be a number above {above:g}")
+
+
+def check_folder(options: object, name: str = "results") -> None:
+    """ConfigError for an option whose path can be no folder: a file is in its place, or the name is too long."""
+    path = getattr(options, name)
+    try:
+        there = next(folder for folder in (path, *path.parents, Path("/")) if folder.exists())
+    except OSError as error:
+        raise ConfigError(f"{flag(name)} {brief(path)}: {error.strerror}; name a folder") from error
+    if not there.is_dir():
+        raise ConfigError(f"{flag(name)} {brief(path)}: {brief(there)} is a file; name a folder")
+
+
+def brief(text: object, most: int = 120) -> str:
+    """The text, or its beginning and end where it is long."""
+    text = str(text)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"
 
 
 # --- options
@@ -213,6 +276,43 @@ def _without_empty_defaults(text: str) -> str:
     said_nothing = re.compile(r"\(default:[\s│]*(None|False|'')?\)")
     text = said_nothing.sub(lambda found: re.sub(r"[^\n│]", " ", found[0]), text)
     return "\n".join(line for line in text.split("\n") if line.strip(" │") or not line)
+
+
+# --- programs
+
+NO_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)  # of a path that a user has named
+
+
+def exit_code(
+    program: Callable[[], int],
+    refused: tuple[type[Exception], ...] = (),
+    failed: tuple[type[Exception], ...] = (),
+) -> int:
+    """What a program returns. Where it ends with an exception, one line says so on the error output.
+
+    2 for what it refuses and for paths that no file can have, 1 where something failed, 130 after Ctrl-C, 141 where
+    nobody reads on. Standard output shows `?` for a letter that its encoding lacks.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        return program()
+    except BrokenPipeError:  # `… | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python writes at its end goes nowhere
+        return 141  # as of a process that SIGPIPE ends
+    except refused as error:
+        line, code = str(error), 2
+    except failed as error:
+        line, code = str(error), 1
+    except OSError as error:
+        if error.errno not in NO_NAMES:
+            raise
+        line, code = f"cannot use {brief(error.filename)}: {error.strerror}", 2
+    except KeyboardInterrupt:
+        print("stopped; start again to go on", file=sys.stderr, flush=True)
+        return 130
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return code
 
 
 # --- verbs

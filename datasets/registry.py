@@ -35,10 +35,16 @@ def task(name: str) -> TaskSpec:
             played = played_task(spec)
             returns = spec.reference_returns or played.reference_returns
             return replace(spec, max_episode_steps=played.max_episode_steps, reference_returns=returns)
+    if why := _unsupported(name):
+        raise DataError(f"unsupported task '{name}': {why}; python -m bench data list shows every task")
     raise DataError(
         f"unknown task '{name}'{nearest(name, [*TASKS, *domains()])}; domains are {', '.join(domains())}, "
         "and python -m bench data list shows every task"
     )
+
+
+def _unsupported(name: str) -> str | None:
+    return next((why for source in (minari, *GENERATORS) if (why := source.unsupported(name))), None)
 
 
 def played_task(spec: TaskSpec) -> TaskSpec:
@@ -69,6 +75,8 @@ def parse_name(name: str) -> Dataset:
     for reader in READERS:
         if dataset := reader.parse(name):
             return dataset
+    if why := _unsupported(name):
+        raise DataError(f"unsupported data set '{name}': {why}; python -m bench data list shows every set")
     raise DataError(
         f"unknown data set '{name}'{nearest(name, [*published(), *_generated_like(name)])}; "
         f"names are like {published()[0]}, "

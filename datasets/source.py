@@ -75,7 +75,14 @@ class Source(Reader, Protocol):
         ...
 
     def task(self, name: str) -> TaskSpec | None:
-        """The task of a name, a bare domain's default task included; None where the name is none of this source's."""
+        """The task of a name: ours, a bare domain's default task, or one that the family's own packages and papers use.
+
+        None where the name is none of this source's. A name that chooses data has them as `TaskSpec.dataset`.
+        """
+        ...
+
+    def unsupported(self, name: str) -> str | None:
+        """Why a name that the family's packages and papers use is no task here; None for any other name."""
         ...
 
     def make_env(self, spec: TaskSpec, success_timing: str) -> "gymnasium.Env":

@@ -1,6 +1,7 @@
 """The commands as a user types them: plans, a suite from start to figure, and one clear line for each mistake."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -67,6 +68,17 @@ def fails(capsys, *arguments: str) -> str:
         ("run --suite quick --env-workers -2", "--env-workers is -2; it must be at least 0"),
         ("run --suite quick --env-workers some", "--env-workers: 'some' is not a whole number"),
         ("run --suite quick --task cube-single", "--suite and --task/--agent exclude each other"),
+        ("run --suite quick --seed 1", "--seed is for a single run"),
+        ("run --suite quick --name x", "--name is the folder of single runs"),
+        ("run --task toy-reach --agent fql --agents fql", "--agents chooses from a suite"),
+        ("run --task toy-reach --agent fql --tasks toy-reach", "--tasks chooses from a suite"),
+        ("run --task toy-reach --agent fql --seed 1 --seeds 2", "--seed and --seeds exclude each other"),
+        ("run --suite quick --variant x", "--variant x is for runs with changed settings, and qc_fql has none changed"),
+        ("run --task toy-reach --agent fql --variant x", "change some, as in --agent-config.chunk_length VALUE"),
+        ("run --suite sac-flow-ablations --variant x --batch-size 3", "would put different runs into one folder"),
+        ("launch quick --local --gres gpu:1", "--gres is for --slurm"),
+        ("launch quick --slurm --gres gpu:1 --gpus-per-node 1", "--gres and --gpus-per-node exclude each other"),
+        ("launch quick --local --seed 1", "--seed is for a single run"),
         ("run", "name a suite"),
         ("rnu", "unknown command 'rnu' (did you mean 'run'?)"),
         ("data generate --task cube-double --kind plya", "unknown kind 'plya' of cube-double (did you mean 'play'?)"),
@@ -278,6 +290,65 @@ def test_help_names_every_suite_and_target():
     targets = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("bench", "test", "figures", "parity", "help"):
         assert re.search(rf"^{target}\s", targets, re.MULTILINE), target
+
+
+def test_a_seed_agent_or_task_that_is_there_twice_counts_once(capsys):
+    twice = "--suite quick --seeds 0 0 1 --agents qc_fql,qc_fql --tasks cube-single-task1 cube-single-task1"
+    once = "--suite quick --seeds 0..1 --agents qc_fql --tasks cube-single-task1"
+    found = selected_configs(parse(RunOptions, twice.split(), "run"))
+    assert capsys.readouterr().out.splitlines() == [
+        "--seeds: 0 more than once, counted once",
+        "--agents: qc_fql more than once, counted once",
+        "--tasks: cube-single-task1 more than once, counted once",
+    ]
+    assert found == selected_configs(parse(RunOptions, once.split(), "run"))
+    single = selected_configs(parse(RunOptions, ["--task", "toy-reach", "--agent", "fql", "--seeds", "3", "3"], "run"))
+    assert [config.seed for config in single] == [3]
+
+
+MAKE = {  # a wrong variable, and what is said of it
+    "bench SEED=3": "make bench does not read SEED (did you mean SEEDS?)",
+    "bench AGENT=fql": "make bench does not read AGENT (did you mean AGENTS?)",
+    "plan suite=quick": "make plan does not read suite (did you mean SUITE?)",
+    "status SUITES=toy": "make status does not read SUITES (did you mean SUITE?)",
+    "figures SEEDS=1": "make figures does not read SEEDS; it reads",
+    "report TASKS=toy-reach": "make report does not read TASKS; it reads",
+    "test SUITE=toy": "make test does not read SUITE; it reads PYTHON ARGS",
+    "bench MUJOCO_GL=egl": "make bench does not read MUJOCO_GL",
+}
+
+
+@pytest.mark.parametrize("line", MAKE)
+def test_a_variable_that_make_would_ignore_is_an_error(line):
+    outcome = make(line)
+    assert outcome.returncode == 2 and not outcome.stdout
+    assert MAKE[line] in outcome.stderr and outcome.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("bench SEEDS=0..2 TASKS=a,b", "--tasks a,b --seeds 0..2 --results results"),
+        ("bench SLURM=1", "launch quick --slurm"),
+        ("bench SLURM=0", "launch quick --local"),
+        ("figures", "-m analysis --results results"),
+        ("figures SUITE=toy ARGS=--allow-incomplete", "-m analysis --results results --suite toy --allow-incomplete"),
+        ("report SUITE=toy ARGS=--out=x", "-m analysis report --results results --suite toy --out=x"),
+        ("status", "-m bench status  --results results"),
+        ("status SUITE=toy", "-m bench status toy --results results"),
+        ("parity PARITY_DIR=x O2O_BENCH_DATA=y", "tests/test_parity.py"),
+    ],
+)
+def test_make_passes_on_what_it_reads(line, said):
+    outcome = make(line)
+    assert outcome.returncode == 0, outcome.stderr
+    command = next(words for words in outcome.stdout.splitlines() if said in words)
+    assert command.count("--suite") == (line.count("SUITE=") if "analysis" in said else 0)
+
+
+def make(line):
+    environment = {"PATH": os.environ["PATH"]}
+    return subprocess.run(["make", "-n", *line.split()], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_generated_data_are_made_where_they_are_asked_for(tmp_path, monkeypatch):

@@ -151,6 +151,7 @@ class Options:
     files: Positional[tuple[Path, ...]]
     nested: Nested = Nested()
     seeds: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
     lines: UseAppendAction[tuple[str, ...]] = ()
     settings: dict[str, str] = dataclasses.field(default_factory=dict)
     dry_run: bool = False
@@ -170,6 +171,18 @@ def test_options_may_be_written_in_all_the_usual_ways():
     assert [options(f"a --rate {word}").nested.rate for word in ("none", "None", "auto")] == [None] * 3
     assert options("a --rate 1e-3").nested.rate == 1e-3
     assert options("a --seeds -1 1_000").seeds == (-1, 1000)
+
+
+@pytest.mark.parametrize("words", [["0,1,2"], ["0..2"], ["0-2"], ["0 1 2"], ["0, 1", "2"], ["0", "1-2"], ["0,1..2"]])
+def test_several_numbers_may_be_written_in_all_the_usual_ways(words):
+    assert parse(Options, ["a", "--seeds", *words], "program").seeds == (0, 1, 2)
+
+
+@pytest.mark.parametrize("words", [["x", "y"], ["x,y"], ["x y"], ["x, y"], ["x,", "y"]])
+def test_several_names_may_have_commas_between_them(words):
+    assert parse(Options, ["a", "--names", *words], "program").names == ("x", "y")
+    assert parse(Options, ["a,b", "--lines", "x, y"], "program").files == (Path("a,b"),)  # paths and lines may not
+    assert parse(Options, ["a,b", "--lines", "x, y"], "program").lines == ("x, y",)
 
 
 def test_keys_of_a_dict_are_options_of_their_own():
@@ -194,7 +207,11 @@ def test_what_was_typed_is_known_beside_its_values():
         ("", "files are missing"),
         ("a --rate", "missing value for argument '--rate'"),
         ("a --seeds", "--seeds: it needs a value"),
-        ("a --seeds 1 x", "--seeds: 'x' is not a whole number"),
+        ("a --seeds ,", "--seeds: it needs a value"),
+        ("a --seeds 1 x", "--seeds: 'x' is not a whole number; several are 0 1 2 or 0..2"),
+        ("a --seeds 0-6:2", "--seeds: '0-6:2' is not a whole number"),
+        ("a --seeds 7..0", "--seeds: '7..0' ends before it begins; 0..7 would not"),
+        ("a --seeds 0..10000", "--seeds: '0..10000' are 10001 numbers; at most 10000"),
         ("a --rate -1", "--rate is -1.0; it must be at least 0"),
         ("a --kind oen", "--kind: 'oen' is none of one, two (did you mean 'one'?)"),
         ("a --no-dry-run", "unknown option '--no-dry-run' (did you mean '--dry-run'?)"),

@@ -508,7 +508,7 @@ def test_names_are_taken_apart() -> None:
     ("name", "message"),
     [
         ("cube-duoble-play-v0", "did you mean 'cube-double-play-v0'"),
-        ("cube-single-play-100m-v0", "unknown data set"),
+        ("cube-single-play-100m-v0", "play-100m data of cube-single are not supported"),
         ("cube-single-mixed-generated-60ep-seed0", "did you mean 'cube-single-task.-mixed-generated-60ep-seed0'"),
         ("cube-single-task6-mixed-generated-60ep-seed0", "did you mean 'cube-single-task.-mixed-generated-60ep-seed0'"),
         ("cube-single-play-generated-0ep-seed0", "did you mean 'cube-single-play-generated-1ep-seed0'"),

@@ -414,7 +414,7 @@ def test_runs_of_two_tasks_are_no_pair(cubes, hopper, capsys) -> None:
         (["--size", "big"], "--size is 'big'; it must be like 480x360"),
         (["--size", "480x10"], "--size is '480x10'; it must be like 480x360"),
         (["--fps", "0"], "--fps is 0; it must lie between 0.1 and"),
-        (["--fps", "nan"], "--fps is nan; it must lie between 0.1 and"),
+        (["--fps", "nan"], "--fps: 'nan' is not a finite number"),
         (["--failures", "--successes"], "--failures and --successes exclude each other"),
         (["--failures", "--episode-seeds", "1000000"], "--episode-seeds names the episodes"),
         (["--format", "avi"], "--format: 'avi' is none of mp4, gif"),

@@ -6,6 +6,7 @@ Whatever happens in between, launching again finds out from run directories, rec
 
 import contextlib
 import os
+import re
 import shlex
 import time
 import tomllib
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from bench.command_line import check_least, flag, option_types, parse, typed_names
+from bench.command_line import check_folder, check_least, flag, option_types, parse, typed_names
 from bench.grid import slurm
 from bench.grid.cost import Cost, from_finished_runs
 from bench.grid.job import bad_nodes, run_job
@@ -83,6 +84,8 @@ class Site:
     def __post_init__(self) -> None:
         check_least(self, gpus_per_node=0, cpus_per_task=1, packs_per_job=1, max_parallel=1)
         minutes_of(self.time)
+        if self.mem is not None and not re.fullmatch(r"\d+[KMGTkmgt]?", self.mem):
+            raise ConfigError(f"--mem is {self.mem!r}; Slurm takes a whole number with K, M, G or T, as in 16G")
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ class RetryOptions:
     suite: Positional[str | None] = None  # default: every suite that was launched
     failed: bool = False  # must be said
     results: Path = Path("results")
+
+    def __post_init__(self) -> None:
+        check_folder(self)
 
 
 def launch_command(options: LaunchOptions) -> int:
@@ -174,9 +180,12 @@ def launch_runs(options: LaunchOptions) -> int:
 def check_effect(options: LaunchOptions) -> None:
     """ConfigError for an option of the command line that does nothing where the runs are to run."""
     idle = option_types(Site).keys() if options.local else {"jobs"}
-    for name in sorted(typed_names(options.typed) & idle):
+    typed = typed_names(options.typed)
+    for name in sorted(typed & idle):
         where = "--slurm" if options.local else "--local; jobs of an array side by side: --max-parallel"
         raise ConfigError(f"{flag(name)} is for {where}")
+    if {"gres", "gpus_per_node"} <= typed:
+        raise ConfigError("--gres and --gpus-per-node exclude each other; --gres gpu:TYPE:N asks for N GPUs as well")
 
 
 def retry_command(options: RetryOptions) -> int:
@@ -214,7 +223,9 @@ def with_profile(options: LaunchOptions) -> LaunchOptions:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     said = {**vars(profile), **vars(profile.site), **vars(profile.execution)}
-    taken = {name: said[name] for name in table.keys() - typed_names(options.typed)}
+    typed = typed_names(options.typed)
+    either = {"gres", "gpus_per_node"}  # one typed replaces both
+    taken = {name: said[name] for name in table.keys() - typed - (either if typed & either else set())}
 
     def filled(part: Any) -> Any:
         return replace(part, **{name: value for name, value in taken.items() if hasattr(part, name)})

@@ -1,5 +1,6 @@
 """What runs will cost on this machine: a few updates and environment steps, measured, times the plan."""
 
+import os
 import time
 from collections.abc import Callable
 from functools import cache
@@ -9,16 +10,20 @@ import torch
 
 import datasets
 from agents.blocks.base import Agent, OnPolicyAgent
+from agents.blocks.config import settings_of
 from bench.grid.cost import Cost
 from bench.protocol.config import RunConfig
 from bench.protocol.schedule import updates_per_step
+from bench.runs.contract import ConfigError
+from bench.runs.quantities import size
 from bench.training.policies import build_agent
 from bench.training.streams import SeedStreams
 from datasets.batch import Batch, Decisions
 
 
 def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.device, threads: int) -> Cost:
-    """Measures one configuration for about a second."""
+    """Measures one configuration for about a second. Raises ConfigError where its batches do not fit."""
+    check_memory(config, device)
     torch.set_num_threads(threads)
     task = datasets.task(config.task)
     members = 1 if device.type == "cpu" else pack  # a CPU updates the seeds of a pack one after the other
@@ -49,21 +54,38 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
     )
 
 
+def check_memory(config: RunConfig, device: torch.device) -> None:
+    """ConfigError where one batch of one seed, with what its hidden layers make of it, is larger than the memory."""
+    task, settings = datasets.task(config.task), settings_of(config.agent_config)
+    hidden = sum(settings.get("policy_hidden_dims", ()))
+    hidden += settings.get("num_critics", 1) * sum(settings.get("critic_hidden_dims", ()))
+    numbers = 2 * task.obs_dim + config.agent_config.chunk_length * (task.action_dim + 1) + 2 + hidden
+    needed = 4 * config.batch_size * numbers
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cuda":
+        _, memory = torch.cuda.mem_get_info(device)
+    if needed > memory:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}: one batch of {config.label} takes at least {size(needed)}, and this "
+            f"{'GPU' if device.type == 'cuda' else 'machine'} has {size(memory)}; it must be smaller"
+        )
+
+
 def made_up_batches(config: RunConfig, agent: Agent, noise: SeedStreams) -> tuple[Batch, Batch | Decisions]:
     """Random numbers in the shape of what the agent's offline and online updates take."""
     task, device = datasets.task(config.task), noise.device
-    pack, size, length = agent.num_seeds, config.batch_size, agent.chunk_length
+    pack, rows, length = agent.num_seeds, config.batch_size, agent.chunk_length
     batch = Batch(
-        obs=torch.randn(pack, size, task.obs_dim, device=device),
-        action_chunk=torch.rand(pack, size, length, task.action_dim, device=device) * 2 - 1,
-        chunk_return=-torch.rand(pack, size, device=device),
-        bootstrap=torch.ones(pack, size, device=device),
-        next_obs=torch.randn(pack, size, task.obs_dim, device=device),
-        valid=torch.ones(pack, size, length, device=device),
+        obs=torch.randn(pack, rows, task.obs_dim, device=device),
+        action_chunk=torch.rand(pack, rows, length, task.action_dim, device=device) * 2 - 1,
+        chunk_return=-torch.rand(pack, rows, device=device),
+        bootstrap=torch.ones(pack, rows, device=device),
+        next_obs=torch.randn(pack, rows, task.obs_dim, device=device),
+        valid=torch.ones(pack, rows, length, device=device),
     )
     if not isinstance(agent, OnPolicyAgent):
         return batch, batch
-    advantage = torch.randn(pack, size, device=device)
+    advantage = torch.randn(pack, rows, device=device)
     return batch, Decisions(batch.obs, agent.collect(batch.obs, noise.at(0))[1], advantage, advantage)
 
 

@@ -8,10 +8,11 @@ from tyro.conf import Fixed, arg
 
 import datasets
 from agents import AGENTS
-from bench.command_line import check_least, option_types, typed_names
-from bench.protocol.config import RunConfig, RunSettings, check_agent, default_agent_config
+from agents.blocks.config import settings_of
+from bench.command_line import check_folder, check_least, flag, option_types, typed_names
+from bench.protocol.config import RunConfig, RunSettings, check_agent, config_difference, default_agent_config
 from bench.protocol.suites import SUITES, run_config, tuned_config
-from bench.runs.contract import ConfigError, nearest
+from bench.runs.contract import ConfigError, RunName, nearest
 from bench.tools.trackers import MIRRORS, check_mirrors
 from bench.training.execution import Execution
 
@@ -21,9 +22,9 @@ class Selection:
     """what to run: a suite, or one task with one agent"""
 
     suite: Annotated[str | None, arg(help=f"one of {', '.join(SUITES)}")] = None
-    agents: tuple[str, ...] = ()  # only these agents of the suite
+    agents: tuple[str, ...] = ()  # only these agents of the suite, with blanks or commas between them
     tasks: tuple[str, ...] = ()  # only these tasks of the suite
-    seeds: tuple[int, ...] = ()  # only these seeds
+    seeds: tuple[int, ...] = ()  # only these seeds: 0 1 2, or 0,1,2, or 0..2, or 0-2
     task: str | None = None  # a single run's task, e.g. cube-double-task2
     agent: Annotated[str | None, arg(help=f"a single run's agent: {', '.join(AGENTS)}")] = None
     seed: int = 0
@@ -52,6 +53,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         check_least(self, pack=1, jobs=1)
+        check_folder(self)
         check_mirrors(self.mirror)
 
 
@@ -73,12 +75,10 @@ class PlanOptions:
 
 def selected_configs(options: PlanOptions) -> list[RunConfig]:
     """The runs that the options name. Settings that they say nothing about stay the suite's. Raises ConfigError."""
-    selection = options.selection
-    if selection.suite and (selection.task or selection.agent):
-        raise ConfigError(
-            "--suite and --task/--agent exclude each other; to run a part of a suite use --tasks and --agents"
-        )
-    given = typed_names(options.typed) & option_types(RunSettings).keys()
+    selection, typed = options.selection, typed_names(options.typed)
+    check_selection(selection, typed)
+    selection = without_repetitions(selection)
+    given = typed & option_types(RunSettings).keys()
     settings = {name: getattr(options.settings, name) for name in given}
     if selection.data is not None:
         if selection.dataset is not None:
@@ -86,11 +86,83 @@ def selected_configs(options: PlanOptions) -> list[RunConfig]:
         settings["dataset"] = datasets.register(selection.data)
     elif selection.dataset is not None:
         settings["dataset"] = datasets.parse_name(selection.dataset).name  # in the form that fits a folder's name
+    configs = _configs(selection, settings)
+    if settings.get("variant"):
+        check_variant(configs, _configs(replace(selection, agent_config={}), {}))
+    return configs
+
+
+def _configs(selection: Selection, settings: dict[str, Any]) -> list[RunConfig]:
     if selection.suite:
         return suite_configs(selection, settings)
-    if not (selection.task and selection.agent):
-        raise ConfigError(f"name a suite (--suite {'|'.join(SUITES)}) or a run (--task T --agent A --seed N)")
     return [single_config(selection, settings, seed) for seed in selection.seeds or [selection.seed]]
+
+
+def check_selection(selection: Selection, typed: set[str]) -> None:
+    """ConfigError for an option that does nothing with the others, by the one that is meant.
+
+    Args:
+        typed: names of the options on the command line.
+    """
+    if selection.suite and (selection.task or selection.agent):
+        raise ConfigError(
+            "--suite and --task/--agent exclude each other; to run a part of a suite use --tasks and --agents"
+        )
+    if not selection.suite and not (selection.task and selection.agent):
+        raise ConfigError(f"name a suite (--suite {'|'.join(SUITES)}) or a run (--task T --agent A --seed N)")
+    instead = FOR_A_RUN if selection.suite else FOR_A_SUITE
+    for name in sorted(typed & instead.keys()):
+        raise ConfigError(f"{flag(name)} {instead[name]}")
+    if {"seed", "seeds"} <= typed:
+        raise ConfigError("--seed and --seeds exclude each other; --seeds takes one or several")
+
+
+# What an option does nothing for, and what is meant instead.
+FOR_A_RUN = {
+    "seed": "is for a single run (--task T --agent A); the seeds of a suite are chosen with --seeds",
+    "name": "is the folder of single runs (--task T --agent A); a suite's has the suite's name, and --results "
+    "puts it elsewhere",
+}
+FOR_A_SUITE = {
+    "agents": "chooses from a suite (--suite S); a single run has one --agent",
+    "tasks": "chooses from a suite (--suite S); a single run has one --task",
+}
+
+
+def without_repetitions(selection: Selection) -> Selection:
+    """Every seed, agent and task once; prints which were there more than once."""
+    once: dict[str, Any] = {}
+    for name in ("seeds", "agents", "tasks"):
+        values = getattr(selection, name)
+        once[name] = tuple(dict.fromkeys(values))
+        if repeated := [value for value in once[name] if values.count(value) > 1]:
+            print(f"{flag(name)}: {', '.join(map(str, repeated))} more than once, counted once", flush=True)
+    return replace(selection, **once)
+
+
+def check_variant(configs: list[RunConfig], unchanged: list[RunConfig]) -> None:
+    """ConfigError for a variant that names no change of settings, or that different runs would share.
+
+    Args:
+        unchanged: the same runs by the settings of their suite.
+    """
+    variant = configs[0].variant
+    for config, same in zip(configs, unchanged, strict=True):
+        if config == same.replace(variant=variant):
+            setting = next(iter(settings_of(config.agent_config)))
+            raise ConfigError(
+                f"--variant {variant} is for runs with changed settings, and {config.agent} has none changed; "
+                f"change some, as in --agent-config.{setting} VALUE, or leave --variant out"
+            )
+    first: dict[RunName, RunConfig] = {}
+    for config in configs:
+        other = first.setdefault(config.name, config)
+        if other != config:
+            difference = config_difference(config.to_json(), other.to_json())
+            raise ConfigError(
+                f"--variant {variant} would put different runs into one folder, {config.name} ({difference}); "
+                "the suite has variants of its own: leave --variant out"
+            )
 
 
 def suite_configs(selection: Selection, settings: dict[str, Any]) -> list[RunConfig]:
@@ -100,6 +172,8 @@ def suite_configs(selection: Selection, settings: dict[str, Any]) -> list[RunCon
         raise ConfigError(f"unknown suite {suite!r}{nearest(suite, SUITES)}; suites: {', '.join(SUITES)}")
     configs = SUITES[suite]()
     tasks = [datasets.task(name).name for name in selection.tasks]
+    for name, known in zip(selection.tasks, tasks, strict=True):
+        _check_data_of_task(name, {"dataset": datasets.task(known).dataset})
     for name, wanted in (("task", tasks), ("agent", selection.agents)):
         present = list(dict.fromkeys(getattr(config, name) for config in configs))
         for value in wanted:
@@ -122,7 +196,19 @@ def suite_configs(selection: Selection, settings: dict[str, Any]) -> list[RunCon
 def single_config(selection: Selection, settings: dict[str, Any], seed: int) -> RunConfig:
     task = datasets.task(selection.task or "")
     agent = selection.agent or ""
+    _check_data_of_task(selection.task or "", settings)
     check_agent(agent)
     agent_config = default_agent_config(agent, selection.agent_config, tuned_config(agent, task.domain))
     config = run_config(selection.name, task, agent, seed, agent_config=agent_config)
     return config.replace(**settings)
+
+
+def _check_data_of_task(name: str, settings: dict[str, Any]) -> None:
+    """ConfigError where a task's name chooses data, as OGBench's names do, and the runs would have others."""
+    task = datasets.task(name)
+    chosen = settings.get("dataset", task.dataset)
+    if task.dataset not in (chosen, datasets.task(task.name).dataset):
+        raise ConfigError(
+            f"task {name!r} means {task.name} with data {task.dataset}, but the data are {chosen}; "
+            f"name the task {task.name}, and its data with --dataset"
+        )

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
+from bench.command_line import check_folder, check_least
 from bench.grid import slurm
 from bench.grid.launches import CANCELLED, launches
 from bench.grid.survey import STATE_COLOURS, GridStatus, Queue, RunStatus, survey
@@ -211,6 +212,9 @@ class StatusOptions:
     json: bool = False  # for a program
     results: Path = Path("results")
 
+    def __post_init__(self) -> None:
+        check_folder(self)
+
 
 @dataclass(frozen=True)
 class LogsOptions:
@@ -221,6 +225,10 @@ class LogsOptions:
     follow: bool = False  # go on printing what is added
     results: Path = Path("results")
 
+    def __post_init__(self) -> None:
+        check_folder(self)
+        check_least(self, lines=1)
+
 
 @dataclass(frozen=True)
 class CancelOptions:
@@ -228,6 +236,9 @@ class CancelOptions:
 
     suite: Positional[str | None] = None  # default: all that was launched
     results: Path = Path("results")
+
+    def __post_init__(self) -> None:
+        check_folder(self)
 
 
 def status_command(options: StatusOptions) -> int:

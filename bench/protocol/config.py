@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,19 @@ import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
 from agents.blocks.config import setting_types, settings_of, with_settings
-from bench.runs.contract import SCHEMA_VERSION, VARIANT, ConfigError, RunName, flat, nearest
+from bench.runs.contract import (
+    FOLDER,
+    LONGEST_NAME,
+    SCHEMA_VERSION,
+    VARIANT,
+    ConfigError,
+    RunName,
+    flat,
+    nearest,
+)
 from datasets.spec import DataError
+
+LARGEST_SEED = 2**63 - 1  # tables hold 64-bit integers
 
 # Fields that runs of older code do not have, and what they stand for then: such runs keep their hash.
 LATER_FIELDS = {
@@ -67,8 +79,13 @@ class RunConfig(RunSettings):
     def __post_init__(self) -> None:
         for name in ("suite", "dataset"):
             value = getattr(self, name)
-            if not value or "/" in value or value.startswith("."):
-                raise ConfigError(f"{name} {value!r} cannot be a folder's name; use letters, digits, '-' and '_'")
+            if not re.fullmatch(FOLDER, value):
+                raise ConfigError(
+                    f"{name} {value!r} cannot be a folder's name; use letters, digits, '-' and '_', and begin with "
+                    "a letter, a digit or '_'"
+                )
+            check_length(name, value)
+        check_length("variant", self.label)
         if not re.fullmatch(VARIANT, self.variant):
             raise ConfigError(f"variant {self.variant!r} may have letters, digits and any of _ . , = + -")
         try:
@@ -83,6 +100,7 @@ class RunConfig(RunSettings):
             raise ConfigError(
                 f"agent {self.agent} takes a {config_class.__name__}, not {type(self.agent_config).__name__}"
             )
+        self._check_chunks(datasets.task(self.task).max_episode_steps)
         for name, least in (
             *(("seed", 0), ("offline_updates", 0), ("online_steps", 0), ("warmup_steps", 0)),
             *(("utd_ratio", 1), ("batch_size", 1), ("replay_capacity", 1), ("eval_episodes", 1), ("log_interval", 1)),
@@ -91,6 +109,8 @@ class RunConfig(RunSettings):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        if self.seed > LARGEST_SEED:
+            raise ConfigError(f"seed is {self.seed}; it must be at most {LARGEST_SEED}")
         if self.warmup_actions not in ("policy", "random"):
             raise ConfigError(f"warmup_actions is {self.warmup_actions!r}; it must be policy or random")
         share = self.online_batch_share
@@ -116,6 +136,16 @@ class RunConfig(RunSettings):
             raise ConfigError(f"discount is {self.discount!r}; it must lie in [0, 1]")
         if self.offline_updates + self.online_steps == 0:
             raise ConfigError("offline_updates and online_steps are both 0: nothing to run")
+
+    def _check_chunks(self, longest_episode: int) -> None:
+        length, rows = self.agent_config.chunk_length, self.online_dataset_rows
+        if length > longest_episode:
+            raise ConfigError(
+                f"chunk_length is {length}; an episode of {self.task} has at most {longest_episode} steps, so a chunk "
+                "must be no longer"
+            )
+        if rows is not None and rows < length:
+            raise ConfigError(f"online_dataset_rows is {rows}; it must be at least one chunk, {length}, or be none")
 
     @property
     def rollout_steps(self) -> int | None:
@@ -190,6 +220,13 @@ def _later_settings(config: Any) -> dict[str, Any]:
     return later
 
 
+def check_length(name: str, value: str) -> None:
+    """ConfigError for what is too long to be a folder's name."""
+    length = len(value.encode())
+    if length > LONGEST_NAME:
+        raise ConfigError(f"{name} {value[:24]!r}… has {length} bytes; a folder's name may have {LONGEST_NAME} here")
+
+
 def check_agent(name: str) -> None:
     """Raises ConfigError for a name that is not in the registry."""
     if name not in AGENTS:
@@ -239,7 +276,10 @@ def parse_value(kind: Any, text: str, name: str) -> Any:
             raise ConfigError(f"{name} is {text!r}; it must be true or false")
         return text.lower() == "true"
     try:
-        return kind(text.replace("_", "")) if kind in (int, float) else kind(text)
+        value = kind(text.replace("_", "")) if kind in (int, float) else kind(text)
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError("not a number")
+        return value
     except ValueError as error:
         raise ConfigError(f"{name} is {text!r}; it must be of type {kind.__name__}") from error
 

@@ -7,6 +7,7 @@ from agents import AGENTS
 from agents.blocks.config import settings_of, with_settings
 from bench.protocol.config import RunConfig
 from bench.protocol.tuned import RELEASE, RELEASE_CRITIC, RUN_SETTINGS, TUNED
+from bench.runs.contract import NO_SUITES, ConfigError
 from datasets.registry import TASKS
 from datasets.spec import TaskSpec
 
@@ -31,8 +32,14 @@ def release_config(agent: str, domain: str) -> Any:
 
 def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: Any) -> RunConfig:
     """A run on the task's own data with its tuned settings, unless `settings` say otherwise. What all runs of the agent
-    do differently from everyone's (RUN_SETTINGS) holds in any case.
+    do differently from everyone's (RUN_SETTINGS) holds in any case. ConfigError for a suite that results keep a folder
+    of its name for.
     """
+    if suite.lower() in NO_SUITES:
+        raise ConfigError(
+            f"suite {suite!r} cannot be: results keep the folders {', '.join(NO_SUITES)} for something else; "
+            f"use another name, such as my-{suite.lower()}"
+        )
     settings = {"agent_config": tuned_config(agent, task.domain), "dataset": task.dataset, **settings}
     return RunConfig(suite=suite, task=task.name, agent=agent, seed=seed, **(settings | RUN_SETTINGS.get(agent, {})))
 

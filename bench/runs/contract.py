@@ -42,6 +42,10 @@ STATES = ("running", "preempted", "failed", "complete")  # that status.json may 
 ORIGINS = ("published", "generated", "user")  # of a run's data
 OFFLINE_PHASES = "offline"  # folder of results/ for offline phases that runs share; they belong to no suite
 GRIDS = "grids"  # folder of results/ for the records of launches
+FIGURES = "figures"  # folder of results/ for what analysis draws
+NO_SUITES = (OFFLINE_PHASES, GRIDS, FIGURES)  # folders of results/ that hold no suite
+FOLDER = "\\w[\\w.,=+-]*"  # what a suite or a data set may be called; a regular expression
+LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and names of drafts are longer
 VARIANT = "[\\w.,=+-]*"  # what a variant may be called; a regular expression
 
 # --- errors

@@ -18,6 +18,7 @@ from bench.training.execution import available_cores
 from datasets.generate import will_fetch
 from datasets.minari.source import local_ids
 from datasets.registry import source_of
+from datasets.spec import DataError
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds
     from bench.protocol.config import RunConfig
@@ -27,7 +28,10 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds
 
 
 def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None:
-    """One line per data set that the runs need. Raises DataError, before any is made, for one of another domain."""
+    """One line per data set that the runs need. Raises DataError, before any is made, for one of another domain.
+
+    A user's file is converted, as a run would, so that whatever is wrong with its arrays shows here.
+    """
     for task, name in dict.fromkeys((config.task, config.dataset) for config in configs):
         datasets.check_dataset(datasets.task(task), name)
     for name in dict.fromkeys(config.dataset for config in configs):
@@ -35,6 +39,9 @@ def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None
         generated = facts["origin"] == "generated"
         if facts["present"]:
             state = f"in {facts['path']}"
+            if not datasets.parse_name(name).domain:  # a user's file
+                data = [_loaded(task, name, configs, data_dir) for task in _tasks_on(name, configs)]
+                state += f" ({data[0].num_transitions:,} transitions in {data[0].num_episodes:,} episodes)"
         elif generated:
             state = "will be generated here first"
         elif will_fetch(name):
@@ -53,7 +60,7 @@ def ensure_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None:
     """Makes or fetches sets that are absent and converts each once, so that an error shows before a run starts."""
     for name, task in dict.fromkeys((config.dataset, config.task) for config in configs):
         datasets.ensure(name, available_cores(), episode_progress(), data_dir, byte_progress())
-        transitions = datasets.load(task, name, data_dir)
+        transitions = _loaded(task, name, configs, data_dir)
         print(
             f"{task}: {transitions.num_transitions:,} {transitions.origin} transitions "
             f"in {transitions.num_episodes:,} episodes",
@@ -75,6 +82,23 @@ def few_chunks(transitions: datasets.Transitions, chunk_length: int) -> str | No
         f"only {fitting:,} of {transitions.num_transitions:,} transitions begin {chunk_length} steps in one episode, "
         f"as agents with chunks of {chunk_length} learn from; episodes have {np.median(lengths):g} steps in the median"
     )
+
+
+def _tasks_on(name: str, configs: Sequence["RunConfig"]) -> list[str]:
+    return list(dict.fromkeys(config.task for config in configs if config.dataset == name))
+
+
+def _loaded(task: str, name: str, configs: Sequence["RunConfig"], data_dir: Path | None) -> datasets.Transitions:
+    """The data of a task's runs. Raises DataError, also where they are fewer transitions than a chunk has."""
+    data = datasets.load(task, name, data_dir)
+    for config in configs:
+        length = config.agent_config.chunk_length
+        if (config.task, config.dataset) == (task, name) and data.num_transitions < length:
+            raise DataError(
+                f"data set '{name}' has {data.num_transitions} transitions, fewer than one chunk of {config.label} "
+                f"(chunk_length {length}); use more data, or shorter chunks"
+            )
+    return data
 
 
 def episode_progress() -> Callable[[int, int], None]:

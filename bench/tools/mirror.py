@@ -24,6 +24,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from bench.command_line import check_folder
 from bench.runs.claims import owner_of, process_start
 from bench.runs.contract import (
     CONFIG,
@@ -208,6 +209,9 @@ class MirrorOptions:
     follow: bool = False  # go on until the runs are complete, or Ctrl-C
     beside: bool = False  # for `run --mirror`: go on until the standard input ends
     results: Path = Path("results")
+
+    def __post_init__(self) -> None:
+        check_folder(self)
 
 
 def mirror_command(options: MirrorOptions) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 import datasets
-from bench.command_line import check_least
+from bench.command_line import check_folder, check_least
 from bench.protocol.config import RunConfig
 from bench.runs.contract import (
     EPISODES,
@@ -59,6 +59,7 @@ class VideoOptions:
 
     def __post_init__(self) -> None:
         check_least(self, episodes=1)
+        check_folder(self)
         if self.failures and self.successes:
             raise ConfigError("--failures and --successes exclude each other")
         if self.episode_seeds and (self.failures or self.successes):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tyro.conf import Fixed
 
-from bench.command_line import check_least, flag
+from bench.command_line import check_finite, check_least, flag
 from bench.runs.claims import LEASE_SECONDS
 
 EXIT_PREEMPTED = 75  # of a process whose runs were stopped: sysexits' EX_TEMPFAIL, start again to go on
@@ -35,7 +35,8 @@ class Execution:
     mirrors: Fixed[tuple[str, ...]] = ()  # in bench.tools.trackers.MIRRORS, to which rows are copied meanwhile
 
     def __post_init__(self) -> None:
-        check_least(self, threads=1, eval_workers=0, env_workers=0)
+        check_least(self, threads=1, eval_workers=0, env_workers=0, checkpoint_seconds=0)
+        check_finite(self, "lease_seconds")
 
     def arguments(self) -> list[str]:
         """The options of `python -m bench worker`."""

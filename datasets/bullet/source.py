@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.bullet.tasks import DIMS, PUBLISHED, QUALITIES, SUITE, TASKS, URLS
+from datasets.bullet.tasks import DIMS, PUBLISHED, SUITE, TASKS, URLS, named_task, unsupported
 from datasets.download.checksums import to_replace
 from datasets.flat_files import reading
 from datasets.flat_files.reading import origin, recipe_of
@@ -33,6 +33,7 @@ __all__ = [
     "recipe",
     "recipe_of",
     "task",
+    "unsupported",
     "write_set",
 ]
 
@@ -45,8 +46,7 @@ KINDS = {"random": False}  # and whether a set is made for one task
 _SUBSTITUTE_EPISODES = 500
 
 
-def task(name: str) -> TaskSpec | None:
-    return TASKS.get(f"{name}-{QUALITIES[0]}" if name in DIMS else name)
+task = named_task
 
 
 def parse(name: str) -> Dataset | None:

@@ -6,6 +6,8 @@ no meaning here, episodes are scored by their returns. There are no reference re
 states any, and the data's authors had no expert (issue 2 of d4rl-pybullet).
 """
 
+import re
+
 from datasets.spec import TaskSpec
 
 SUITE = "bullet"
@@ -50,3 +52,20 @@ TASKS = {
         for quality in QUALITIES
     )
 }
+
+
+def named_task(name: str) -> TaskSpec | None:
+    """The task of a name: ours, a bare robot, d4rl-pybullet's (`hopper-bullet-medium-v0`) or PyBullet's environment."""
+    robot = re.fullmatch(r"(\w+)BulletEnv-v0", name)
+    if robot:
+        name = f"{robot[1].lower()}-bullet"
+    elif name in PUBLISHED:
+        name = name.removesuffix("-v0")
+    return TASKS.get(f"{name}-{QUALITIES[0]}" if name in DIMS else name)
+
+
+def unsupported(name: str) -> str | None:
+    """Why a name of PyBullet is no task here; None for any other name."""
+    if named_task(name) or not re.fullmatch(r"\w+BulletEnv-v\d+|[\w-]+-bullet(-[\w-]+)?-v\d+", name):
+        return None
+    return f"of PyBullet, {', '.join(DIMS)} are supported, each with the data {', '.join(QUALITIES)}"

@@ -29,7 +29,8 @@ def root() -> Path:
 
 
 def dataset_id(name: str) -> str | None:
-    """`D4RL/door/human-v2` of `minari:D4RL/door/human-v2` or `minari.D4RL.door.human-v2`; None for other names.
+    """`D4RL/door/human-v2` of `minari:D4RL/door/human-v2`, `minari.D4RL.door.human-v2` or, in a namespace of Farama's,
+    itself; None for other names.
 
     Raises DataError for what is no id of a data set; Minari's have no dots, so that they can stand for slashes.
     """
@@ -37,6 +38,8 @@ def dataset_id(name: str) -> str | None:
         set_id = name.removeprefix("minari:")
     elif name.startswith("minari."):
         set_id = name.removeprefix("minari.").replace(".", "/")
+    elif name.split("/")[0] in HUB_NAMESPACES and "/" in name:
+        set_id = name
     else:
         return None
     check_id(set_id)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bench.runs.contract import one_line
 from datasets.minari import files as minari_files
 from datasets.minari.metadata import FILE, MAIN_FILE, Metadata, canonical_name, dataset_id, read_metadata, root
-from datasets.minari.tasks import PUBLISHED, SUITE, TASKS
+from datasets.minari.tasks import PUBLISHED, SUITE, TASKS, unsupported
 from datasets.source import Rows
 from datasets.spec import DataError, Dataset, Origin, RemoteFile, TaskSpec
 
@@ -33,6 +33,7 @@ __all__ = [
     "read",
     "read_file",
     "task",
+    "unsupported",
 ]
 
 EXTRA = "minari"

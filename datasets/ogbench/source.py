@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.ogbench.files import origin, read, recipe_of, write_set
-from datasets.ogbench.tasks import DOMAINS, PUBLISHED, SUITE, TASK_IDS, TASKS
+from datasets.ogbench.tasks import DOMAINS, PUBLISHED, SUITE, TASK_IDS, TASKS, dataset_of, named_task, unsupported
 from datasets.spec import Dataset, Recipe, RemoteFile, TaskSpec, generated_name, parse_generated
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "recipe",
     "recipe_of",
     "task",
+    "unsupported",
     "write_set",
 ]
 
@@ -38,12 +39,12 @@ NUM_SHARDS = 100
 URL = "https://rail.eecs.berkeley.edu/datasets/ogbench"
 
 
-def task(name: str) -> TaskSpec | None:
-    return TASKS.get(f"{name}-task{DOMAINS[name].default_task_id}" if name in DOMAINS else name)
+task = named_task
 
 
 def parse(name: str) -> Dataset | None:
     """`cube-double-play-v0`, `cube-quadruple-play-100m-v0` (100 files), or the name of a generated set."""
+    name = dataset_of(name)
     if name in PUBLISHED:
         domain, kind = name.removesuffix("-v0").removesuffix("-100m").rsplit("-", 1)
         names = [f"{name}.npz"]

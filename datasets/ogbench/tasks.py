@@ -4,10 +4,13 @@
 that a task asks for. `antmaze-*` and `humanoidmaze-*`: a walking body goes to a place in a maze. All five tasks of a
 domain share their data: rewards are not stored in it but follow from the simulator state.
 
+Tasks are also known by the names that OGBench registers (`cube-double-play-singletask-task2-v0`): `named_task`.
+
 The 50 tasks of QAM (arXiv 2601.14234) are those of all domains but cube-single.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -136,6 +139,66 @@ TASKS = {
         for task_id in TASK_IDS
     )
 }
+
+
+# What else OGBench has: its domains without tasks here, and the kinds of all its data.
+ABSENT = (
+    *(f"pointmaze-{maze}" for maze in ("medium", "large", "giant", "teleport")),
+    *("antmaze-medium", "antmaze-teleport", "humanoidmaze-giant", "humanoidmaze-teleport"),
+    *("antsoccer-arena", "antsoccer-medium", "cube-octuple", "puzzle-4x5", "puzzle-4x6"),
+    *(f"powderworld-{level}" for level in ("easy", "medium", "hard")),
+)
+KINDS = ("navigate", "stitch", "explore", "play-100m", "play-1b", "play", "noisy-100m", "noisy")
+_NAME = re.compile(
+    rf"(?P<pixels>visual-)?(?P<domain>{'|'.join([*DOMAINS, *ABSENT])})(-(?P<kind>{'|'.join(KINDS)}))?"
+    r"(?P<oracle>-oraclerep)?(?P<single>-singletask)?(-task(?P<task>\d+))?(?P<version>-v0)?"
+)
+
+
+def named_task(name: str) -> TaskSpec | None:
+    """The task of a name: ours (`cube-double-task2`), a bare domain, or OGBench's own, whose kind of data it takes
+    (`cube-double-noisy-singletask-task2-v0`). None for any other name.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None or _problem(found):
+        return None
+    domain = DOMAINS[found["domain"]]
+    spec = TASKS[f"{found['domain']}-task{found['task'] or domain.default_task_id}"]
+    return replace(spec, dataset=f"{spec.domain}-{found['kind']}-v0") if found["kind"] else spec
+
+
+def dataset_of(name: str) -> str:
+    """The data set that a name of OGBench's single-task form stands for; any other name as it is."""
+    spec = named_task(name) if "-singletask" in name else None
+    return spec.dataset if spec else name
+
+
+def unsupported(name: str) -> str | None:
+    """Why a name of OGBench is no task here; None for any other name."""
+    found = _NAME.fullmatch(name)
+    return _problem(found) if found else None
+
+
+def _problem(name: re.Match[str]) -> str | None:
+    domain, kind = name["domain"], name["kind"]
+    if name["pixels"]:
+        return "OGBench's tasks from pixels (visual-…) are not supported, those from states are"
+    if domain not in DOMAINS:
+        return f"OGBench's {domain} is not supported"
+    tasks = f"{domain}-task1 … -task5"
+    if kind and kind not in DOMAINS[domain].published:
+        kinds = ", ".join(DOMAINS[domain].published)
+        return f"OGBench's {kind} data of {domain} are not supported; its tasks {tasks} have {kinds}"
+    if name["oracle"]:
+        return f"OGBench's goal-conditioned form (oraclerep) is not supported; tasks of one goal are {tasks}"
+    if name["task"] and int(name["task"]) not in TASK_IDS:
+        return f"{domain} has the tasks {tasks}"
+    if not (name["single"] or name["task"]) and (kind or name["version"]):
+        what = (
+            f"a data set, to be named with --dataset {domain}-{kind}-v0" if kind else "OGBench's goal-conditioned form"
+        )
+        return f"that is {what}; tasks are {tasks}"
+    return None
 
 
 class Goal(NamedTuple):

@@ -6,7 +6,16 @@ import numpy as np
 
 from datasets.robomimic.demonstrations import origin, read
 from datasets.robomimic.files import recipe_of, write_set
-from datasets.robomimic.tasks import ENV_NAMES, PUBLISHED, PUBLISHED_DEMONSTRATIONS, SUITE, TASKS
+from datasets.robomimic.tasks import (
+    ENV_NAMES,
+    PUBLISHED,
+    PUBLISHED_DEMONSTRATIONS,
+    SUITE,
+    TASKS,
+    dataset_of,
+    named_task,
+    unsupported,
+)
 from datasets.spec import Dataset, Recipe, RemoteFile, TaskSpec, generated_name, parse_generated
 
 if TYPE_CHECKING:
@@ -28,6 +37,7 @@ __all__ = [
     "recipe",
     "recipe_of",
     "task",
+    "unsupported",
     "write_set",
 ]
 
@@ -43,13 +53,12 @@ URLS = (  # the official address and an older one that the documentation shows; 
 _SUBSTITUTES = {"mh": "mixed", "ph": "expert"}  # of as many episodes as there are demonstrations
 
 
-def task(name: str) -> TaskSpec | None:
-    """The task of a name; `lift` is `lift-mh`, the one that is published for offline-to-online learning."""
-    return TASKS.get(f"{name}-mh" if name in ENV_NAMES else name)
+task = named_task
 
 
 def parse(name: str) -> Dataset | None:
     """`lift-mh-v15`, or the name of a generated set."""
+    name = dataset_of(name)
     if name in PUBLISHED:
         domain, proficiency, _ = name.split("-")
         path = f"{domain}/{proficiency}/low_dim_v15.hdf5"

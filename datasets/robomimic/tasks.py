@@ -5,6 +5,7 @@ demonstrations, by several humans of mixed proficiency (`mh`) or by one proficie
 rewards of -1 until success and an end at success, is that of Q-chunking (arXiv 2507.07969).
 """
 
+import re
 from typing import Any
 
 from datasets.spec import TaskSpec
@@ -86,3 +87,38 @@ TASKS = {
     )
 }
 PUBLISHED = tuple(spec.dataset for spec in TASKS.values())
+
+# Names of robosuite's environments, robomimic's and Q-chunking's (`square-mh-low_dim`), in small letters with hyphens.
+_ALIASES = {"pickplacecan": "can", "nutassemblysquare": "square"}
+_OURS = "|".join([*ENV_NAMES, *_ALIASES])
+_NAME = re.compile(rf"({_OURS})(?:-({'|'.join(_PROFICIENCIES)}))?(?:-low-dim)?(?:-v15)?")
+_ABSENT = re.compile(
+    rf"({_OURS})-((mg|paired|image).*|(mh|ph)-(low-dim|image|raw|demo).*)"
+    r"|(tool-?hang|transport|twoarm|nutassembly|pickplace|stack|wipe|door).*"
+)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def named_task(name: str) -> TaskSpec | None:
+    """The task of a name of the field; `lift` is `lift-mh`, which is published for offline-to-online learning."""
+    found = _NAME.fullmatch(_plain(name))
+    return TASKS[f"{_ALIASES.get(found[1], found[1])}-{found[2] or 'mh'}"] if found else None
+
+
+def dataset_of(name: str) -> str:
+    """The data set that a name of the field with `low_dim` in it stands for; any other name as it is."""
+    spec = named_task(name) if "low-dim" in _plain(name) else None
+    return spec.dataset if spec else name
+
+
+def unsupported(name: str) -> str | None:
+    """Why a name of robomimic or robosuite is no task here; None for any other name."""
+    if named_task(name) or not _ABSENT.fullmatch(_plain(name)):
+        return None
+    return (
+        "of robomimic, Lift, Can and Square are supported, from low-dimensional states and with mh or ph data of "
+        f"version 1.5: {', '.join(TASKS)}"
+    )

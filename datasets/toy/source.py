@@ -29,6 +29,7 @@ __all__ = [
     "recipe",
     "recipe_of",
     "task",
+    "unsupported",
     "write_set",
 ]
 
@@ -40,6 +41,10 @@ PUBLISHED = ()
 
 def task(name: str) -> TaskSpec | None:
     return TASKS.get(name)
+
+
+def unsupported(name: str) -> None:
+    """There is nothing else of its kind."""
 
 
 def parse(name: str) -> Dataset | None:

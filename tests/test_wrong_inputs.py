@@ -1,0 +1,241 @@
+"""Inputs that make no sense, of every kind that a user has typed: one line, exit code 2, and nothing is written."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import analysis.__main__
+import bench.__main__
+import datasets
+from bench.protocol.config import default_agent_config
+from bench.protocol.suites import run_config
+from bench.runs.contract import NO_SUITES, ConfigError
+from tests.tiny_runs import ROOT, tiny_config
+
+LONG = "x" * 300
+PLAN = "bench plan --task toy-reach --agent fql"
+DATA = "bench plan --task toy-reach --agent fql --eval-episodes 2 --data"
+SLURM = "bench launch toy --slurm --dry-run"
+WRONG = [  # a command, and what its line must say
+    # options that do nothing with the others
+    ("bench run --suite toy --seed 1", "--seeds"),
+    ("bench plan --suite toy --seed=0", "the seeds of a suite are chosen with --seeds"),
+    ("bench run --suite toy --name x", "--results puts it elsewhere"),
+    ("bench launch toy --local --seed 3", "--seeds"),
+    (f"{PLAN} --agents fql", "a single run has one --agent"),
+    (f"{PLAN} --tasks toy-reach", "a single run has one --task"),
+    (f"{PLAN} --seed 1 --seeds 2 3", "--seed and --seeds exclude each other"),
+    ("bench plan --agents fql --tasks toy-reach", "name a suite"),
+    ("bench plan --suite toy --variant x", "has none changed"),
+    (f"{PLAN} --variant x", "has none changed"),
+    (f"{PLAN} --variant x --batch-size 256", "has none changed"),
+    ("bench plan --suite sac-flow-ablations --variant x --batch-size 8", "different runs into one folder"),
+    ("bench launch toy --local --partition gpu", "--partition is for --slurm"),
+    ("bench launch toy --local --gpus-per-node 1", "--gpus-per-node is for --slurm"),
+    ("bench launch toy --slurm --jobs 2", "--jobs is for --local"),
+    ("bench launch toy --slurm --local", "--slurm (jobs of this cluster) or --local"),
+    (f"{SLURM} --gres gpu:1 --gpus-per-node 1", "exclude each other"),
+    # seeds
+    ("bench plan --suite toy --seeds", "--seeds: it needs a value"),
+    ("bench plan --suite toy --seeds ,", "--seeds: it needs a value"),
+    ("bench plan --suite toy --seeds a", "'a' is not a whole number; several are 0 1 2 or 0..2"),
+    ("bench plan --suite toy --seeds 1.5", "'1.5' is not a whole number"),
+    ("bench plan --suite toy --seeds 7..0", "0..7 would not"),
+    ("bench plan --suite toy --seeds 0..99999999", "at most 10000"),
+    ("bench plan --suite toy --seeds -1", "seed is -1; it must be an integer of at least 0"),
+    (f"{PLAN} --seed {2**63}", f"it must be at most {2**63 - 1}"),
+    # names of the field
+    ("bench plan --task visual-cube-single-task1 --agent fql", "unsupported task"),
+    ("bench plan --task cube-octuple-play-singletask-v0 --agent fql", "cube-octuple is not supported"),
+    ("bench plan --task antmaze-large-diverse-v2 --agent fql", "minari:D4RL/antmaze/large-diverse-v1"),
+    ("bench plan --task toy-raech --agent fql", "did you mean 'toy-reach'?"),
+    (f"{PLAN} --dataset visual-scene-play-v0", "unsupported data set"),
+    # folders and files
+    ("bench plan --suite toy --results file.txt", "file.txt is a file; name a folder"),
+    ("bench run --suite toy --results file.txt/below/it", "file.txt is a file; name a folder"),
+    ("bench launch toy --slurm --results file.txt", "file.txt is a file; name a folder"),
+    ("bench retry --failed --results file.txt", "file.txt is a file; name a folder"),
+    ("bench status --results file.txt", "file.txt is a file; name a folder"),
+    ("bench cancel toy --results file.txt", "file.txt is a file; name a folder"),
+    ("bench logs toy --results file.txt", "file.txt is a file; name a folder"),
+    ("bench mirror . --to tensorboard --results file.txt", "file.txt is a file; name a folder"),
+    ("bench video toy --results file.txt", "file.txt is a file; name a folder"),
+    ("analysis --results file.txt", "file.txt is a file; name a folder"),
+    ("analysis report --results file.txt", "file.txt is a file; name a folder"),
+    ("analysis explain x --curve fql --step 0 --results file.txt", "file.txt is a file; name a folder"),
+    ("bench plan --suite toy --results ''", "--results: it needs a path"),
+    ("bench plan --suite toy --results=", "--results: it needs a path"),
+    ("analysis --results ''", "--results: it needs a path"),
+    ("analysis report --out ''", "--out: it needs a path"),
+    (f"{PLAN} --data ''", "--data: it needs a path"),
+    (f"bench plan --suite toy --results {LONG}", "File name too long"),
+    (f"analysis --results {LONG}", "File name too long"),
+    (f"{PLAN} --data {LONG}", "File name too long"),
+    (f"{PLAN} --data-dir {LONG} --dataset toy-reach-mixed-generated-1ep-seed0", "File name too long"),
+    # names of suites, runs and variants
+    (f"{PLAN} --name {LONG}", "has 300 bytes; a folder's name may have 200"),
+    (f"{PLAN} --variant {LONG} --batch-size 8", "bytes; a folder's name may have 200"),
+    (f"{PLAN} --name offline", "results keep the folders offline, grids, figures"),
+    (f"{PLAN} --name grids", "use another name, such as my-grids"),
+    (f"{PLAN} --name Figures", "use another name, such as my-figures"),
+    (f"{PLAN} --name 'a\\b'", "cannot be a folder's name"),
+    (f"{PLAN} --name 'a\nb'", "cannot be a folder's name"),
+    (f"{PLAN} --name 'a b'", "cannot be a folder's name"),
+    (f"{PLAN} --name ..", "cannot be a folder's name"),
+    (f"{PLAN} --name a/b", "cannot be a folder's name"),
+    (f"{PLAN} --name=-x", "cannot be a folder's name"),
+    (f"{PLAN} --name ''", "cannot be a folder's name"),
+    (f"{PLAN} --variant 'a b' --batch-size 8", "variant 'a b' may have letters"),
+    (f"bench plan --suite {LONG}", "unknown suite"),
+    (f"bench status {LONG}", "File name too long"),
+    (f"bench logs {LONG}", "File name too long"),
+    (f"bench video {LONG}", "File name too long"),
+    (f"bench mirror {LONG} --to tensorboard", "File name too long"),
+    (f"bench data import {LONG}", "File name too long"),
+    (f"bench data generate --run {LONG}", "File name too long"),
+    # numbers
+    ("analysis report --embed-videos nan", "--embed-videos: 'nan' is not a finite number"),
+    ("analysis report --embed-videos inf", "--embed-videos: 'inf' is not a finite number"),
+    ("analysis report --embed-videos -1", "--embed-videos is -1"),
+    (f"{SLURM} --gpus-per-node -1", "--gpus-per-node is -1; it must be at least 0"),
+    (f"{SLURM} --cpus-per-task 0", "--cpus-per-task is 0; it must be at least 1"),
+    (f"{SLURM} --mem much", "--mem is 'much'; Slurm takes a whole number"),
+    (f"{SLURM} --time soon", "--time is 'soon'; Slurm takes minutes"),
+    ("bench plan --suite toy --checkpoint-seconds -5", "--checkpoint-seconds is -5.0; it must be at least 0"),
+    ("bench plan --suite toy --checkpoint-seconds nan", "--checkpoint-seconds: 'nan' is not a finite number"),
+    ("bench plan --suite toy --lease-seconds 0", "--lease-seconds is 0; it must be a number above 0"),
+    ("bench logs toy --lines 0", "--lines is 0; it must be at least 1"),
+    (f"{PLAN} --discount nan", "--discount: 'nan' is not a finite number"),
+    ("bench plan --suite toy --agent-config.bc_coef nan", "bc_coef is 'nan'"),
+    (f"{PLAN} --agent-config.chunk_length 21", "an episode of toy-reach has at most 20 steps"),
+    ("bench plan --suite toy --agents qc_fql --agent-config.chunk_length 500", "at most 20 steps"),
+    (f"{PLAN} --online-dataset-rows 0", "online_dataset_rows is 0; it must be at least one chunk"),
+    # data, of which a plan opens the arrays, and batches beyond the memory
+    (f"{DATA} nan.npz", "nan.npz"),
+    (f"{DATA} short.npz --agent-config.chunk_length 5", "3 transitions, fewer than one chunk of fql (chunk_length 5)"),
+    (f"{DATA} wide.npz", "wide.npz"),
+    (f"{DATA} file.txt", "file.txt"),
+    (f"{DATA} folder", "no data file folder"),
+    (f"{DATA} good.npz --batch-size 1000000000000", "batch_size is 1000000000000: one batch of fql takes at least"),
+]
+
+
+def toy_file(path: Path, rows: int = 40, width: int = 2, value: float = 0.5) -> None:
+    np.savez(
+        path,
+        observations=np.full((rows, width), value, np.float32),
+        next_observations=np.full((rows, width), value, np.float32),
+        actions=np.zeros((rows, 2), np.float32),
+        rewards=-np.ones(rows, np.float32),
+        terminals=np.arange(rows) == rows - 1,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: files that are no data, or bad data, and runs of nobody."""
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "cache"))
+    here = tmp_path / "here"
+    (here / "results" / "toy").mkdir(parents=True)
+    (here / "folder").mkdir()
+    (here / "file.txt").write_text("no folder\n")
+    toy_file(here / "good.npz")
+    toy_file(here / "nan.npz", value=np.nan)
+    toy_file(here / "wide.npz", width=3)
+    toy_file(here / "short.npz", rows=3)
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.mark.parametrize(("line", "said"), WRONG, ids=[line.replace(LONG, "xxx…") for line, _ in WRONG])
+def test_a_wrong_input_is_one_line_and_nothing_is_written(line, said, folder, capsys):
+    before = contents(folder)
+    program, *words = shlex.split(line)
+    main = {"bench": bench.__main__.main, "analysis": analysis.__main__.main}[program]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error, error
+    assert contents(folder) == before
+
+
+def test_a_plan_says_how_much_a_users_file_holds(folder, capsys):
+    before = contents(folder)
+    small = "--agent-config.policy_hidden_dims 8,8 --agent-config.critic_hidden_dims 8,8 --batch-size 8"
+    assert bench.__main__.main(f"{PLAN} --data good.npz {small}".removeprefix("bench ").split()) == 0
+    assert "good.npz (40 transitions in 1 episodes)" in capsys.readouterr().out
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_there_are_at_least_sixty_wrong_inputs():
+    assert len({line for line, _ in WRONG}) == len(WRONG) >= 60
+
+
+# From Python, where other names come along than a shell passes on.
+NAMES = [LONG, "a\nb", "a\0b", "a\\b", "a b", "a/b", "..", ".x", "-x", "", "offline", "grids", "figures", "OFFLINE"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: repr(name[:9]))
+def test_what_no_suite_may_be_called_is_refused(name):
+    with pytest.raises(ConfigError) as error:
+        run_config(name, datasets.task("toy-reach"), "fql", seed=0)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 250
+    if name.lower() not in NO_SUITES:
+        with pytest.raises(ConfigError):
+            tiny_config(dataset=name)
+
+
+@pytest.mark.parametrize("name", ["ü", "x" * 200, "my-suite_2", "a.b", "2024"], ids=lambda name: name[:9])
+def test_other_names_of_suites_are_taken(name):
+    assert run_config(name, datasets.task("toy-reach"), "fql", seed=0).suite == name
+
+
+def test_a_chunk_is_no_longer_than_an_episode():
+    config = tiny_config("fql")
+    longest = datasets.task(config.task).max_episode_steps
+    fits = default_agent_config("fql", {"chunk_length": str(longest)}, config.agent_config)
+    assert config.replace(agent_config=fits).agent_config.chunk_length == longest
+    with pytest.raises(ConfigError, match=f"chunk_length is {longest + 1}; .* at most {longest} steps"):
+        config.replace(agent_config=default_agent_config("fql", {"chunk_length": str(longest + 1)}))
+
+
+# Of the process: signals, encodings, interpreters.
+
+
+@pytest.mark.parametrize("module", [bench.__main__, analysis.__main__])
+def test_ctrl_c_is_one_line(module, capsys, monkeypatch):
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_verb", interrupted)
+    assert module.main([]) == 130
+    assert capsys.readouterr().err == "stopped; start again to go on\n"
+
+
+@pytest.mark.parametrize("words", ["bench run --help", "bench data list", "analysis --help"])
+def test_an_output_without_unicode_gets_question_marks(words, tmp_path):
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = started(words, sys.executable, environment, tmp_path)
+    assert "Traceback" not in done.stderr and done.stdout.isascii(), done.stderr
+
+
+@pytest.mark.parametrize("program", ["bench", "analysis"])
+def test_a_python_without_the_packages_says_which_one_has_them(program, tmp_path):
+    done = started(f"{program} --help", sys.executable, {"PYTHONPATH": str(ROOT)}, tmp_path, "-S")
+    assert done.returncode == 2 and not done.stdout
+    assert f"lacks the packages; use .venv/bin/python -m {program} (make setup)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def started(words: str, python: str, environment: dict[str, str], folder: Path, *options: str):
+    command = [python, *options, "-m", *words.split()]
+    environment = {"PATH": os.environ["PATH"], "O2O_BENCH_OFFLINE": "1", **environment}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
