@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.loading.cache import Cache
+from analysis.loading.checks import listed, notes_of
 from analysis.loading.read import PROTOCOL_FIELDS, SUCCESS, Measure, ResultsError, Run, read_run
 from bench.runs import contract
 from bench.runs.contract import CONFIG, PROVENANCE, flat, nearest
@@ -208,7 +209,13 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         agents=tuple(sorted(by_agent)),
         cells=cells,
         runs=tuple(sorted(runs, key=lambda run: run.name)),
-        notes=(*notes, *(note for run in runs for note in run.notes), *gaps(cells), *commit_notes(name, runs)),
+        notes=(
+            *notes,
+            *(note for run in runs for note in run.notes),
+            *gaps(cells),
+            *commit_notes(name, runs),
+            *notes_of(name, {run.name: run.checks for run in runs}),
+        ),
     )
 
 
@@ -350,9 +357,3 @@ def shared_phases(by_suite: Mapping[str, Sequence[Run]]) -> list[tuple[str, str]
             shared = f"suite {suite}: {len(common)} of its offline phases are also those of suite {other}"
             notes.append((suite, f"{shared}: compare the two seed by seed, their runs are not independent"))
     return notes
-
-
-def listed(names: Sequence[str], limit: int = 4) -> str:
-    """Names for a one-line message: the first few, and how many more."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

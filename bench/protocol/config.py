@@ -1,7 +1,6 @@
 """RunConfig: everything that may change a run's result, as one frozen value. Config in, directory out."""
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
 from agents.blocks.config import setting_types, settings_of, with_settings
-from bench.runs.contract import SCHEMA_VERSION, VARIANT, ConfigError, RunName, flat, nearest
+from bench.runs.contract import SCHEMA_VERSION, VARIANT, ConfigError, RunName, config_hash, flat, nearest
 from datasets.spec import DataError
 
 # Fields that runs of older code do not have, and what they stand for then: such runs keep their hash.
@@ -156,8 +155,7 @@ class RunConfig(RunSettings):
             for name, absent in later.items():
                 if holder[name] == absent:
                     del holder[name]
-        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        return {**fields, "config_hash": hashlib.sha256(canonical.encode()).hexdigest()[:16]}
+        return {**fields, "config_hash": config_hash(fields)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunConfig":

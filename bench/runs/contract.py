@@ -7,6 +7,7 @@ file whole or not at all, errors of one line.
 
 import datetime
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -144,6 +145,13 @@ def named_run(text: str, results: Path) -> Path:
 def is_complete(directory: Path) -> bool:
     """Whether the run has ended."""
     return (directory / COMPLETE).exists()
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """What config.json says under `config_hash`: a hash of all its other keys."""
+    others = {name: value for name, value in config.items() if name != "config_hash"}
+    canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
