@@ -26,6 +26,7 @@ from analysis.loading.gradients import load_norms
 from analysis.loading.load import Suite, load_results
 from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError
 from analysis.loading.run_record import read_record
+from analysis.report.page import load_each
 from analysis.statistics.scores import Estimate
 from analysis.tables import success as tables
 from bench.runs.contract import REPRODUCIBLE, config_hash, find_runs
@@ -490,6 +491,27 @@ def test_equal_training_of_one_seed_or_without_losses_is_no_news(tmp_path: Path)
         (folder / "train.csv").write_text(rows)
         seal(folder)
     assert load_one(tmp_path / "a").notes == () == load_one(tmp_path / "b").notes
+
+
+@pytest.mark.parametrize("name", ["quick/cube-single-task1/fql/seed_001", "quick/cube-single-task1/qc", "quick/task2"])
+def test_link_that_leads_nowhere_is_reported(tmp_path: Path, name: str):
+    write_sealed(tmp_path)
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(ResultsError, match=rf"links under .* lead nowhere: {name}; mend or remove them, or pass"):
+        load_results(tmp_path)
+    (note,) = load_one(tmp_path, allow_incomplete=True).notes
+    assert note == f"{name}: left out, it is a link that leads nowhere"
+
+
+def test_suite_behind_a_link_that_leads_nowhere_is_reported(tmp_path: Path):
+    write_sealed(tmp_path)
+    (tmp_path / "other").symlink_to(tmp_path / "gone")
+    with pytest.raises(ResultsError, match=r"links under .* lead nowhere: other;"):
+        load_results(tmp_path)
+    assert load_one(tmp_path, suites=["quick"]).notes == ()
+    assert load_one(tmp_path, allow_incomplete=True).notes == ("other: left out, it is a link that leads nowhere",)
+    loaded, refused = load_each(tmp_path, None)
+    assert [suite.name for suite in loaded] == ["quick"] and "leads nowhere" in refused["other"]
 
 
 # --------------------------------------------------------------------------------------- incomplete and missing

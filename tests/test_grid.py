@@ -269,6 +269,14 @@ def test_plans_and_status_see_through_a_clock_that_is_ahead(tmp_path, monkeypatc
     assert survey(tmp_path, None, Queue()).count() == {"lost": 1}
 
 
+def test_status_reports_links_that_lead_nowhere(tmp_path):
+    directory = prepare_directory(tiny_config(), tmp_path)
+    (directory.parent / "seed_009").symlink_to(tmp_path / "gone")
+    grid = survey(tmp_path, None, Queue())
+    (note,) = [note for note in grid.notes if "nowhere" in note]
+    assert note.endswith(f"{directory.parent.relative_to(tmp_path)}/seed_009") and len(grid.runs) == 1
+
+
 def crash(results: Path, node: str, run: str, ago: float = 0.0) -> None:
     folder = crash_folder(results)
     folder.mkdir(parents=True, exist_ok=True)

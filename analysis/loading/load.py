@@ -114,6 +114,12 @@ def load_results(
             unborn[name] = lacks[0]
         elif lacks:
             raise ResultsError(f"{root / name} has no {lacks[0]}: finish or remove the run, or pass --allow-incomplete")
+    lost = [str(link.relative_to(root)) for link in contract.broken_links(root)]
+    lost = [name for name in lost if not suites or name.split("/")[0] in suites]
+    if lost and not allow_incomplete:
+        raise ResultsError(
+            f"links under {root} lead nowhere: {listed(lost)}; mend or remove them, or pass --allow-incomplete"
+        )
     runs = read_runs(root, [name for name in folders if name not in unborn])
     unfinished = [f"{run.name} ({run.state})" for run in runs if not run.complete]
     if unfinished and not allow_incomplete:
@@ -130,6 +136,11 @@ def load_results(
         if suite not in by_suite:
             raise ResultsError(f"no run of suite {suite} under {root} has begun; choose others with --suite, or wait")
         notes[suite].append(f"{name}: left out, it has no {file} yet")
+    for name in lost:
+        # A whole suite that is out of reach has no notes of its own.
+        suite = name.split("/")[0]
+        for noted in [suite] if suite in by_suite else list(by_suite):
+            notes[noted].append(f"{name}: left out, it is a link that leads nowhere")
     for suite, note in shared_phases(by_suite):
         notes[suite].append(note)
     return [assemble(suite, by_suite[suite], notes[suite]) for suite in sorted(by_suite)]

@@ -22,6 +22,7 @@ from bench.runs.contract import (
     STATUS,
     ConfigError,
     RunName,
+    broken_links,
     find_runs,
     is_complete,
     read_json,
@@ -151,6 +152,10 @@ def survey(results: Path, suite: str | None, queue: Queue, heartbeats: Heartbeat
     bad = bad_nodes(results)
     if bad:
         grid.notes.append(f"kept away from {', '.join(sorted(bad))}: workers crashed there again and again")
+    lost = [str(link.relative_to(results)) for link in broken_links(results)]
+    lost = [name for name in lost if suite in (None, name.split("/")[0])]
+    if lost:
+        grid.notes.append(f"links that lead nowhere are left out: {', '.join(lost)}")
     free = free_bytes(results)
     if free < 200_000_000:
         grid.notes.append(f"only {size(free)} are free on the disk of {results}")
