@@ -288,6 +288,7 @@ def test_a_node_is_bad_after_crashes_of_several_packs_within_a_day(tmp_path):
     for number in range(CRASHES_OF_A_NODE):
         crash(tmp_path, "one-bad-run", "a")
         crash(tmp_path, "long-ago", str(number), ago=90_000)
+        crash(tmp_path, "clock-ahead", str(number), ago=-90_000)
         assert bad_nodes(tmp_path) == set()
     for number in range(CRASHES_OF_A_NODE):
         assert bad_nodes(tmp_path) == set()
