@@ -249,4 +249,4 @@ def config_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
     first = [
         f"{name} {flat_theirs.get(name, 'absent')} there, {flat_ours.get(name, 'absent')} here" for name in names[:4]
     ]
-    return "; ".join(first) + (f"; {len(names) - 4} more" if len(names) > 4 else "")
+    return "; ".join(first) + (f"; also {', '.join(names[4:])}" if len(names) > 4 else "")
