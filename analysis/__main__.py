@@ -56,7 +56,8 @@ def figures(options: FiguresOptions) -> int:
         written, texts = write_all(suites, norms, published, out)
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error}") from error
-    print("\n".join([*texts, *(f"wrote {path}" for path in written)]))
+    # What a reader must know stands last, where it is seen.
+    print("\n".join([*(f"wrote {path}" for path in written), *texts]))
     return 0
 
 

@@ -7,7 +7,6 @@ published: those columns hold 0, and `provenance.json` says so. What was not mea
 """
 
 import hashlib
-import json
 import sys
 from collections import defaultdict
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from bench.runs.contract import (
     SCHEMA_VERSION,
     STATUS,
     TRAIN,
+    config_hash,
     write_json,
 )
 
@@ -74,7 +74,7 @@ def config_of(source: str, suite: str, task: str, method: str, seed: int, points
         "agent_config": {name: given[name] for name in settings if name in given},
     }
     config |= {"utd_ratio": given["utd_ratio"]} if "utd_ratio" in given else {}
-    return config | {"config_hash": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}
+    return config | {"config_hash": config_hash(config)}
 
 
 def write_run(folder: Path, config: dict[str, Any], facts: dict[str, Any], points: list[SeedRate]) -> None:

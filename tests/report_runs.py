@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.runs.contract import config_hash
 from tests.test_analysis import edit_json, write_json, write_run
 
 AGENTS = ("sac_flow_g", "sac_flow_t", "fql", "qc_fql", "my_agent")
@@ -67,6 +68,7 @@ def dress(folder: Path, rng: np.random.Generator, points: int = 40, scalars: tup
     budgets = {"warmup_steps": 5, "utd_ratio": 1, "batch_size": 256, "replay_capacity": 2_000_000, "log_interval": 5}
     budgets |= {"dataset": f"data-{config['task']}", "eval_interval_updates": 100, "eval_interval_steps": 10}
     edit_json(folder / "config.json", lambda content: content.update(budgets | {"online_dataset_rows": None}))
+    edit_json(folder / "config.json", lambda content: content.update(config_hash=config_hash(content)))
     total, steps = config["offline_updates"], config["online_steps"]
     progress = [("offline", update, 0) for update in np.linspace(1, total, points).astype(int).tolist()]
     progress += [("online", total + step, step) for step in np.linspace(1, steps, points).astype(int).tolist()]

@@ -1,5 +1,6 @@
 """Reading, refusing, drawing: from files under a results folder to arrays, figures and tables."""
 
+import hashlib
 import json
 import os
 import re
@@ -21,10 +22,14 @@ from analysis.__main__ import main
 from analysis.figures import curves as figures
 from analysis.labels.style import AGENT_STYLES, FALLBACK_STYLES, styles_of
 from analysis.labels.wording import count_label, seeds_label
+from analysis.loading.gradients import load_norms
 from analysis.loading.load import Suite, load_results
 from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError
+from analysis.loading.run_record import read_record
+from analysis.report.page import load_each
 from analysis.statistics.scores import Estimate
 from analysis.tables import success as tables
+from bench.runs.contract import REPRODUCIBLE, config_hash, find_runs
 
 HEADER = "phase,updates,env_steps,episode_seed,success,return,length"
 EPISODES = 5
@@ -55,7 +60,6 @@ def write_run(
     offline_updates, online_steps = 100 * (len(offline) - 1), 10 * len(online)
     settings = {
         "schema_version": 1,
-        "config_hash": f"hash-{task}-{agent}-{seed}",
         "suite": suite,
         "task": task,
         "agent": agent,
@@ -67,7 +71,8 @@ def write_run(
         "discount": 0.99,
         "agent_config": {"chunk_length": 5, "bc_coef": 10.0},
     }
-    write_json(folder / "config.json", settings | ({"variant": variant} if variant else {}) | config)
+    settings |= ({"variant": variant} if variant else {}) | config
+    write_json(folder / "config.json", {"config_hash": config_hash(settings)} | settings)
     dataset = {"name": f"data-{task}", "origin": origin, "content_hash": f"content-{task}"}
     starts = [{"commit": "0123abcd", "dirty_diff_hash": None}]
     provenance = {"schema_version": 1, "dataset": dataset, "starts": starts, "reference_returns": reference_returns}
@@ -87,6 +92,23 @@ def write_run(
         for episode in range(EPISODES)
     ]
     (folder / "episodes.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    return folder
+
+
+def seal(folder: Path) -> None:
+    """Completes a run as `bench` does: complete.json says what its files hold."""
+    rows = folder / "train.csv"
+    if not rows.exists():
+        rows.write_text("phase,updates,env_steps,name,value\n")
+    contents = {name: (folder / name).read_bytes() for name in REPRODUCIBLE}
+    sums = {name: {"bytes": len(one), "sha256": hashlib.sha256(one).hexdigest()} for name, one in contents.items()}
+    write_json(folder / "complete.json", {"schema_version": 1, "files": sums})
+
+
+def write_sealed(root: Path, **options: Any) -> Path:
+    """One complete run whose files can be checked."""
+    folder = write_run(root, **options)
+    seal(folder)
     return folder
 
 
@@ -123,7 +145,7 @@ def load_one(root: Path, **options: Any) -> Suite:
 
 
 def test_success_rates_of_a_run_are_means_over_its_episodes(tmp_path: Path):
-    write_run(tmp_path, offline=(0.0, 0.2, 0.4), online=(0.2, 0.6))
+    write_sealed(tmp_path, offline=(0.0, 0.2, 0.4), online=(0.2, 0.6))
     suite = load_one(tmp_path)
     cell = suite.cells["cube-single-task1", "fql"]
     assert cell.offline_updates.tolist() == [0, 100, 200]
@@ -337,18 +359,172 @@ def test_seeds_with_different_points_of_evaluation_are_refused(tmp_path: Path):
         load_results(tmp_path)
 
 
+# ------------------------------------------------------------------------------------------------ what bench wrote
+
+
+def write_training(folder: Path, loss: float) -> None:
+    rows = ["offline,50,0,critic_loss,{}", "online,220,20,behaviour_success,1", "online,230,30,behaviour_success,0"]
+    text = "\n".join(["phase,updates,env_steps,name,value", *rows]).format(loss) + "\n"
+    (folder / "train.csv").write_text(text)
+
+
+def swap_outcome(folder: Path) -> None:
+    path = folder / "episodes.csv"
+    path.write_text(path.read_text().replace("online,240,40,1000,1", "online,240,40,1000,0"))
+
+
+def of_another_run(folder: Path) -> None:
+    other = write_run(folder.parents[4] / "other", seed=1, online=(0.2, 0.2, 0.2, 0.2))
+    shutil.copy(other / "episodes.csv", folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap_outcome, r"seed_001: episodes.csv is not what the run wrote \(complete.json: "),
+        (of_another_run, r"seed_001: episodes.csv is not what the run wrote"),
+        (lambda folder: write_training(folder, 2.0), r"seed_001: train.csv is not what the run wrote"),
+        (lambda folder: (folder / "train.csv").unlink(), r"seed_001: train.csv is missing, and complete.json says"),
+        (lambda folder: (folder / "episodes.csv").unlink(), r"seed_001: episodes.csv is missing, and complete.json"),
+        (
+            lambda folder: edit_json(folder / "config.json", lambda config: config.update(discount=0.9)),
+            r"seed_001/config.json: its settings are not those of its config_hash",
+        ),
+        (
+            lambda folder: edit_json(folder / "config.json", lambda config: config["agent_config"].pop("bc_coef")),
+            r"seed_001/config.json: its settings are not those of its config_hash",
+        ),
+        (
+            lambda folder: edit_json(folder / "complete.json", lambda marker: marker.update(files=["train.csv"])),
+            r"complete.json: files is \['train.csv'\], expected bytes and sha256",
+        ),
+        (
+            lambda folder: edit_json(folder / "complete.json", lambda marker: marker.update(schema_version=2)),
+            r"complete.json: schema_version 2, and this analysis reads only version 1",
+        ),
+        (lambda folder: (folder / "complete.json").write_text("{"), r"complete.json is not valid JSON"),
+    ],
+)
+def test_run_whose_files_are_not_what_it_wrote_is_refused(tmp_path: Path, change: Callable[[Path], None], message: str):
+    for seed in range(2):
+        folder = write_run(tmp_path / "results", seed=seed)
+        write_training(folder, seed)
+        seal(folder)
+    assert load_one(tmp_path / "results").notes == ()
+    change(folder)
+    with pytest.raises(ResultsError, match=message):
+        load_results(tmp_path / "results")
+    if "episodes" in message:
+        assert main(["--results", str(tmp_path / "results")]) == 2
+
+
+def test_runs_of_older_versions_load_and_what_cannot_be_checked_is_reported(tmp_path: Path):
+    write_sealed(tmp_path, seed=0)
+    write_run(tmp_path, seed=1)
+    (write_run(tmp_path, seed=2) / "complete.json").write_text("{}")
+    write_sealed(tmp_path, seed=3, config_hash="of an imported run")
+    write_run(tmp_path, seed=4, state="running")
+    notes = load_one(tmp_path, allow_incomplete=True).notes
+    cannot = "changed since the run cannot be checked, as in runs of older versions"
+    cell = "quick/cube-single-task1/fql"
+    assert notes[1:] == (
+        f"suite quick: whether config.json {cannot}: {cell}/seed_003",
+        f"suite quick: whether episodes.csv, train.csv {cannot}: {cell}/seed_001, {cell}/seed_002",
+    )
+
+
+def dos(content: bytes) -> bytes:
+    return content.replace(b"\n", b"\r\n")
+
+
+@pytest.mark.parametrize("convert", [dos, lambda content: dos(content[:80]) + content[80:]], ids=["all", "some"])
+@pytest.mark.parametrize("before", [True, False], ids=["written so", "converted later"])
+def test_rows_are_read_right_whatever_ends_them(tmp_path: Path, convert: Callable[[bytes], bytes], before: bool):
+    norms = "".join(f"offline,50,0,gradient_norm_x_{k},1\n" for k in range(2))
+    plain, folder = (write_run(tmp_path / name) for name in ("unix", "dos"))
+    for one in (plain, folder):
+        write_training(one, 1.0)
+        with (one / "train.csv").open("a") as file:
+            file.write(norms + "offline,50,0,gradient_norm_parameters_0,1\n")
+        seal(one)
+    for name in REPRODUCIBLE:
+        (folder / name).write_bytes(convert((folder / name).read_bytes()))
+    if before:
+        seal(folder)
+    unix, other = (load_one(tmp_path / name) for name in ("unix", "dos"))
+    mine, theirs = (suite.cells["cube-single-task1", "fql"] for suite in (unix, other))
+    assert mine.behaviour_success.tolist() == [0.5] == theirs.behaviour_success.tolist()
+    assert np.array_equal(mine.online_score, theirs.online_score)
+    assert unix.notes == () and len(other.notes) == (not before)
+    assert before or "rows end with \\r\\n in place of \\n, and are what the run wrote" in other.notes[0]
+    assert load_norms(unix, tmp_path / "unix").keys() == load_norms(other, tmp_path / "dos").keys() != set()
+    records = [read_record(tmp_path / name, suite.runs[0], 0) for name, suite in (("unix", unix), ("dos", other))]
+    assert [(one.name, one.value.tolist()) for one in records[0].train] == [
+        (one.name, one.value.tolist()) for one in records[1].train
+    ]
+    assert records[1].damage == ()
+
+
+def test_runs_of_different_seeds_with_equal_training_are_reported(tmp_path: Path):
+    for seed, loss in enumerate((1.0, 2.0, 1.0, 3.0)):
+        folder = write_run(tmp_path, seed=seed)
+        write_training(folder, loss)
+        seal(folder)
+    (note,) = load_one(tmp_path).notes
+    cell = "quick/cube-single-task1/fql"
+    assert note.startswith(f"suite quick: equal bytes in train.csv of {cell}/seed_000 = {cell}/seed_002; losses of")
+    last = tmp_path / cell / "seed_003"
+    (last / "train.csv").write_bytes(dos((tmp_path / cell / "seed_001/train.csv").read_bytes()))
+    seal(last)
+    (note,) = load_one(tmp_path).notes
+    assert f"{cell}/seed_000 = {cell}/seed_002; {cell}/seed_001 = {cell}/seed_003; losses of" in note
+
+
+def test_equal_training_of_one_seed_or_without_losses_is_no_news(tmp_path: Path):
+    for agent, variant in (("fql", ""), ("fql", "again")):  # a variant may change nothing
+        folder = write_run(tmp_path / "a", agent=agent, variant=variant)
+        write_training(folder, 1.0)
+        seal(folder)
+    for seed in range(2):
+        folder = write_run(tmp_path / "b", seed=seed)
+        rows = "phase,updates,env_steps,name,value\nonline,0,5,behaviour_return,-5\n"
+        (folder / "train.csv").write_text(rows)
+        seal(folder)
+    assert load_one(tmp_path / "a").notes == () == load_one(tmp_path / "b").notes
+
+
+@pytest.mark.parametrize("name", ["quick/cube-single-task1/fql/seed_001", "quick/cube-single-task1/qc", "quick/task2"])
+def test_link_that_leads_nowhere_is_reported(tmp_path: Path, name: str):
+    write_sealed(tmp_path)
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(ResultsError, match=rf"links under .* lead nowhere: {name}; mend or remove them, or pass"):
+        load_results(tmp_path)
+    (note,) = load_one(tmp_path, allow_incomplete=True).notes
+    assert note == f"{name}: left out, it is a link that leads nowhere"
+
+
+def test_suite_behind_a_link_that_leads_nowhere_is_reported(tmp_path: Path):
+    write_sealed(tmp_path)
+    (tmp_path / "other").symlink_to(tmp_path / "gone")
+    with pytest.raises(ResultsError, match=r"links under .* lead nowhere: other;"):
+        load_results(tmp_path)
+    assert load_one(tmp_path, suites=["quick"]).notes == ()
+    assert load_one(tmp_path, allow_incomplete=True).notes == ("other: left out, it is a link that leads nowhere",)
+    loaded, refused = load_each(tmp_path, None)
+    assert [suite.name for suite in loaded] == ["quick"] and "leads nowhere" in refused["other"]
+
+
 # --------------------------------------------------------------------------------------- incomplete and missing
 
 
 def test_the_first_word_of_a_complete_run_stands_against_a_later_status(tmp_path: Path):
-    folder = write_run(tmp_path, state="running")
-    (folder / "complete.json").write_text("{}")
+    write_sealed(tmp_path, state="running")
     assert load_one(tmp_path).notes == ()
 
 
 @pytest.mark.parametrize("state", ["running", "preempted", "failed"])
 def test_incomplete_runs_are_refused_by_name_unless_asked_for(tmp_path: Path, state: str):
-    write_run(tmp_path, seed=0)
+    write_sealed(tmp_path, seed=0)
     write_run(tmp_path, seed=1, state=state)
     with pytest.raises(ResultsError, match=rf"1 of 2 runs .* quick/cube-single-task1/fql/seed_001 \({state}\)"):
         load_results(tmp_path)
@@ -417,6 +593,8 @@ def test_missing_seeds_and_tasks_are_reported_by_name(tmp_path: Path):
     write_grid(tmp_path)
     shutil.rmtree(tmp_path / "quick/cube-double-task1/fql/seed_001")
     shutil.rmtree(tmp_path / "quick/cube-double-task2/sac_flow_g")
+    for folder in find_runs(tmp_path):
+        seal(folder)
     suite = load_one(tmp_path)
     assert suite.notes == (
         "missing: fql on cube-double-task1 lacks seed 1",
@@ -427,8 +605,8 @@ def test_missing_seeds_and_tasks_are_reported_by_name(tmp_path: Path):
 
 
 def test_runs_of_several_states_of_the_code_are_reported(tmp_path: Path):
-    write_run(tmp_path, seed=0)
-    folder = write_run(tmp_path, seed=1)
+    write_sealed(tmp_path, seed=0)
+    folder = write_sealed(tmp_path, seed=1)
     start = {"commit": "fedc9876", "dirty_diff_hash": "55aa55aa55"}
     edit_json(folder / "provenance.json", lambda content: content["starts"].append(start))
     (note,) = load_one(tmp_path).notes

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.loading import cache, load
+from analysis.loading import cache, load, read
 from analysis.loading.load import Suite, load_results
 from analysis.loading.read import ResultsError
-from tests.test_analysis import edit_json, write_run
+from tests.test_analysis import edit_json, seal, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +84,25 @@ def test_fault_that_comes_later_is_refused(tmp_path: Path):
     edit_json(tmp_path / "quick/cube-single-task1/fql/seed_001/config.json", lambda config: config.update(seed=7))
     with pytest.raises(ResultsError, match="belongs to"):
         load_results(tmp_path)
+
+
+def test_sums_are_checked_once_and_again_where_a_file_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows = "phase,updates,env_steps,name,value\noffline,50,0,critic_loss,1.5\n"
+    for folder in (write_run(tmp_path, seed=0), write_run(tmp_path, seed=1)):
+        (folder / "train.csv").write_text(rows)
+        seal(folder)
+    settle()
+    first = load_results(tmp_path)
+    assert "equal bytes in train.csv" in first[0].notes[0]
+    checked: list[Path] = []
+    original = read.check_files
+    monkeypatch.setattr(read, "check_files", lambda path, *rest: checked.append(path) or original(path, *rest))
+    assert same(first, load_results(tmp_path)) and checked == []
+    last = tmp_path / "quick/cube-single-task1/fql/seed_001"
+    (last / "train.csv").write_text(rows.replace("1.5", "2.5"))
+    with pytest.raises(ResultsError, match=r"seed_001: train.csv is not what the run wrote"):
+        load_results(tmp_path)
+    assert checked == [last]
 
 
 def test_run_that_goes_on_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

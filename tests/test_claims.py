@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from bench.runs.claims import Claim, Claims, Owner, Takeover, clock_of, is_fresh, owner_of, process_start
+from bench.runs.claims import (
+    Claim,
+    Claims,
+    Heartbeats,
+    Owner,
+    Takeover,
+    clock_of,
+    is_fresh,
+    owner_of,
+    process_start,
+    spent_seconds,
+)
 from bench.runs.contract import COMPLETE, StorageError, is_complete, read_json
 from bench.runs.writer import RunWriter
 from bench.training.execution import Execution
@@ -171,6 +182,50 @@ def test_freshness_is_told_by_the_file_system_s_clock(tmp_path):
     held.release()
     released = owner_of(tmp_path)
     assert released is not None and not is_fresh(released, clock_of(tmp_path))
+
+
+def ahead(directory: Path, seconds: float = 86_400.0) -> None:
+    """The heartbeat of the run's owner is of a time that has not come yet."""
+    (path,) = (directory / "owner").glob("*.json")
+    os.utime(path, (time.time() + seconds, time.time() + seconds))
+
+
+def test_a_heartbeat_of_the_future_is_unknown_unless_it_changes(tmp_path, monkeypatch, capsys):
+    on_another_machine(tmp_path, monkeypatch)
+    still, beating, plain = (tmp_path / name for name in ("still", "beating", "plain"))
+    for path in (still, beating, plain):
+        path.mkdir()
+        take(path)._ended.set()  # no heart beats but by hand
+    for path in (still, beating):
+        ahead(path)
+    later = threading.Timer(LEASE / 6, ahead, [beating, 90_000.0])
+    later.start()
+    heartbeats, started = Heartbeats(), time.monotonic()
+    owners = heartbeats.owners([still, beating, plain, tmp_path / "none"], tmp_path)
+    later.join()
+    now = clock_of(tmp_path)
+    assert {path.name: is_fresh(owner, now) for path, owner in owners.items()} == {
+        "still": False,
+        "beating": True,
+        "plain": True,
+    }
+    assert owners[still].beat_at == 0.0 and spent_seconds(owners[still]) == 0.0
+    assert time.monotonic() - started < LEASE
+    assert "2 runs have heartbeats ahead of the clock here: watching" in capsys.readouterr().err
+    # Looks that follow remember: nothing is watched again, and a change shows at once.
+    started = time.monotonic()
+    assert not is_fresh(heartbeats.owners([still], tmp_path)[still], clock_of(tmp_path))
+    ahead(still, 80_000.0)
+    assert is_fresh(heartbeats.owners([still], tmp_path)[still], clock_of(tmp_path))
+    assert time.monotonic() - started < LEASE / 3 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("seconds", [30.0, 3_600.0, 1e9])
+def test_a_heartbeat_of_the_future_is_not_fresh(tmp_path, seconds):
+    take(tmp_path, lease=60)._ended.set()
+    ahead(tmp_path, seconds)
+    owner = owner_of(tmp_path)
+    assert owner is not None and not is_fresh(owner, clock_of(tmp_path))
 
 
 def test_a_damaged_claim_is_named(tmp_path):

@@ -308,6 +308,9 @@ def test_an_edited_or_foreign_config_file_is_refused():
 def test_the_difference_of_two_configs_names_the_fields():
     ours, theirs = tiny_config().to_json(), tiny_config(batch_size=8).to_json()
     assert config_difference(ours, theirs) == "batch_size 8 there, 16 here"
+    others = {"batch_size": 8, "utd_ratio": 3, "discount": 0.5, "online_steps": 1, "warmup_steps": 1, "log_interval": 1}
+    difference = config_difference(ours, tiny_config(**others).to_json())
+    assert all(name in difference for name in others) and difference.count("there") == 4 and "; also " in difference
 
 
 def test_published_settings_are_no_departures_whatever_the_agent():

@@ -14,6 +14,7 @@ from bench.runs.contract import (
     CONFIG,
     RunName,
     StorageError,
+    broken_links,
     find_runs,
     flat,
     named_run,
@@ -71,6 +72,19 @@ def test_runs_are_found_at_and_below_any_folder(tmp_path):
     assert find_runs(tmp_path / "a" / "t" / "fql@k8") == [runs[1]] == find_runs(runs[1])
     assert find_runs(tmp_path, label="fql") == [runs[0], runs[3]]
     assert find_runs(tmp_path / "nothing") == []
+
+
+def test_links_that_lead_nowhere_are_found_where_runs_belong(tmp_path):
+    run = make_run(tmp_path, "a/t/fql/seed_000", CONFIG)
+    lost = [tmp_path / name for name in ("a/t/fql/seed_001", "a/t/qc", "a/u", "b")]
+    for link in lost:
+        link.symlink_to(tmp_path / "gone" / link.name)
+    (run.parent / "seed_002").symlink_to(run)
+    for other in ("grids/x/job", "offline/k/t/fql", ".cache/x", "a/t/fql/notes"):  # no places of runs
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / other).symlink_to(tmp_path / "gone")
+    assert broken_links(tmp_path) == sorted(lost)
+    assert broken_links(tmp_path / "nothing") == []
 
 
 def test_a_run_is_named_by_path_or_name(tmp_path):

@@ -72,6 +72,30 @@ def test_rows_that_a_checkpoint_counts_on_must_be_there(tmp_path):
         written_anew(tmp_path, offsets)
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda rows: rows.replace(b"\n", b"\r\n"),
+            r"train\.csv has lines that end with \\r\\n, its checkpoint",
+        ),
+        (lambda rows: rows.replace(b"0.25", b"0.125"), r"train\.csv has no end of a row where its checkpoint has one"),
+    ],
+)
+def test_rows_that_a_checkpoint_counts_on_must_be_as_they_were(tmp_path, edit, message):
+    held = claim(tmp_path)
+    writer = RunWriter(tmp_path, held)
+    writer.train("offline", 1, 0, {"critic_loss": 0.25})
+    offsets = writer.offsets()
+    held.release()
+    changed = edit((tmp_path / "train.csv").read_bytes())
+    (tmp_path / "train.csv").write_bytes(changed)
+    with pytest.raises(StorageError, match=message):
+        written_anew(tmp_path, offsets)
+    assert (tmp_path / "train.csv").read_bytes() == changed
+    assert not list(tmp_path.glob(".train.csv.*"))
+
+
 def test_json_is_replaced_whole_and_damage_is_named(tmp_path):
     write_json(tmp_path / "a.json", {"x": 1})
     write_json(tmp_path / "a.json", {"x": 2})

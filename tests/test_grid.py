@@ -18,12 +18,12 @@ from bench.grid.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder, note_cras
 from bench.grid.launch import LaunchOptions, minutes_of
 from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
 from bench.grid.options import selected_configs
-from bench.grid.plan import visible_gpus
+from bench.grid.plan import sort_out, visible_gpus
 from bench.grid.pool import Ending, Work
 from bench.grid.slurm import SlurmError, Task, expand
 from bench.grid.snapshot import snapshot_path, take_snapshot
-from bench.grid.survey import state_of
-from bench.runs.claims import Owner
+from bench.grid.survey import Queue, state_of, survey
+from bench.runs.claims import Claim, Claims, Owner
 from bench.runs.contract import ConfigError, write_json
 from bench.runs.provenance import ROOT
 from bench.training.execution import Execution
@@ -247,6 +247,36 @@ def test_the_state_of_a_run_is_what_its_files_say_then_what_slurm_says(
     assert state_of(tmp_path, status, own if owner else None, now, queued, None, asked)[0] == "complete"
 
 
+def test_an_owner_of_unknown_time_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.runs.claims._machine", lambda: None)
+    owner = replace(Owner.here(1, 60.0), beat_at=0.0)
+    state, why = state_of(tmp_path, {"state": "running"}, owner, 1_000_000.0, None, None, False)
+    assert state == "lost" and "ended without a word, by a clock ahead of the one here" in why
+
+
+def test_plans_and_status_see_through_a_clock_that_is_ahead(tmp_path, monkeypatch, capsys):
+    """A run that stopped on a machine whose clock is a day ahead, copied here with its times."""
+    config = tiny_config()
+    directory = prepare_directory(config, tmp_path)
+    held = Claims(0.5).take(directory)
+    assert isinstance(held, Claim)
+    held._ended.set()
+    monkeypatch.setattr("bench.runs.claims._machine", lambda: "another kernel")
+    assert set(sort_out([config], tmp_path)[1]) == {config}
+    tomorrow = time.time() + 86_400
+    os.utime(directory / "owner" / "000001.json", (tomorrow, tomorrow))
+    assert sort_out([config], tmp_path) == ((), {}, [config])
+    assert survey(tmp_path, None, Queue()).count() == {"lost": 1}
+
+
+def test_status_reports_links_that_lead_nowhere(tmp_path):
+    directory = prepare_directory(tiny_config(), tmp_path)
+    (directory.parent / "seed_009").symlink_to(tmp_path / "gone")
+    grid = survey(tmp_path, None, Queue())
+    (note,) = [note for note in grid.notes if "nowhere" in note]
+    assert note.endswith(f"{directory.parent.relative_to(tmp_path)}/seed_009") and len(grid.runs) == 1
+
+
 def crash(results: Path, node: str, run: str, ago: float = 0.0) -> None:
     folder = crash_folder(results)
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,6 +288,7 @@ def test_a_node_is_bad_after_crashes_of_several_packs_within_a_day(tmp_path):
     for number in range(CRASHES_OF_A_NODE):
         crash(tmp_path, "one-bad-run", "a")
         crash(tmp_path, "long-ago", str(number), ago=90_000)
+        crash(tmp_path, "clock-ahead", str(number), ago=-90_000)
         assert bad_nodes(tmp_path) == set()
     for number in range(CRASHES_OF_A_NODE):
         assert bad_nodes(tmp_path) == set()

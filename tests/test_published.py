@@ -38,7 +38,9 @@ from analysis.published.points import (
 from analysis.published.sources import agent_of, differences, known_sources, protocol_of
 from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT, NOT_COMPARABLE, NOT_ENOUGH, compare, judge
 from analysis.statistics.comparisons import holm
+from bench.runs.contract import SCHEMA_VERSION, config_hash
 from tests.imported_runs import import_as_results, write_run
+from tests.test_analysis import seal
 
 CURVES = [
     "mine,ogbench-cube-double,cube-double-task1,FQL,-500000,0.1000,,4",
@@ -531,6 +533,7 @@ def write_suite(
             solved = rng.binomial(50, rate * step / 1_000_000) / 50
             points.append(SeedRate(0, "", task, 1_000_000, step, seed, solved))
         content = {
+            "schema_version": SCHEMA_VERSION,
             "suite": suite,
             "task": task,
             "agent": agent,
@@ -541,12 +544,12 @@ def write_suite(
             "online_steps": 1_000_000,
             "eval_episodes": 50,
             "utd_ratio": 1,
-            "config_hash": f"{task}-{agent}-{seed}",
             "agent_config": {"num_critics": 2, "chunk_length": 5, "critic_updates_per_offline_step": 1}
             | (settings or {}),
         }
         folder = root / suite / task / agent / f"seed_{seed:03d}"
-        write_run(folder, content | config, {}, points)
+        content |= config
+        write_run(folder, content | {"config_hash": config_hash(content)}, {}, points)
         provenance = json.loads((folder / "provenance.json").read_text())
         provenance["dataset"]["origin"] = origin
         (folder / "provenance.json").write_text(json.dumps(provenance))
@@ -655,6 +658,7 @@ def test_agents_at_the_protocol_of_the_qam_release_are_compared(tmp_path: Path, 
         for file in root.glob("*/*/*/*/episodes.csv"):
             rows = [line for line in file.read_text().splitlines(True) if not line.startswith("offline,500000")]
             file.write_text("".join(rows).replace("offline,1000000,0,", "offline,0,0,"))
+            seal(file.parent)
     rows = rows_of(root, source="qam_cube_success_by_seed", step=500_000)
     assert {*TRIPLE, "all tasks"} == rows.keys()
     assert NOT_COMPARABLE not in {row.verdict for row in rows.values()}, rows["cube-triple-task5"].reason
@@ -689,6 +693,7 @@ def test_agent_that_nobody_has_heard_of_is_judged_by_its_name_and_its_variants_a
         if "@" in agent:
             for path in folder.glob("*/*/my_agent@deep/*/config.json"):
                 config = json.loads(path.read_text()) | {"agent": "my_agent", "variant": "deep"}
+                config["config_hash"] = config_hash(config)
                 path.write_text(json.dumps(config))
     rows = [f"theirs,s,cube-triple-task1,My Agent,{step},0.9,std:0.1,6" for step in COMPARED_STEPS]
     points = read_published(write_curves(tmp_path / "theirs.csv", rows))

@@ -11,12 +11,14 @@ import json
 import time
 import zipfile
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis.loading import read
+from analysis.loading import checks, read
+from analysis.loading.checks import Checks
 from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS, Evaluations, Run
 from bench.runs import contract
 from bench.runs.contract import COMPLETE, CONFIG, EPISODES, PROVENANCE, STATUS, TRAIN, replacing
@@ -60,6 +62,7 @@ class Cache:
                 measure=MEASURES[entry["measure"]],
                 evaluations=Evaluations(**{name: array[start:stop].copy() for name, array in arrays.items()}),
                 behaviour_success=entry["behaviour_success"],
+                checks=Checks(tuple(entry["unchecked"]), tuple(entry["line_ends"]), entry["training"]),
                 notes=tuple(entry["notes"]),
             )
             if run.name not in self._prints:
@@ -99,6 +102,7 @@ class Cache:
                 "provenance": run.provenance,
                 "measure": run.measure.file_name if run.measure else None,
                 "behaviour_success": run.behaviour_success,
+                **asdict(run.checks),
                 "notes": run.notes,
             }
             for run, prints in kept
@@ -129,5 +133,5 @@ def fingerprint(folder: Path) -> Fingerprint:
 
 def code_version() -> str:
     """Changes whenever the code that reads runs does."""
-    sources = [Path(module).read_bytes() for module in (contract.__file__, read.__file__, __file__)]
+    sources = [Path(module).read_bytes() for module in (contract.__file__, checks.__file__, read.__file__, __file__)]
     return hashlib.sha256(b"".join(sources)).hexdigest()

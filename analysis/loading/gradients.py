@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.loading.checks import read_rows
 from analysis.loading.load import Suite
 from analysis.loading.read import ResultsError
 from bench.runs.contract import HEADERS, TRAIN
@@ -73,7 +74,7 @@ def read_norms(path: Path, complete: bool) -> Points:
     """
     if not path.is_file():
         return {}
-    content = path.read_bytes()
+    content = read_rows(path)
     cut = content[content.rfind(b"\n") + 1 :]
     if cut and complete:
         raise ResultsError(f"{path}: the last row is cut off although the run is complete")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.loading.cache import Cache
+from analysis.loading.checks import listed, notes_of
 from analysis.loading.read import PROTOCOL_FIELDS, SUCCESS, Measure, ResultsError, Run, read_run
 from bench.runs import contract
 from bench.runs.contract import CONFIG, PROVENANCE, flat, nearest
@@ -113,6 +114,12 @@ def load_results(
             unborn[name] = lacks[0]
         elif lacks:
             raise ResultsError(f"{root / name} has no {lacks[0]}: finish or remove the run, or pass --allow-incomplete")
+    lost = [str(link.relative_to(root)) for link in contract.broken_links(root)]
+    lost = [name for name in lost if not suites or name.split("/")[0] in suites]
+    if lost and not allow_incomplete:
+        raise ResultsError(
+            f"links under {root} lead nowhere: {listed(lost)}; mend or remove them, or pass --allow-incomplete"
+        )
     runs = read_runs(root, [name for name in folders if name not in unborn])
     unfinished = [f"{run.name} ({run.state})" for run in runs if not run.complete]
     if unfinished and not allow_incomplete:
@@ -129,6 +136,11 @@ def load_results(
         if suite not in by_suite:
             raise ResultsError(f"no run of suite {suite} under {root} has begun; choose others with --suite, or wait")
         notes[suite].append(f"{name}: left out, it has no {file} yet")
+    for name in lost:
+        # A whole suite that is out of reach has no notes of its own.
+        suite = name.split("/")[0]
+        for noted in [suite] if suite in by_suite else list(by_suite):
+            notes[noted].append(f"{name}: left out, it is a link that leads nowhere")
     for suite, note in shared_phases(by_suite):
         notes[suite].append(note)
     return [assemble(suite, by_suite[suite], notes[suite]) for suite in sorted(by_suite)]
@@ -208,7 +220,13 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         agents=tuple(sorted(by_agent)),
         cells=cells,
         runs=tuple(sorted(runs, key=lambda run: run.name)),
-        notes=(*notes, *(note for run in runs for note in run.notes), *gaps(cells), *commit_notes(name, runs)),
+        notes=(
+            *notes,
+            *(note for run in runs for note in run.notes),
+            *gaps(cells),
+            *commit_notes(name, runs),
+            *notes_of(name, {run.name: run.checks for run in runs}),
+        ),
     )
 
 
@@ -350,9 +368,3 @@ def shared_phases(by_suite: Mapping[str, Sequence[Run]]) -> list[tuple[str, str]
             shared = f"suite {suite}: {len(common)} of its offline phases are also those of suite {other}"
             notes.append((suite, f"{shared}: compare the two seed by seed, their runs are not independent"))
     return notes
-
-
-def listed(names: Sequence[str], limit: int = 4) -> str:
-    """Names for a one-line message: the first few, and how many more."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

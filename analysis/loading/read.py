@@ -4,7 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.loading.checks import Checks, check_files, fault_of_config, read_rows
 from bench.runs import contract
 from bench.runs.contract import (
     COMPLETE,
@@ -33,7 +34,7 @@ WHOLE, NUMBER = r"\d{1,18}", r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 SOLVED = r"-?(?:[01]\.?0*)(?:[eE][+-]?0+)?"
 # All rows of an episodes.csv at once, with and without success; `first_bad_row` says which row is at fault.
 WITH_SUCCESS, WITHOUT_SUCCESS = (
-    re.compile(f"(?:(?:offline|online),{WHOLE},{WHOLE},-?{WHOLE},{success},{NUMBER},{WHOLE}\r?\n)*".encode())
+    re.compile(f"(?:(?:offline|online),{WHOLE},{WHOLE},-?{WHOLE},{success},{NUMBER},{WHOLE}\n)*".encode())
     for success in (SOLVED, "")
 )
 BEHAVIOUR_ROW = re.compile(f"(?:offline|online),{WHOLE},{WHOLE},behaviour_success,[01]".encode())
@@ -83,6 +84,7 @@ class Run:
     measure: Measure | None  # None before the first episode
     evaluations: Evaluations
     behaviour_success: float  # share of the online training episodes that were solved; NaN without any
+    checks: Checks
     notes: tuple[str, ...]
 
     @property
@@ -112,14 +114,22 @@ def read_run(root: Path, name: str) -> Run:
     claimed = str(RunName.of_config(config))
     if claimed != name:
         raise ResultsError(f"{folder / CONFIG} belongs to {claimed}: a copied or renamed folder counts a run twice")
+    if fault := fault_of_config(config):
+        raise ResultsError(f"{folder / CONFIG}: {fault}; restore it, or remove the run")
     status_file = folder / STATUS
     state = read_json(status_file, ("state",))["state"] if status_file.is_file() else "running"
     if state not in STATES:
         raise ResultsError(f"{status_file}: state {state!r}, expected one of {', '.join(STATES)}")
-    if (folder / COMPLETE).is_file():  # the first process to end the run; a later one may say something else
+    marker = read_marker(folder / COMPLETE)
+    if marker is not None:  # the first process to end the run; a later one may say something else
         state = "complete"
     provenance = read_provenance(folder / PROVENANCE)
     complete = state == "complete"
+    checks, fault = check_files(folder, config, marker)
+    if fault:
+        raise ResultsError(f"{folder}: {fault}; restore the file, or remove the run")
+    if not complete:  # it goes on writing
+        checks = replace(checks, unchecked=())
     episodes, notes = read_episodes(folder / EPISODES, complete)
     references = read_references(provenance, folder / PROVENANCE)
     measure = measure_of(episodes, references)
@@ -133,7 +143,19 @@ def read_run(root: Path, name: str) -> Run:
         check_budget(evaluations, config, folder)
     behaviour = read_behaviour(folder / TRAIN)
     notes = tuple(f"{name}: {note}" for note in (*notes, *dropped))
-    return Run(name, config, provenance, state, measure, evaluations, behaviour, notes)
+    return Run(name, config, provenance, state, measure, evaluations, behaviour, checks, notes)
+
+
+def read_marker(path: Path) -> dict[str, Any] | None:
+    """The content of complete.json, which older versions wrote without a schema version; None without the file."""
+    try:
+        marker = contract.read_json(path)
+    except StorageError as error:
+        raise ResultsError(str(error)) from None
+    version = SCHEMA_VERSION if marker is None else marker.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise ResultsError(f"{path}: schema_version {version}, and this analysis reads only version {SCHEMA_VERSION}")
+    return marker
 
 
 def read_json(path: Path, keys: Iterable[str]) -> dict[str, Any]:
@@ -198,7 +220,7 @@ def read_episodes(path: Path, complete: bool) -> tuple[pd.DataFrame, list[str]]:
     is not complete, and an error where it claims to be. `success` is NaN in every row or in none.
     """
     try:
-        content = path.read_bytes()
+        content = read_rows(path)
     except FileNotFoundError:
         if complete:
             raise ResultsError(f"{path} is missing although the run is complete") from None
@@ -221,7 +243,7 @@ def read_episodes(path: Path, complete: bool) -> tuple[pd.DataFrame, list[str]]:
 
 def check_header(content: bytes, columns: Sequence[str], path: Path) -> None:
     """ResultsError unless the first line names the columns."""
-    first, expected = content.partition(b"\n")[0].decode(errors="replace").rstrip("\r"), ",".join(columns)
+    first, expected = content.partition(b"\n")[0].decode(errors="replace"), ",".join(columns)
     if first != expected:
         raise ResultsError(f"{path}: header {first[:80]!r}, expected {expected!r}")
 
@@ -229,7 +251,7 @@ def check_header(content: bytes, columns: Sequence[str], path: Path) -> None:
 def read_behaviour(path: Path) -> float:
     """Share of the online episodes of the training environment that were solved, from `train.csv`; NaN without any."""
     try:
-        content = path.read_bytes()
+        content = read_rows(path)
     except FileNotFoundError:
         return math.nan
     if not content:

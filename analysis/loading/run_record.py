@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.loading.checks import read_rows
 from analysis.loading.read import Run, read_episodes, read_json
 from bench.runs.contract import EPISODES, LOG, STATUS, TIMING, TRAIN, VIDEO_INDEX, VIDEOS, RunName, one_line
 
@@ -106,7 +107,7 @@ def evaluation_means(folder: Path, run: Run) -> tuple[NDArray[np.float64], NDArr
 def read_scalars(path: Path, damage: list[str]) -> tuple[Scalar, ...]:
     """The scalars of a CSV file in the order of their names; a line goes to `damage` where it cannot be read."""
     try:
-        content = path.read_bytes()
+        content = read_rows(path)
     except FileNotFoundError:
         return ()
     content = content[: content.rfind(b"\n") + 1]  # a last row without its end was being written

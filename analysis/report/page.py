@@ -31,7 +31,7 @@ from analysis.report.protocol_card import CardSection, protocol, write_protocol
 from analysis.statistics.curves import all_scores, curve_of
 from analysis.statistics.scores import ALL_TASKS, ScoreRow
 from analysis.tables.success import HEADINGS, caption, show, show_runs, show_seeds, suite_rows
-from bench.runs.contract import LOG, STATES, VIDEOS, replacing
+from bench.runs.contract import LOG, STATES, VIDEOS, broken_links, replacing
 
 TEMPLATES = Path(__file__).resolve().parent
 SCRIPTS = ("charts.js", "page.js")  # the page's script is these in a row: the second draws with the first
@@ -107,6 +107,10 @@ def load_each(results: Path, names: Sequence[str] | None) -> tuple[list[Suite], 
             suites += load_results(results, [name], allow_incomplete=True)
         except ResultsError as error:
             refused[name] = str(error)
+    for link in broken_links(results):
+        name = link.relative_to(results).parts[0]
+        if name not in present and (not names or name in names):
+            refused[name] = f"{link} is a link that leads nowhere"
     if not suites:
         more = f" (and {counted(len(refused) - 1, 'suite')} more)" if len(refused) > 1 else ""
         raise ResultsError(f"{next(iter(refused.values()))}{more}")

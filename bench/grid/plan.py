@@ -15,7 +15,7 @@ from bench.grid.progress import Display
 from bench.protocol.config import RunConfig
 from bench.protocol.schedule import total_updates
 from bench.protocol.suites import SUITES
-from bench.runs.claims import Owner, clock_of, is_fresh, owner_of
+from bench.runs.claims import Heartbeats, Owner, clock_of, is_fresh
 from bench.runs.contract import CONFIG, OFFLINE_PHASES, STATUS, is_complete, read_json
 from bench.runs.quantities import duration
 from bench.training.engine import pick_device, pick_mode
@@ -95,7 +95,9 @@ def sort_out(
 ) -> tuple[tuple[RunConfig, ...], dict[RunConfig, Owner], list[RunConfig]]:
     """Runs that are complete, that a living process holds, and that are to do. Creates nothing; ConfigError where a
     directory belongs to another config."""
-    now = clock_of(results) if results.exists() else 0.0
+    directories = [config.directory(results) for config in configs]
+    owners = Heartbeats().owners([path for path in directories if not is_complete(path)], results)
+    now = clock_of(results)
     complete, elsewhere, pending = [], {}, []
     for config in configs:
         directory = config.directory(results)
@@ -103,8 +105,8 @@ def sort_out(
             prepare_directory(config, results)
         if run_state(directory)["state"] == "complete":
             complete.append(config)
-        elif (owner := owner_of(directory)) is not None and is_fresh(owner, now):
-            elsewhere[config] = owner
+        elif directory in owners and is_fresh(owners[directory], now):
+            elsewhere[config] = owners[directory]
         else:
             pending.append(config)
     return tuple(complete), elsewhere, pending

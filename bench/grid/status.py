@@ -24,6 +24,7 @@ from bench.command_line import check_folder, check_least
 from bench.grid import slurm
 from bench.grid.launches import CANCELLED, launches
 from bench.grid.survey import STATE_COLOURS, GridStatus, Queue, RunStatus, survey
+from bench.runs.claims import Heartbeats
 from bench.runs.contract import GRIDS, LOG, ConfigError, StorageError, is_complete, named_run
 from bench.runs.quantities import duration
 
@@ -250,14 +251,14 @@ def status_command(options: StatusOptions) -> int:
         else:
             print_view(view_of(grid, options.runs))
         return 0
-    console = Console()
+    console, heartbeats = Console(), Heartbeats()
     with (
         Live(console=console, auto_refresh=False, vertical_overflow="visible")
         if console.is_terminal
         else _Plain() as live
     ):
         while True:
-            grid = survey(options.results, options.suite, queue)
+            grid = survey(options.results, options.suite, queue, heartbeats)
             if options.json:
                 print(json.dumps(as_json(grid)), flush=True)
             else:

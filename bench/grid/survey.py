@@ -15,13 +15,14 @@ from typing import Any
 from bench.grid import slurm
 from bench.grid.job import bad_nodes
 from bench.grid.launches import Job, Launch, launches, queued_runs
-from bench.runs.claims import Owner, began, clock_of, is_fresh, owner_of, spent_seconds
+from bench.runs.claims import Heartbeats, Owner, began, clock_of, is_fresh, spent_seconds
 from bench.runs.contract import (
     CONFIG,
     PROVENANCE,
     STATUS,
     ConfigError,
     RunName,
+    broken_links,
     find_runs,
     is_complete,
     read_json,
@@ -112,8 +113,12 @@ class Queue:
             self.problem = str(error)
 
 
-def survey(results: Path, suite: str | None, queue: Queue) -> GridStatus:
-    """The truth about all runs under `results`, or about one suite's. Raises ConfigError where there are none."""
+def survey(results: Path, suite: str | None, queue: Queue, heartbeats: Heartbeats | None = None) -> GridStatus:
+    """The truth about all runs under `results`, or about one suite's. Raises ConfigError where there are none.
+
+    Args:
+        heartbeats: what earlier calls have seen of owners; one that is new watches those ahead of the clock first.
+    """
     results = results.absolute()
     launched = launches(results, suite)
     if launched:
@@ -131,9 +136,11 @@ def survey(results: Path, suite: str | None, queue: Queue) -> GridStatus:
         raise ConfigError(
             f"no runs{f' of {suite}' if suite else ''} under {results}; python -m bench plan says what a suite is"
         )
+    owners = (heartbeats or Heartbeats()).owners(found, results)
     now = clock_of(results)
+    asked = queue.tasks is not None
     runs = [
-        status_of(path, now, waiting.get(path), *jobs.get(path, (None, None)), queue.tasks is not None)
+        status_of(path, owners.get(path), now, waiting.get(path), *jobs.get(path, (None, None)), asked)
         for path in found
     ]
     grid = GridStatus(results, runs)
@@ -145,6 +152,10 @@ def survey(results: Path, suite: str | None, queue: Queue) -> GridStatus:
     bad = bad_nodes(results)
     if bad:
         grid.notes.append(f"kept away from {', '.join(sorted(bad))}: workers crashed there again and again")
+    lost = [str(link.relative_to(results)) for link in broken_links(results)]
+    lost = [name for name in lost if suite in (None, name.split("/")[0])]
+    if lost:
+        grid.notes.append(f"links that lead nowhere are left out: {', '.join(lost)}")
     free = free_bytes(results)
     if free < 200_000_000:
         grid.notes.append(f"only {size(free)} are free on the disk of {results}")
@@ -152,13 +163,18 @@ def survey(results: Path, suite: str | None, queue: Queue) -> GridStatus:
 
 
 def status_of(
-    directory: Path, now: float, queued: slurm.Task | None, launch: Launch | None, job: Job | None, asked: bool
+    directory: Path,
+    owner: Owner | None,
+    now: float,
+    queued: slurm.Task | None,
+    launch: Launch | None,
+    job: Job | None,
+    asked: bool,
 ) -> RunStatus:
     """The truth about one run. `asked`: whether Slurm's queue is known, so that a run absent from it is in no job."""
     config = read_json(directory / CONFIG) or {}
     status = read_json(directory / STATUS) or {}
     provenance = read_json(directory / PROVENANCE) or {"starts": []}
-    owner = owner_of(directory)
     state, why = state_of(directory, status, owner, now, queued, launch, asked)
     hours = gpu_hours = 0.0
     for number, start in enumerate(provenance["starts"]):
@@ -202,7 +218,10 @@ def state_of(
         return "complete", ""
     if owner is not None and is_fresh(owner, now):
         return "running", str(owner)
-    silent = f"{owner} ended without a word, {duration(max(0.0, now - owner.beat_at))} ago" if owner else ""
+    silent = ""
+    if owner is not None:
+        ago = f"{duration(max(0.0, now - owner.beat_at))} ago" if owner.beat_at else "by a clock ahead of the one here"
+        silent = f"{owner} ended without a word, {ago}"
     if queued is not None and queued.state == "PENDING":
         return "queued", f"job {queued.job}: {queued.reason}"
     if queued is not None and owner is not None and not owner.released and began(owner) >= queued.started:

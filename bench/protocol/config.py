@@ -1,7 +1,6 @@
 """RunConfig: everything that may change a run's result, as one frozen value. Config in, directory out."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import re
@@ -21,6 +20,7 @@ from bench.runs.contract import (
     VARIANT,
     ConfigError,
     RunName,
+    config_hash,
     flat,
     nearest,
 )
@@ -186,8 +186,7 @@ class RunConfig(RunSettings):
             for name, absent in later.items():
                 if holder[name] == absent:
                     del holder[name]
-        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        return {**fields, "config_hash": hashlib.sha256(canonical.encode()).hexdigest()[:16]}
+        return {**fields, "config_hash": config_hash(fields)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunConfig":
@@ -291,4 +290,4 @@ def config_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
     first = [
         f"{name} {flat_theirs.get(name, 'absent')} there, {flat_ours.get(name, 'absent')} here" for name in names[:4]
     ]
-    return "; ".join(first) + (f"; {len(names) - 4} more" if len(names) > 4 else "")
+    return "; ".join(first) + (f"; also {', '.join(names[4:])}" if len(names) > 4 else "")

@@ -23,9 +23,12 @@ from datetime import datetime
 from functools import cache
 from pathlib import Path
 
-from bench.runs.contract import StorageError, utc, write_atomically
+from bench.runs.contract import StorageError, is_complete, utc, write_atomically
 
 LEASE_SECONDS = 60.0
+BEATS_PER_LEASE = 6
+CLOCK_SECONDS = 1.0  # ahead, for which file systems that round times are to blame
+LOOK_SECONDS = 0.1  # between looks at a heartbeat that is watched
 FOLDER = "owner"
 _GONE = (errno.ENOENT, errno.ESTALE)  # of a file that another process, here or elsewhere, has removed
 
@@ -65,6 +68,16 @@ class Owner:
         return (
             self.machine is not None and self.machine == _machine() and process_start(self.pid) != self.process_started
         )
+
+    @property
+    def sign(self) -> tuple[int, str, float]:
+        """Another one with each sign of life."""
+        return self.generation, self.nonce, self.beat_at
+
+    @property
+    def beat_seconds(self) -> float:
+        """Time between two heartbeats."""
+        return self.lease_seconds / BEATS_PER_LEASE
 
     @staticmethod
     def here(generation: int, lease_seconds: float, log: str | None = None) -> "Owner":
@@ -151,7 +164,7 @@ class Claim:
             print(f"warning: {error}", file=sys.stderr, flush=True)
 
     def _beat(self) -> None:
-        while not self._ended.wait(self.owner.lease_seconds / 6):
+        while not self._ended.wait(self.owner.beat_seconds):
             try:
                 os.utime(self._path)
             except OSError as error:
@@ -195,10 +208,10 @@ class Claims:
         return seen.signs > 1 and time.monotonic() - seen.first >= 2 * self._lease_seconds
 
     def _lease_is_over(self, directory: Path, owner: Owner) -> bool:
-        sign, now = (owner.generation, owner.nonce, owner.beat_at), time.monotonic()
+        now = time.monotonic()
         seen = self._seen.setdefault(directory, Seen(first=now))
-        if seen.sign != sign:
-            seen.sign, seen.newest, seen.signs = sign, now, seen.signs + 1
+        if seen.sign != owner.sign:
+            seen.sign, seen.newest, seen.signs = owner.sign, now, seen.signs + 1
         return now - seen.newest >= owner.lease_seconds
 
     def _try(self, directory: Path, previous: Owner | None) -> Claim | None:
@@ -224,10 +237,67 @@ class Claims:
         return Claim(directory, owner, previous)
 
 
+class Heartbeats:
+    """When the owners of runs were last heard of, for plans and for display: who wants a run must watch it (`Claims`).
+
+    A heartbeat ahead of the file system's clock tells no time: the folder was copied from a machine whose clock is
+    wrong, say. It is watched, and such an owner was heard of when its heartbeat changed, by this process' clock.
+    """
+
+    def __init__(self) -> None:
+        self._ahead: dict[Path, Seen] = {}  # `signs` counts changes
+
+    def owners(self, directories: Iterable[Path], folder: Path) -> dict[Path, Owner]:
+        """The newest owner of each run that has one; `beat_at` by the clock of `folder`, 0 where it is not known."""
+        owners = {path: owner for path in directories if (owner := owner_of(path)) is not None}
+        now = clock_of(folder)
+        ahead = [path for path, owner in owners.items() if is_ahead(owner, now)]
+        alive = [path for path in ahead if not owners[path].is_gone and not is_complete(path)]
+        self._watch({path: owners[path] for path in alive})
+        for path in ahead:
+            seen = self._ahead.get(path)
+            ago = time.monotonic() - seen.newest if seen and seen.signs else None
+            owners[path] = replace(owners[path], beat_at=0.0 if ago is None else clock_of(folder) - ago)
+        return owners
+
+    def _watch(self, owners: dict[Path, Owner]) -> None:
+        """Looks whether heartbeats change: those met for the first time until two of them are due."""
+        started = time.monotonic()
+        waiting: dict[Path, Owner] = {}
+        for path, owner in owners.items():
+            if path in self._ahead:
+                self._look(path, owner)
+            else:
+                self._ahead[path] = Seen(started, owner.sign, started)
+                waiting[path] = owner
+        if waiting:
+            longest = max(2 * owner.beat_seconds for owner in waiting.values())
+            which = f"{len(waiting)} runs have heartbeats" if len(waiting) > 1 else f"{next(iter(waiting))} has one"
+            print(f"{which} ahead of the clock here: watching for a change, {longest:.0f} s", file=sys.stderr)
+        while waiting:
+            time.sleep(LOOK_SECONDS)
+            for path, owner in list(waiting.items()):
+                newest = owner_of(path) or owner
+                if self._look(path, newest) or time.monotonic() - started >= 2 * owner.beat_seconds:
+                    del waiting[path]
+
+    def _look(self, path: Path, owner: Owner) -> bool:
+        """Whether its heartbeat is another one than when it was looked at last."""
+        seen = self._ahead[path]
+        if seen.sign == owner.sign:
+            return False
+        seen.sign, seen.newest, seen.signs = owner.sign, time.monotonic(), seen.signs + 1
+        return True
+
+
+def is_ahead(owner: Owner, now: float) -> bool:
+    """Whether its heartbeat is of a time that has not come yet; `now` by the file system's clock."""
+    return owner.beat_at > now + CLOCK_SECONDS
+
+
 def is_fresh(owner: Owner, now: float) -> bool:
-    """Whether an owner has shown a sign of life within its lease; `now` by the file system's clock (`clock_of`). For
-    display: who wants the run must watch it (`Claims`)."""
-    return not owner.is_gone and now - owner.beat_at < owner.lease_seconds
+    """Whether an owner was heard of within its lease; `now` by the file system's clock (`clock_of`)."""
+    return not owner.is_gone and not is_ahead(owner, now) and now - owner.beat_at < owner.lease_seconds
 
 
 def clock_of(folder: Path) -> float:
@@ -248,8 +318,8 @@ def began(owner: Owner) -> float:
 
 
 def spent_seconds(owner: Owner) -> float:
-    """From claim to newest sign of life."""
-    return max(0.0, owner.beat_at - began(owner))
+    """From claim to newest sign of life; one in the future counts as now."""
+    return max(0.0, min(owner.beat_at, time.time()) - began(owner))
 
 
 def process_start(pid: int) -> int | None:

@@ -7,6 +7,7 @@ file whole or not at all, errors of one line.
 
 import datetime
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -137,6 +138,31 @@ def find_runs(folder: Path, *, label: str = "*", holding: str | None = CONFIG) -
     return sorted({path for path in found if path.is_dir()})
 
 
+def broken_links(folder: Path) -> list[Path]:
+    """Links that lead nowhere in the place of a run, or of a folder of runs, below the results `folder`; sorted."""
+    found: list[Path] = []
+    folders = [folder]
+    for depth in range(4):
+        inner: list[Path] = []
+        for entry in (entry for one in folders for entry in _entries(one)):
+            if depth == 0 and (entry.name in (GRIDS, OFFLINE_PHASES) or entry.name.startswith(".")):
+                continue
+            if entry.is_symlink() and not Path(entry.path).exists() and (depth < 3 or entry.name.startswith("seed_")):
+                found.append(Path(entry.path))
+            elif depth < 3 and entry.is_dir():
+                inner.append(Path(entry.path))
+        folders = inner
+    return sorted(found)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, PermissionError):  # gone meanwhile; what may not be read holds no run that one can read
+        return []
+
+
 def named_run(text: str, results: Path) -> Path:
     """The absolute folder of a run by its path or by its name under `results`. Raises ConfigError."""
     for path in (Path(text), results / text):
@@ -148,6 +174,13 @@ def named_run(text: str, results: Path) -> Path:
 def is_complete(directory: Path) -> bool:
     """Whether the run has ended."""
     return (directory / COMPLETE).exists()
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """What config.json says under `config_hash`: a hash of all its other keys."""
+    others = {name: value for name, value in config.items() if name != "config_hash"}
+    canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -71,12 +71,17 @@ class RunWriter:
             with copied.open("rb") if keep else io.BytesIO(header) as rows:
                 shutil.copyfileobj(rows, file)
             file.truncate(keep or len(header))
+            if keep:
+                check_rows(copied, draft.read_bytes())
             os.fsync(file.fileno())
             self._claim.check()
             draft.replace(path)
         except OSError as error:
             draft.unlink(missing_ok=True)
             raise StorageError(f"cannot write {path}: {error.strerror}; what was there before is unchanged") from error
+        except StorageError:
+            draft.unlink(missing_ok=True)
+            raise
         return file
 
     def _append(self, name: str, rows: Iterable[Iterable[Any]]) -> None:
@@ -157,6 +162,14 @@ class RunWriter:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+
+
+def check_rows(path: Path, kept: bytes) -> None:
+    """StorageError where the bytes that a checkpoint counts on are not whole rows as this writer ends them."""
+    if b"\r\n" in kept:
+        raise StorageError(f"{path} has lines that end with \\r\\n, its checkpoint counts on \\n: convert it back")
+    if not kept.endswith(b"\n"):
+        raise StorageError(f"{path} has no end of a row where its checkpoint has one: rows were lost or edited")
 
 
 def _csv(rows: Iterable[Iterable[Any]]) -> bytes:

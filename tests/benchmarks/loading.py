@@ -5,6 +5,7 @@ Run as `python -m tests.benchmarks.loading [--runs 3060 10000] [--keep DIR]`.
 """
 
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -14,6 +15,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from bench.runs.contract import config_hash
 
 EPISODES, INTERVAL, BUDGET = 50, 100_000, 1_000_000
 AGENTS, TASKS = 17, 15
@@ -31,7 +34,6 @@ def generate(root: Path, num_runs: int) -> None:
         folder.mkdir(parents=True)
         config = {
             "schema_version": 1,
-            "config_hash": f"{number:016x}",
             "suite": "scale",
             "task": task,
             "agent": agent,
@@ -42,18 +44,24 @@ def generate(root: Path, num_runs: int) -> None:
             "eval_episodes": EPISODES,
             "agent_config": {"chunk_length": 5, "hidden_dims": [512] * 4, "learning_rate": 3e-4},
         }
+        config["config_hash"] = config_hash(config)
+        rows = {"episodes.csv": episode_rows(generator), "train.csv": f"{train}online,1,1,run,{number}\n"}
+        sums = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in rows.items()}
         start = {"commit": "0123abcd", "dirty_diff_hash": None, "versions": {"torch": "2.13.0", "numpy": "2.4.6"}}
         dataset = {"name": f"data-{task}", "origin": "generated", "content_hash": f"content-{task}"}
         files = {
             "config.json": config,
             "provenance.json": {"schema_version": 1, "dataset": dataset, "starts": [start]},
             "status.json": {"schema_version": 1, "state": "complete"},
-            "complete.json": {"schema_version": 1},
+            "complete.json": {
+                "schema_version": 1,
+                "files": {name: {"bytes": len(rows[name]), "sha256": digest} for name, digest in sums.items()},
+            },
         }
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True))
-        (folder / "episodes.csv").write_text(episode_rows(generator))
-        (folder / "train.csv").write_text(train)
+        for name, text in rows.items():
+            (folder / name).write_text(text)
 
 
 def episode_rows(generator: np.random.Generator) -> str:
