@@ -120,7 +120,7 @@ WRONG = [  # a command, and what its line must say
     (f"{DATA} short.npz --agent-config.chunk_length 5", "3 transitions, fewer than one chunk of fql (chunk_length 5)"),
     (f"{DATA} wide.npz", "wide.npz"),
     (f"{DATA} file.txt", "file.txt"),
-    (f"{DATA} folder", "no data file folder"),
+    (f"{DATA} folder", "folder is a folder, not a data file"),
     (f"{DATA} good.npz --batch-size 1000000000000", "batch_size is 1000000000000: one batch of fql takes at least"),
 ]
 
