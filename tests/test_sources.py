@@ -102,7 +102,7 @@ sys.exit(main(["data", "generate", "--task", "{task}", "--episodes", "2"]))
     assert f"{EXTRAS[extra]}, which is not installed; install it: make setup EXTRAS={extra} " in done.stderr
 
 
-@pytest.mark.parametrize("package", ["minari", "huggingface_hub"])
+@pytest.mark.parametrize("package", ["minari", pytest.param("huggingface_hub", marks=pytest.mark.extra("minari"))])
 def test_a_missing_downloader_is_named_with_that_command(package: str, own_cache: Path) -> None:
     code = f"""
 import sys
@@ -343,8 +343,10 @@ def test_data_of_another_domain_are_refused_before_they_are_made_or_fetched(
 @pytest.mark.parametrize(
     ("offline", "task", "expected"),
     [
-        ("0", "lift", "absent, will be downloaded first"),
-        ("1", "lift", "absent: python -m bench data get lift-mh-v15 first"),
+        pytest.param("0", "lift", "absent, will be downloaded first", marks=pytest.mark.extra("robomimic")),
+        pytest.param(
+            *("1", "lift", "absent: python -m bench data get lift-mh-v15 first"), marks=pytest.mark.extra("robomimic")
+        ),
         ("0", "cube-quadruple", "absent: python -m bench data get cube-quadruple-play-100m-v0 first"),
     ],
 )

@@ -386,9 +386,10 @@ def test_the_extra_is_pinned_alike_everywhere() -> None:
 # What is refused, before anything is written
 
 
-def test_a_run_that_is_none_or_has_no_policy_is_refused(cubes, tmp_path: Path, capsys) -> None:
+@needs_av
+def test_a_run_that_is_none_or_has_no_policy_is_refused(toy, tmp_path: Path, capsys) -> None:
     assert "there is no run 'tiny/nothing'" in refusal(capsys, "tiny/nothing", "--results", tmp_path)
-    own = Path(shutil.copytree(cubes, tmp_path / "run"))
+    own = Path(shutil.copytree(toy, tmp_path / "run"))
     assert refusal(capsys, own, "--against", own).startswith("--against names the run itself")
     assert "there is no run 'x'" in refusal(capsys, own, "--against", "x")
     (own / "episodes.csv").write_text("phase\n")

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,7 +153,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-@pytest.mark.parametrize(("line", "said"), WRONG, ids=[line.replace(LONG, "xxx…") for line, _ in WRONG])
+def parameters() -> list[Any]:
+    """A mirror asks first whether its tracker is installed."""
+    return [
+        pytest.param(
+            *(line, said),
+            marks=[pytest.mark.extra("tensorboard")] if "--to tensorboard" in line else [],
+            id=line.replace(LONG, "xxx…"),
+        )
+        for line, said in WRONG
+    ]
+
+
+@pytest.mark.parametrize(("line", "said"), parameters())
 def test_a_wrong_input_is_one_line_and_nothing_is_written(line, said, folder, capsys):
     before = contents(folder)
     program, *words = shlex.split(line)
