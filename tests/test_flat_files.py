@@ -186,11 +186,16 @@ def test_every_transition_whose_successor_is_known_is_kept_and_no_other(
     expected = [transition for walk in episodes for transition in walk.expected(knows_next)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "_BLOCK_ROWS", data.draw(st.integers(1, 7)))
-        if expected:
-            assert transitions(read(file)) == expected
-        else:
-            with pytest.raises(DataError, match="holds no transition whose end is known"):
-                read(file)
+        assert_read(file, expected)
+
+
+def assert_read(file: Path, expected: list) -> None:
+    """The file's transitions are `expected`; without any it is refused."""
+    if expected:
+        assert transitions(read(file)) == expected
+    else:
+        with pytest.raises(DataError, match="holds no transition whose end is known"):
+            read(file)
 
 
 @settings(deadline=None, max_examples=100)

@@ -63,15 +63,20 @@ class Column:
     dtype: np.dtype
     stream: Callable[[], Iterator[np.ndarray]]  # its rows from the first to the last, a block at a time
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """(r, …) float32, finite. Raises DataError from the iterator, for other numbers and for damage."""
-        start = 0
+    def _arrays(self) -> Iterator[np.ndarray]:
+        """The rows as the file has them. Raises DataError from the iterator, for damage."""
         stream = self.stream()
         while True:
             with _reading(self.file, self.key):
                 array = next(stream, None)
             if array is None:
                 return
+            yield array
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(r, …) float32, finite. Raises DataError from the iterator, for other numbers and for damage."""
+        start = 0
+        for array in self._arrays():
             with np.errstate(over="ignore"):  # what is too large for single precision counts as infinite
                 array = array.astype(np.float32, copy=False)
             finite = np.isfinite(array).reshape(len(array), -1).all(1)
@@ -96,12 +101,7 @@ class Column:
     def integers(self) -> np.ndarray:
         """(M,) int64. Raises DataError for other numbers."""
         blocks = []
-        stream = self.stream()
-        while True:
-            with _reading(self.file, self.key):
-                array = next(stream, None)
-            if array is None:
-                break
+        for array in self._arrays():
             with np.errstate(invalid="ignore"):  # what is not finite is no whole number
                 numbers = array.astype(np.int64)
             if (numbers != array).any():
