@@ -19,7 +19,7 @@ if importlib.util.find_spec("tyro") is None or importlib.util.find_spec("pandas"
 from tyro.conf import Positional
 
 from bench.command_line import Verb, check_folder, exit_code, run_verb
-from bench.runs.contract import ConfigError, StorageError
+from bench.runs.contract import FIGURES, ConfigError, StorageError
 
 # -------------------------------------------------------------------------------------------------------- figures
 
@@ -44,7 +44,7 @@ def figures(options: FiguresOptions) -> int:
     from analysis.loading.load import load_results
     from analysis.published.points import read_published
 
-    out: Path = options.out or options.results / "figures"
+    out: Path = options.out or options.results / FIGURES
     # Whatever may be refused is read before the first file is written.
     published = read_published(options.published)
     suites = load_results(options.results, options.suite or None, options.allow_incomplete)
@@ -81,7 +81,7 @@ class ReportOptions:
 
 def report(options: ReportOptions) -> int:
     """One HTML page, and a protocol card per suite beside it. Runs that are not complete are shown as such."""
-    out: Path = options.out or options.results / "figures" / "report.html"
+    out: Path = options.out or options.results / FIGURES / "report.html"
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; name the HTML file to write")
     from analysis.report.page import write_report

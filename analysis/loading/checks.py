@@ -10,9 +10,7 @@ from typing import Any
 
 from bench.runs.contract import COMPLETE, CONFIG, REPRODUCIBLE, TRAIN, RunName, config_hash
 
-HASH = re.compile(
-    "[0-9a-f]{16}"
-)  # as `bench` writes it; of other forms, such as those of imported runs, nothing is known
+HASH = re.compile("[0-9a-f]{16}")  # as `bench` writes it; of other forms, as of imported runs, nothing is known
 TWINS = 8  # runs with equal rows that a note names, and sets of them
 
 

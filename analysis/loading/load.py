@@ -114,8 +114,7 @@ def load_results(
             unborn[name] = lacks[0]
         elif lacks:
             raise ResultsError(f"{root / name} has no {lacks[0]}: finish or remove the run, or pass --allow-incomplete")
-    lost = [str(link.relative_to(root)) for link in contract.broken_links(root)]
-    lost = [name for name in lost if not suites or name.split("/")[0] in suites]
+    lost = [str(link.relative_to(root)) for link in contract.broken_links(root, suites or ())]
     if lost and not allow_incomplete:
         raise ResultsError(
             f"links under {root} lead nowhere: {listed(lost)}; mend or remove them, or pass --allow-incomplete"

@@ -107,9 +107,9 @@ def load_each(results: Path, names: Sequence[str] | None) -> tuple[list[Suite], 
             suites += load_results(results, [name], allow_incomplete=True)
         except ResultsError as error:
             refused[name] = str(error)
-    for link in broken_links(results):
+    for link in broken_links(results, names or ()):
         name = link.relative_to(results).parts[0]
-        if name not in present and (not names or name in names):
+        if name not in present:
             refused[name] = f"{link} is a link that leads nowhere"
     if not suites:
         more = f" (and {counted(len(refused) - 1, 'suite')} more)" if len(refused) > 1 else ""

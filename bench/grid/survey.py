@@ -152,8 +152,7 @@ def survey(results: Path, suite: str | None, queue: Queue, heartbeats: Heartbeat
     bad = bad_nodes(results)
     if bad:
         grid.notes.append(f"kept away from {', '.join(sorted(bad))}: workers crashed there again and again")
-    lost = [str(link.relative_to(results)) for link in broken_links(results)]
-    lost = [name for name in lost if suite in (None, name.split("/")[0])]
+    lost = [str(link.relative_to(results)) for link in broken_links(results, (suite,) if suite else ())]
     if lost:
         grid.notes.append(f"links that lead nowhere are left out: {', '.join(lost)}")
     free = free_bytes(results)

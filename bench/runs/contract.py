@@ -12,7 +12,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,14 +138,19 @@ def find_runs(folder: Path, *, label: str = "*", holding: str | None = CONFIG) -
     return sorted({path for path in found if path.is_dir()})
 
 
-def broken_links(folder: Path) -> list[Path]:
-    """Links that lead nowhere in the place of a run, or of a folder of runs, below the results `folder`; sorted."""
+def broken_links(folder: Path, suites: Collection[str] = ()) -> list[Path]:
+    """Links that lead nowhere in the place of a run, or of a folder of runs, below the results `folder`; sorted.
+
+    `suites`: only in their folders; none: in all.
+    """
     found: list[Path] = []
     folders = [folder]
     for depth in range(4):
         inner: list[Path] = []
         for entry in (entry for one in folders for entry in _entries(one)):
             if depth == 0 and (entry.name in (GRIDS, OFFLINE_PHASES) or entry.name.startswith(".")):
+                continue
+            if depth == 0 and suites and entry.name not in suites:
                 continue
             if entry.is_symlink() and not Path(entry.path).exists() and (depth < 3 or entry.name.startswith("seed_")):
                 found.append(Path(entry.path))
