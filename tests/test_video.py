@@ -421,9 +421,9 @@ def test_runs_of_two_tasks_are_no_pair(cubes, hopper, capsys) -> None:
         (["--format", "avi"], "--format: 'avi' is none of mp4, gif"),
     ],
 )
-def test_senseless_options_are_refused(cubes, capsys, arguments: list[str], message: str) -> None:
-    assert message in refusal(capsys, cubes, *arguments)
-    assert not (cubes / "videos").exists()
+def test_senseless_options_are_refused(toy, capsys, arguments: list[str], message: str) -> None:
+    assert message in refusal(capsys, toy, *arguments)
+    assert not (toy / "videos").exists()
 
 
 @needs_bullet
