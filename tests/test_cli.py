@@ -1,5 +1,6 @@
 """The commands as a user types them: plans, a suite from start to figure, and one clear line for each mistake."""
 
+import io
 import json
 import os
 import re
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import datasets
+from agents import AGENTS
 from bench.__main__ import main
 from bench.command_line import parse
 from bench.grid.cost import Cost
@@ -22,8 +25,11 @@ from bench.grid.options import selected_configs
 from bench.grid.plan import Pack
 from bench.grid.progress import Display
 from bench.grid.run import RunOptions
+from bench.grid.status import view_of
+from bench.grid.survey import GridStatus, Queue, RunStatus, estimate_left, survey
 from bench.protocol.suites import SUITES
-from bench.runs.contract import read_json, write_json
+from bench.runs.claims import Owner
+from bench.runs.contract import RunName, read_json, write_json
 from bench.training.pack import prepare_directory
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python, small_disk, status_of, tiny_config
@@ -162,7 +168,7 @@ def test_plan_and_dry_run_print_the_cost_and_start_nothing(capsys, data_cache, t
     for command in (["plan", *RUN[1:]], [*RUN, "--dry-run"]):
         assert main([*command, "--results", str(tmp_path)]) == 0
         printed = capsys.readouterr().out
-        assert "1 runs: 0 complete, 1 to do" in printed
+        assert "1 run: 0 complete, 1 to do" in printed
         assert re.search(r"about .* of disk on this machine", printed)
         assert re.search(r"evaluation in \d+ processes while it trains, environments", printed)
         assert "generated" in printed and "never compare it with published numbers" in printed
@@ -281,6 +287,98 @@ def test_progress_says_what_kind_of_score_it_shows(scores, shown, capsys, tmp_pa
     display.started(work)
     display.ended(work)
     assert capsys.readouterr().out.endswith(f", {shown}\n")
+
+
+@pytest.fixture
+def long_names(tmp_path):
+    """Packs of four seeds of one task under names as long as people's: one is complete, two train, one waits."""
+    changes = ({"variant": "ten-pessimistic-critics"}, {"variant": "ten-pessimistic-actors"}, {}, {"variant": "late"})
+    states = ("running", "running", "complete", "planned")
+    works = {}
+    for change, state in zip(changes, states, strict=True):
+        configs = tuple(tiny_config("sac_flow_t", seed=seed).replace(**change) for seed in range(4))
+        for config in configs:
+            folder = config.directory(tmp_path)
+            folder.mkdir(parents=True)
+            write_json(folder / "config.json", config.to_json())
+            rates = {"updates_per_second": 123.4, "env_steps_per_second": 88.1}
+            status = {"state": state, "updates": 1, "env_steps": 0, "success_rate": config.seed / 4, **rates}
+            write_json(folder / "status.json", status)
+        works[Pack(configs, tmp_path).work] = Cost(10.0, 10.0, 1.0, 1000, configs[0])
+    return works
+
+
+def read_down(text: str, title: str, next_title: str) -> str:
+    """The cells of a column, whose letters may go on in the next line, without blanks."""
+    header = next(line for line in text.splitlines() if title in line)
+    begin, end = header.index(title), header.index(next_title)
+    return "".join(line[begin:end] for line in text.splitlines()).replace(" ", "")
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_screens_cut_no_name_score_or_time_and_let_rates_go_first(width, long_names, tmp_path):
+    display = Display(long_names, jobs=2)
+    for work in list(long_names)[:3]:
+        display.started(work)
+    display._console = Console(width=width, file=io.StringIO())
+    grid = survey(tmp_path, None, Queue())
+    for run in grid.runs:
+        grid.left_of[run.directory] = 7200.0
+    views = {"toy-reach": (display._table(), "offline"), "agent": (view_of(grid, False, width), "runs")}
+    for title, (view, next_title) in views.items():
+        console = Console(width=width, file=io.StringIO())
+        console.print(view)
+        text = console.file.getvalue()
+        assert max(map(len, text.splitlines())) <= width and "…" not in text
+        names = read_down(text, title, next_title)
+        assert "sac_flow_t@ten-pessimistic-critics" in names and "sac_flow_t@ten-pessimistic-actors" in names
+        assert all(text.count(score) >= 3 for score in ("0.00", "0.25", "0.50", "0.75"))
+        assert ("updates/s" in text) == (width == 200 and title == "toy-reach")  # nobody trains in this survey
+
+
+def test_time_left_counts_a_pack_once_and_packs_that_train_side_by_side(tmp_path):
+    """One pack of three seeds took an hour; two more train at half way; one waits, and is of the first one's kind."""
+    runs, own = [], {"agent": "fql", "task": "toy-reach", "suite": "toy"}
+    packs = [
+        ("a", "complete", None),
+        ("a", "running", 1),
+        ("a", "running", 2),
+        ("b", "planned", None),
+        ("a", "planned", None),
+    ]
+    for number, (variant, state, pid) in enumerate(packs):
+        owner = Owner(1, "", "here", None, pid, 1, None, 0, 60.0, "") if pid else None
+        for seed in range(3):
+            name = RunName(**own, variant=variant, seed=3 * number + seed)
+            progress = {"complete": 100, "running": 50, "planned": 0}[state]
+            runs.append(
+                RunStatus(
+                    directory=tmp_path / str(name), name=name, state=state, why="", offline_updates=100, online_steps=0,
+                    updates=progress, env_steps=0, success_rate=None, mean_return=None, rates={}, owner=owner,
+                    queued=None, job=None, gpu_hours=0.0, hours=1 / 3 if state == "complete" else 0.0, updated_at=None,
+                )
+            )  # fmt: skip
+    of_a = GridStatus(tmp_path, [run for run in runs if run.name.variant == "a"])
+    estimate_left(of_a)
+    assert of_a.left_seconds == pytest.approx((1800 + 1800 + 3600) / 2)
+    every = GridStatus(tmp_path, runs)
+    estimate_left(every)
+    assert every.left_seconds is None and len(every.left_of) == 9  # nothing is known of b
+
+
+@pytest.mark.parametrize(("what", "names"), [("suites", SUITES), ("agents", AGENTS), ("tasks", datasets.TASKS)])
+def test_a_list_names_what_there_is(what, names, capsys):
+    assert main(["list", what]) == 0
+    first = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert [name for name in first if name in names] == list(names)
+
+
+def test_a_list_of_settings_has_the_values_of_a_task_beside_the_defaults(capsys):
+    assert main(["list", "settings", "qam", "--task", "antmaze-large-task1"]) == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["chunk_length"] == ["5", "here", "1", "int"] and rows["flow_steps"] == ["10", "int"]
+    assert rows["q_aggregation"] == ["pessimistic", "mean", "|", "min", "|", "pessimistic"]
+    assert "did you mean 'qam'" in fails(capsys, "list", "settings", "qamm")
 
 
 def test_help_names_every_suite_and_target():

@@ -386,7 +386,7 @@ def test_a_retry_reads_the_options_of_the_record(capsys, no_slurm, tmp_path):
     write_json(prepare_directory(configs[1], results) / "status.json", {"state": "failed", "error": "boom"})
     assert main(["retry", "--failed", "grid"]) == 0
     printed = capsys.readouterr().out
-    assert "1 runs: 0 complete, 1 to do" in printed and "each of 1 jobs of array o2o-grid-" in printed
+    assert "1 run: 0 complete, 1 to do" in printed and "each of 1 jobs of array o2o-grid-" in printed
     assert "\n  mem = 9G\n" in printed
     assert "say what to launch again" in fails(capsys, "retry", "grid")
 

@@ -17,7 +17,7 @@ from bench.protocol.schedule import total_updates
 from bench.protocol.suites import SUITES
 from bench.runs.claims import Heartbeats, Owner, clock_of, is_fresh
 from bench.runs.contract import CONFIG, OFFLINE_PHASES, STATUS, is_complete, read_json
-from bench.runs.quantities import duration
+from bench.runs.quantities import counted, duration
 from bench.training.engine import pick_device, pick_mode
 from bench.training.execution import Execution, available_cores
 from bench.training.pack import prepare_directory
@@ -138,7 +138,7 @@ def describe_plan(plan: Plan, num_runs: int, suite: str | None) -> None:
     if suite:
         print(f"suite {suite}: {(SUITES[suite].__doc__ or '').splitlines()[0]}")
     to_do = num_runs - len(plan.complete) - len(plan.elsewhere)
-    print(f"{num_runs} runs: {len(plan.complete)} complete, {to_do} to do", flush=True)
+    print(f"{counted(num_runs, 'run')}: {len(plan.complete)} complete, {to_do} to do", flush=True)
     for owner, configs in _by_owner(plan.elsewhere).items():
         print(f"{len(configs)} left to {owner}, which is at work on them", flush=True)
     if not plan.packs:
@@ -147,7 +147,7 @@ def describe_plan(plan: Plan, num_runs: int, suite: str | None) -> None:
         )
     phases = sum(len(pack.configs) for pack in plan.packs if pack.results != plan.results)
     if phases:
-        print(f"{phases} offline phases are trained once for the runs that share them")
+        print(f"{counted(phases, 'offline phase')} trained once for the runs that share them")
 
 
 def _by_owner(elsewhere: dict[RunConfig, Owner]) -> dict[str, list[RunConfig]]:

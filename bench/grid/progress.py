@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
+from bench.grid.columns import Column, fitting
 from bench.grid.cost import Cost, median_rates
 from bench.grid.pool import Work
 from bench.runs.contract import STATUS, read_json
-from bench.runs.quantities import duration
+from bench.runs.quantities import duration, scores, short
 
 HEARTBEAT_SECONDS = 60.0
 
@@ -23,7 +24,9 @@ class Display:
     def __init__(self, costs: dict[Work, Cost], jobs: int):
         self._costs, self._jobs = dict(costs), jobs
         self._console = Console()
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        )
         self._running: dict[Work, tuple[float, float]] = {}  # start time, predicted seconds left at the start
         self._left = list(costs)
         self._warned: set[str] = set()
@@ -36,7 +39,6 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.update(self._table(), refresh=True)
             self._live.stop()
 
     def started(self, work: Work) -> None:
@@ -106,14 +108,7 @@ class Display:
         return (running + sum(self._costs[work].seconds() for work in self._left)) / self._jobs
 
     def _score(self, work: Work) -> str:
-        """`success 0.50 0.75`, or `return 312.5 290` where the task has no notion of success."""
-        statuses = self._statuses(work)
-        scored_by_return = any(
-            status.get("success_rate") is None and status.get("mean_return") is not None for status in statuses
-        )
-        name, key, form = ("return", "mean_return", ".4g") if scored_by_return else ("success", "success_rate", ".2f")
-        values = [status.get(key) for status in statuses]
-        return " ".join([name, *("-" if value is None else format(value, form) for value in values)])
+        return scores(self._statuses(work))
 
     def _cells(self, work: Work) -> list[str]:
         config, status = self._costs[work].config, self._status(work)
@@ -129,24 +124,29 @@ class Display:
             f"{duration(self._pack_left(work))} left",
         ]
 
-    def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False)
-        for title in ("run", "offline updates", "online steps", "updates/s", "env steps/s", "score", "left"):
-            table.add_column(title, justify="left" if title == "run" else "right", no_wrap=True)
-        for work in self._running:
-            config, status = self._costs[work].config, self._status(work)
-            updates = min(status.get("updates", 0), config.offline_updates)
-            table.add_row(
-                work.name,
-                f"{updates:,}/{config.offline_updates:,}",
-                f"{status.get('env_steps', 0):,}/{config.online_steps:,}",
-                *(f"{status[key]:.1f}" if key in status else "" for key, _ in RATES),
-                self._score(work),
-                duration(self._pack_left(work)),
-            )
-        if self._left:
-            table.add_row(f"[dim]{len(self._left)} waiting; all done in about {duration(self._eta())}[/dim]")
-        return table
+    def _table(self) -> Group:
+        """A row for each pack that trains; a task that all packs share stands in the heading alone."""
+        tasks = {cost.config.task for cost in self._costs.values()}
+        task = tasks.pop() if len(tasks) == 1 else ""
+        rows = [(work, self._costs[work].config, self._status(work)) for work in self._running]
+        offline = [(status.get("updates", 0), config.offline_updates) for _, config, status in rows]
+        online = [(status.get("env_steps", 0), config.online_steps) for _, config, status in rows]
+        rates = [
+            Column(unit, [f"{status[key]:.1f}" if key in status else "" for *_, status in rows], "right", stays=False)
+            for key, unit in RATES
+        ]
+        columns = [
+            Column(task or "run", [work.name.removeprefix(f"{task} ") for work in self._running]),
+            Column("offline", [f"{short(min(done, whole))}/{short(whole)}" for done, whole in offline], "right"),
+            Column("online", [f"{short(done)}/{short(whole)}" for done, whole in online], "right"),
+            *rates,
+            Column("score", [self._score(work) for work in self._running], wraps=14),
+            Column("left", [duration(self._pack_left(work)) for work in self._running], "right"),
+        ]
+        table = fitting(columns, self._console.width)
+        if not self._left:
+            return Group(table)
+        return Group(table, Text(f"{len(self._left)} waiting; all done in about {duration(self._eta())}", "dim"))
 
 
 RATES = (("updates_per_second", "updates/s"), ("env_steps_per_second", "env steps/s"))

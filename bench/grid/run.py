@@ -15,7 +15,7 @@ from bench.grid.plan import describe_plan, estimate_plan, make_plan, run_plan
 from bench.protocol.config import RunConfig
 from bench.protocol.schedule import total_updates
 from bench.runs.contract import CONFIG, ConfigError, read_json
-from bench.runs.quantities import duration, size
+from bench.runs.quantities import counted, duration, size
 from bench.tools.data import describe_data, ensure_data
 from bench.training.engine import pick_device, pick_mode
 from bench.training.execution import EXIT_PREEMPTED, Execution, Preemption
@@ -63,7 +63,7 @@ def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> i
     modes = sorted({pick_mode(execution.engine, device, total_updates(config)) for config in pending})
     eagerly = "" if modes == ["eager"] else "; updates were measured eagerly, which takes longer"
     print(
-        f"{len(plan.packs)} packs of seeds, {plan.jobs} side by side on {device}; about {duration(seconds)} "
+        f"{counted(len(plan.packs), 'pack')} of seeds, {plan.jobs} side by side on {device}; about {duration(seconds)} "
         f"if no episode succeeds early, and {disk} of disk on this machine{eagerly}",
         flush=True,
     )

@@ -8,7 +8,8 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,11 +23,12 @@ from tyro.conf import Positional
 
 from bench.command_line import check_folder, check_least
 from bench.grid import slurm
+from bench.grid.columns import Column, fitting
 from bench.grid.launches import CANCELLED, launches
 from bench.grid.survey import STATE_COLOURS, GridStatus, Queue, RunStatus, survey
 from bench.runs.claims import Heartbeats
 from bench.runs.contract import GRIDS, LOG, ConfigError, StorageError, is_complete, named_run
-from bench.runs.quantities import duration
+from bench.runs.quantities import counted, duration
 
 WATCH_SECONDS = 10.0  # between looks at files
 TELLING = re.compile(
@@ -92,7 +94,9 @@ def logs_of(run: RunStatus, results: Path) -> list[Path]:
 
 def header(grid: GridStatus) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in grid.count().items())
-    line = f"{len(grid.runs)} runs: {counts}"
+    suites = {run.name.suite for run in grid.runs}
+    of = f" of {suites.pop()}" if len(suites) == 1 else ""
+    line = f"{counted(len(grid.runs), 'run')}{of}: {counts}"
     if grid.left_seconds and grid.count().keys() != {"complete"}:
         line += f"; about {duration(grid.left_seconds)} left"
     spent = sum(run.gpu_hours for run in grid.runs)
@@ -103,36 +107,45 @@ def header(grid: GridStatus) -> str:
     return line
 
 
-def table(grid: GridStatus) -> Table:
-    """A row for each agent on each task."""
-    view = Table(box=None, pad_edge=False, show_edge=False)
-    for title in ("suite", "task", "agent"):
-        view.add_column(title, no_wrap=True)
-    view.add_column("runs", no_wrap=True)
-    for title in ("progress", "updates/s", "steps/s", "score, by seed"):
-        view.add_column(title, justify="right" if title != "score, by seed" else "left", no_wrap=True)
+def table(grid: GridStatus, width: int) -> Table:
+    """A row for each agent on each task, for a terminal of that width."""
     cells: dict[tuple[str, str, str], list[RunStatus]] = {}
     for run in grid.runs:
         cells.setdefault((run.name.suite, run.name.task, run.name.label), []).append(run)
-    before = ("", "")
-    for (suite, task, agent), runs in cells.items():
-        counts = grid.count(runs).items()
-        states = Text(", ").join(Text(f"{count} {state}", STATE_COLOURS[state]) for state, count in counts)
-        rates = [_mean(run.rates[key] for run in runs if key in run.rates and run.state == "running") for key in RATES]
-        view.add_row(
-            "" if suite == before[0] else suite,
-            "" if (suite, task) == before else task,
-            agent,
-            states,
-            f"{100 * fmean(run.progress for run in runs):.0f} %",
-            *rates,
-            " ".join(map(score, sorted(runs, key=lambda run: run.name.seed)[:12])) + (" …" if len(runs) > 12 else ""),
+    groups = [sorted(runs, key=lambda run: run.name.seed) for runs in cells.values()]
+    one_suite = len({suite for suite, _, _ in cells}) == 1
+    rates = [
+        Column(
+            title,
+            [_mean(run.rates[key] for run in runs if key in run.rates and run.state == "running") for runs in groups],
+            "right",
+            stays=False,
         )
-        before = (suite, task)
-    return view
+        for key, title in RATES.items()
+    ]
+    columns = [
+        Column("task", _where_new([task if one_suite else f"{suite}/{task}" for suite, task, _ in cells])),
+        Column("agent", [agent for _, _, agent in cells]),
+        Column("runs", [_states(grid, runs) for runs in groups], wraps=12),
+        Column("progress", [f"{100 * fmean(run.progress for run in runs):.0f} %" for runs in groups], "right"),
+        *rates,
+        Column("left", [_left(grid, runs) for runs in groups], "right"),
+        Column("score, by seed", [" ".join(map(score, runs)) for runs in groups], wraps=14),
+    ]
+    return fitting(columns, width)
 
 
-RATES = ("updates_per_second", "env_steps_per_second")
+def _where_new(names: Sequence[str]) -> list[str]:
+    """A name that repeats the one above stays empty."""
+    return [name if name != before else "" for before, name in zip(["", *names], names, strict=False)]
+
+
+def _states(grid: GridStatus, runs: Sequence[RunStatus]) -> Text:
+    counts = grid.count(runs).items()
+    return Text(", ").join(Text(f"{count} {state}", STATE_COLOURS[state]) for state, count in counts)
+
+
+RATES = {"updates_per_second": "updates/s", "env_steps_per_second": "steps/s"}
 
 
 def _mean(values: Iterable[float]) -> str:
@@ -147,12 +160,18 @@ def score(run: RunStatus) -> str:
     return "-" if run.mean_return is None else f"{run.mean_return:.4g}"
 
 
-def view_of(grid: GridStatus, each: bool) -> Group:
-    """Everything for a person."""
+def _left(grid: GridStatus, runs: Sequence[RunStatus]) -> str:
+    """Of those that train, the one that takes longest."""
+    seconds = [grid.left_of[run.directory] for run in runs if run.state == "running" and run.directory in grid.left_of]
+    return duration(max(seconds)) if seconds else ""
+
+
+def view_of(grid: GridStatus, each: bool, width: int) -> Group:
+    """Everything for a person, on a terminal `width` letters wide."""
     parts: list[Any] = [
         Text(header(grid), "bold"),
         *(Text(f"note: {note}", "yellow") for note in grid.notes),
-        table(grid),
+        table(grid, width),
     ]
     if each:
         for run in grid.runs:
@@ -249,43 +268,34 @@ def status_command(options: StatusOptions) -> int:
         if options.json:
             print(json.dumps(as_json(grid), indent=1))
         else:
-            print_view(view_of(grid, options.runs))
+            print_view(grid, options.runs)
         return 0
     console, heartbeats = Console(), Heartbeats()
     with (
         Live(console=console, auto_refresh=False, vertical_overflow="visible")
         if console.is_terminal
-        else _Plain() as live
+        else nullcontext() as live
     ):
         while True:
             grid = survey(options.results, options.suite, queue, heartbeats)
             if options.json:
                 print(json.dumps(as_json(grid)), flush=True)
             else:
-                live.update(view_of(grid, options.runs), refresh=True)
+                if live:
+                    live.update(view_of(grid, options.runs, console.width), refresh=True)
+                else:  # what has changed, and when
+                    print(time.strftime("%Y-%m-%d %H:%M:%S"))
+                    print_view(grid, options.runs)
             if not grid.count().keys() & {"running", "starting", "queued"}:
                 return 0
             time.sleep(WATCH_SECONDS)
 
 
-class _Plain:
-    """In place of a live view where the output is no terminal: what has changed, and when."""
-
-    def __enter__(self) -> "_Plain":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def update(self, view: Group, refresh: bool) -> None:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"))
-        print_view(view)
-
-
-def print_view(view: Group) -> None:
+def print_view(grid: GridStatus, each: bool) -> None:
     """Prints for a terminal or, elsewhere, in lines as wide as they are."""
     console = Console() if sys.stdout.isatty() else Console(width=240, highlight=False)
     with console.capture() as captured:
-        console.print(view)
+        console.print(view_of(grid, each, console.width))
     print("\n".join(line.rstrip() for line in captured.get().splitlines()), flush=True)
 
 
@@ -328,5 +338,5 @@ def cancel_command(options: CancelOptions) -> int:
         return 0
     slurm.call("scancel", *jobs)
     count = sum(name in names for name, _ in tasks)
-    print(f"cancelled {count} jobs; their runs checkpoint first. Launch again to go on.")
+    print(f"cancelled {counted(count, 'job')}; their runs checkpoint first. Launch again to go on.")
     return 0

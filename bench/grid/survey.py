@@ -3,6 +3,7 @@
 Imports nothing heavy, writes nothing, and works without a cluster.
 """
 
+import math
 import shutil
 import time
 from collections import Counter
@@ -86,7 +87,8 @@ class GridStatus:
     results: Path
     runs: list[RunStatus]
     notes: list[str] = field(default_factory=list)
-    left_seconds: float | None = None
+    left_seconds: float | None = None  # None: not known
+    left_of: dict[Path, float] = field(default_factory=dict)  # by directory, of each run whose time is known
     gpu_hours_left: float | None = None
 
     def count(self, runs: Iterable[RunStatus] | None = None) -> dict[str, int]:
@@ -248,7 +250,10 @@ def gpus_of(start: dict[str, Any]) -> int:
 
 
 def estimate_left(grid: GridStatus) -> None:
-    """Time and GPU hours to the end, from measured rates where there are some, else from the launch's estimate."""
+    """Time and GPU hours to the end, from measured rates where there are some, else from the launch's estimate.
+
+    Runs that wait in no job are trained as a pack later, like those of their agent and task.
+    """
     complete_seconds: dict[str, list[float]] = {}  # of complete runs' processes, by agent and variant
     for run in grid.runs:
         if run.state == "complete" and run.hours:
@@ -256,24 +261,29 @@ def estimate_left(grid: GridStatus) -> None:
     packs: dict[tuple[str, ...], list[RunStatus]] = {}
     for run in grid.runs:
         if run.state != "complete":
-            key = (
-                (run.process,)
-                if run.state == "running"
-                else tuple(map(str, run.job.directories))
-                if run.job
-                else (str(run.name),)
-            )
-            packs.setdefault(key, []).append(run)
-    left, gpu_left, side_by_side = 0.0, 0.0, 0
+            packs.setdefault(_pack_of(run), []).append(run)
+    left, gpu_left, side_by_side = [0.0], 0.0, 0
     for runs in packs.values():
-        seconds = [_left_of(run, complete_seconds.get(run.name.label), len(runs)) for run in runs]
-        if any(one is None for one in seconds):
-            return
-        longest = max(one for one in seconds if one is not None)
-        left += longest
-        gpu_left += longest / 3600 * (fmean(_gpu_share(run) for run in runs) if runs else 0)
+        for run in runs:
+            if (seconds := _left_of(run, complete_seconds.get(run.name.label), len(runs))) is not None:
+                grid.left_of[run.directory] = seconds
+        if any(run.directory not in grid.left_of for run in runs):
+            left.append(math.nan)
+            continue
+        left.append(max(grid.left_of[run.directory] for run in runs))
+        gpu_left += left[-1] / 3600 * fmean(_gpu_share(run) for run in runs)
         side_by_side += runs[0].state == "running"
-    grid.left_seconds, grid.gpu_hours_left = left / max(1, side_by_side), gpu_left
+    if not math.isnan(sum(left)):
+        grid.left_seconds, grid.gpu_hours_left = max(sum(left) / max(1, side_by_side), *left), gpu_left
+
+
+def _pack_of(run: RunStatus) -> tuple[str, ...]:
+    """Equal for runs that train, or will, in step with each other."""
+    if run.state == "running":
+        return (run.process,)
+    if run.job is not None:
+        return tuple(map(str, run.job.directories))
+    return (run.name.suite, run.name.task, run.name.label)
 
 
 def _left_of(run: RunStatus, complete_seconds: list[float] | None, together: int) -> float | None:

@@ -134,8 +134,8 @@ class ProgressLine:
         self._last, self._finished = now, at_end
         rate = (done - self._first) / max(now - self._started, 1e-9)
         left = f", {duration((total - done) / rate)} left" if rate > 0 and total and not at_end else ""
-        end = "\r" if sys.stdout.isatty() and not at_end else "\n"
-        print(f"{self._text_of(done, total)}, {self._rate_text(rate)}{left}    ", end=end, flush=True)
+        begin, end = ("\r\x1b[K", "\n" if at_end else "") if sys.stdout.isatty() else ("", "\n")
+        print(f"{begin}{self._text_of(done, total)}, {self._rate_text(rate)}{left}", end=end, flush=True)
 
 
 # The commands.
