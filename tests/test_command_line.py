@@ -41,6 +41,9 @@ def mistakes() -> list[tuple[str, str, list[str], str]]:
         kind = options_of(program, verb)
         types = option_types(kind)
         flags = {name: f"--{name.replace('_', '-')}" for name in types}
+        found.append((program, verb, ["--verbosely"], "unknown option '--verbosely'"))
+        if not types:
+            continue
         first = next(iter(types))
         near = flags[first] + "x"
         found.append((program, verb, [near, "1"], f"unknown option '{near}' (did you mean '{flags[first]}'?)"))

@@ -25,8 +25,9 @@ from bench.protocol.schedule import (
     updates_after,
 )
 from bench.runs.claims import Claims, Takeover
-from bench.runs.contract import LOG, is_complete
+from bench.runs.contract import LOG, is_complete, utc
 from bench.runs.provenance import describe_start
+from bench.runs.quantities import scores
 from bench.runs.state import RunState, TrainingPoint
 from bench.training.engine import Engine, pick_device, pick_mode
 from bench.training.evaluate import Evaluation, Evaluator, prepare_worker, unfinished_evaluations
@@ -259,6 +260,8 @@ class Training:
             for index in evaluation.policies:
                 self.files.episodes(index, evaluation.point, evaluation.rows_of(index), seconds)
             self._status("running")
+            of = f"{evaluation.point['updates']} updates and {evaluation.point['env_steps']} environment steps"
+            print(f"{utc()} after {of}: {scores(self.files.scores)}", flush=True)  # to the log of the process
 
     def _update_offline(self) -> None:
         stop_at = self._until.updates if self._until else None
