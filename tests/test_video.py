@@ -1,5 +1,6 @@
 """Videos of evaluation episodes: the very episodes, the right ones, well-formed files, and what is refused."""
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -19,7 +20,17 @@ from bench.protocol.config import ConfigError, RunConfig
 from bench.runs.contract import SCHEMA_VERSION, StorageError, read_json
 from bench.tools.film import Stage, Take, caption, steps_to_show, titled
 from bench.tools.roll_out import POLICY
-from bench.tools.video import INDEX, VideoOptions, add_to_index, chosen, last_evaluation, read_index
+from bench.tools.video import (
+    INDEX,
+    SIZES,
+    VideoOptions,
+    add_to_index,
+    chosen,
+    format_of,
+    last_evaluation,
+    picture_size,
+    read_index,
+)
 from bench.training.evaluate import FIRST_EPISODE_SEED, EpisodeRow
 from bench.training.execution import Execution
 from bench.training.train import run
@@ -418,7 +429,7 @@ def test_runs_of_two_tasks_are_no_pair(cubes, hopper, capsys) -> None:
         (["--fps", "nan"], "--fps: 'nan' is not a finite number"),
         (["--failures", "--successes"], "--failures and --successes exclude each other"),
         (["--failures", "--episode-seeds", "1000000"], "--episode-seeds names the episodes"),
-        (["--format", "avi"], "--format: 'avi' is none of mp4, gif"),
+        (["--format", "avi"], "--format: 'avi' is none of auto, mp4, gif"),
     ],
 )
 def test_senseless_options_are_refused(toy, capsys, arguments: list[str], message: str) -> None:
@@ -448,3 +459,11 @@ def test_an_unknown_camera_is_refused_with_the_nearest(cubes, tmp_path: Path, ca
     line = refusal(capsys, cubes, "--format", "gif", "--camera", "fornt", "--out", tmp_path / "out")
     assert line.endswith("no camera 'fornt' (did you mean 'front'?); its cameras are front, front_pixels")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_video_is_a_gif_where_nothing_writes_mp4_and_nobody_asks_for_it(monkeypatch):
+    options = VideoOptions("a/b/c/seed_000")
+    find_spec = importlib.util.find_spec
+    for there, expected in ((object(), "mp4"), (None, "gif")):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, it=there: it if name == "av" else find_spec(name))
+        assert format_of(options) == expected and picture_size(options) == SIZES[expected]

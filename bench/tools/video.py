@@ -50,7 +50,7 @@ class VideoOptions:
     episode_seeds: tuple[int, ...] = ()  # these ones, as in episodes.csv
     failures: bool = False  # only where the run fails; with --against: alone
     successes: bool = False  # only where the run succeeds; with --against: alone
-    format: Literal["mp4", "gif"] = "mp4"
+    format: Literal["auto", "mp4", "gif"] = "auto"  # auto: MP4 where the extra `video` is installed, else GIF
     size: str | None = None  # pixels of a picture (default 480x360; GIF 320x240)
     fps: float | None = None  # frames per second, at the speed of life (default: up to 30; GIF 10)
     camera: str | None = None  # one of the environment's
@@ -97,17 +97,28 @@ def video_command(options: VideoOptions) -> int:
 
 def check_format(options: VideoOptions) -> None:
     """ConfigError where the package that writes it is not installed."""
-    if options.format == "mp4" and importlib.util.find_spec("av") is None:
+    if options.format == "mp4" and not _writes_mp4():
         raise ConfigError(
             "MP4 needs av, which is not installed; install it: make setup EXTRAS=video "
             "(or pip install -r requirements-video.lock), or take --format gif"
         )
 
 
+def format_of(options: VideoOptions) -> Literal["mp4", "gif"]:
+    """What is written."""
+    if options.format != "auto":
+        return options.format
+    return "mp4" if _writes_mp4() else "gif"
+
+
+def _writes_mp4() -> bool:
+    return importlib.util.find_spec("av") is not None
+
+
 def picture_size(options: VideoOptions) -> tuple[int, int]:
     """Width and height in pixels."""
     if options.size is None:
-        return SIZES[options.format]
+        return SIZES[format_of(options)]
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", options.size)
     width, height = (int(match[1]), int(match[2])) if match else (0, 0)
     if not (64 <= width <= 4096 and 64 <= height <= 4096):
@@ -209,7 +220,7 @@ def look_of(options: VideoOptions, stage: Stage) -> tuple[Look, float]:
         raise ConfigError(
             f"--fps is {options.fps:g}, but {stage.config.task} has {stage.rate:.4g} steps per second to show"
         )
-    fps = options.fps or min(stage.rate, MOST_FPS[options.format])
+    fps = options.fps or min(stage.rate, MOST_FPS[format_of(options)])
     return Look(*picture_size(options), options.camera, shadows=not options.no_shadows), fps
 
 
@@ -234,7 +245,7 @@ def film_episode(
     progress = ProgressLine(
         lambda done, total: f"episode {seed}: {done}/{total} pictures", lambda rate: f"{rate:.1f}/s"
     )
-    data = encode(film, options.format, progress)
+    data = encode(film, format_of(options), progress)
     name = file_name(options, [stage.config for stage in stages], seed)
     entry: dict[str, Any] = {"file": name, **takes[0].row, "as_evaluated": as_evaluated[0]}
     for stage, take, same in [*zip(stages, takes, as_evaluated, strict=True)][1:]:
@@ -269,7 +280,7 @@ def file_name(options: VideoOptions, configs: Sequence[RunConfig], seed: int) ->
     """The same for the same episode, camera and opponent, so that a video made again replaces the old one."""
     camera = f"_{options.camera.replace('/', '-')}" if options.camera else ""
     against = "".join(f"_against_{other.suite}_{other.label}_seed_{other.seed:03d}" for other in configs[1:])
-    return f"episode_{seed}{against}{camera}.{options.format}"
+    return f"episode_{seed}{against}{camera}.{format_of(options)}"
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
