@@ -6,7 +6,7 @@ that find, make, convert and export data stand above it.
 
 import os
 
-from datasets.environments import check_timing, make_env, renderer
+from datasets.environments import check_timing, make_env, renderer, solved_so_far
 from datasets.generate import ensure, generate
 from datasets.registry import (
     TASKS,
@@ -47,6 +47,7 @@ __all__ = [
     "published",
     "register",
     "renderer",
+    "solved_so_far",
     "task",
     "unavailable",
     "verify",

@@ -40,3 +40,15 @@ def check_timing(spec: TaskSpec, success_timing: str) -> None:
     if success_timing not in spec.success_timings:
         timings = " or ".join(f"'{timing}'" for timing in spec.success_timings)
         raise DataError(f"unknown success timing '{success_timing}' of {spec.name}; it is {timings}")
+
+
+def solved_so_far(before: bool | None, told: bool | None, success_rule: str) -> bool | None:
+    """Whether an episode counts as solved if it ends after this step.
+
+    Args:
+        before: the same after the step before; None before the first one.
+        told: the step's `info["success"]`; None where it tells of none.
+    """
+    if success_rule == "last":
+        return told
+    return before if told is None else bool(before or told)

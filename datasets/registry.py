@@ -34,7 +34,12 @@ def task(name: str) -> TaskSpec:
                 return spec
             played = played_task(spec)
             returns = spec.reference_returns or played.reference_returns
-            return replace(spec, max_episode_steps=played.max_episode_steps, reference_returns=returns)
+            return replace(
+                spec,
+                max_episode_steps=played.max_episode_steps,
+                success_rule=played.success_rule,
+                reference_returns=returns,
+            )
     if why := _unsupported(name):
         raise DataError(f"unsupported task '{name}': {why}; python -m bench data list shows every task")
     raise DataError(

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+SuccessRule = Literal["any", "last"]  # an episode is solved if any of its steps is a success; if its last one is
 Origin = Literal["published", "generated", "user"]  # as released; made by a script here; a file that a user named
 ACTION_LIMIT = 1 - 1e-5  # of actions in data: keeps the inverse of a tanh squashing finite
 
@@ -26,6 +27,7 @@ class TaskSpec:
     max_episode_steps: int  # the environment truncates after this many steps
     dataset: str  # "cube-double-play-v0"
     success_timings: tuple[str, ...] = ("post",)  # success may be told of the state after the action, or before it
+    success_rule: SuccessRule = "any"  # where episodes end at success both are one; "last" keeps hashes
     reference_returns: tuple[float, float] | None = None  # returns that score 0 and 1; None: none are published
     played_in: str | None = None  # another task, whose environment this one is played in; None: its own
 

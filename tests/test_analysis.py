@@ -231,6 +231,10 @@ def test_unknown_suite_is_answered_with_the_nearest(tmp_path: Path):
             {"task": "b", "success_timing": "pre"},
             "suite quick: success_timing is post in quick/a/.* but pre in quick/b/",
         ),
+        (
+            {"task": "b", "success_rule": "any"},
+            "suite quick: success_rule is last in quick/a/.* but any in quick/b/",
+        ),
         ({"task": "b", "offline": (0.0, 0.2)}, "suite quick: offline_updates is 200 in .* but 100 in"),
         ({"task": "b", "online": (0.2,)}, "suite quick: online_steps is 40 in .* but 10 in"),
         ({"task": "b", "origin": "published"}, "data origin is generated in quick/a/.* but published in quick/b/"),

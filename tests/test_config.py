@@ -196,6 +196,7 @@ def test_every_field_is_part_of_the_identity():
         "task": "cube-single-task2",
         "dataset": "x",
         "success_timing": "pre",
+        "success_rule": "any",
         "discount": 0.5,
         "online_dataset_rows": 7,
         "variant": "x",

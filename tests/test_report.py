@@ -420,6 +420,7 @@ def test_card_says_by_whom_a_value_is_used(tmp_path: Path):
     assert facts["Settings of the agents"]["sac_flow_g"] == "bc_coef 100 (a), 300 (b); chunk_length 5"
     assert facts["Evaluation"]["episode seeds"] == "1000 to 1004: the same in every run"
     assert facts["Evaluation"]["success timing"].startswith("post: ")
+    assert facts["Evaluation"]["success rule"] == "last: an episode counts as solved if its last step is a success"
     assert "not comparable with published results" in facts["Tasks and data"]["data origin"]
     assert facts["Code and machines"]["commits"].startswith("0123abcd")
 

@@ -57,6 +57,7 @@ class Suite:
     name: str
     origin: str  # of the offline data: "published", "generated" or "user"
     success_timing: str
+    success_rule: str  # any or last
     eval_episodes: int  # per evaluation and run
     offline_updates: int  # of the agents that have an offline phase; 0 where none has
     online_steps: int
@@ -181,6 +182,8 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
     for field in PROTOCOL_FIELDS:
         if field != "offline_updates":
             refuse_mix(runs, lambda run, field=field: run.config[field], f"suite {name}: {field}")
+    by_success = [run for run in runs if run.measure == SUCCESS]
+    refuse_mix(by_success, success_rule, f"suite {name}: success_rule")
     refuse_budget_mix(name, runs)
     refuse_mix(runs, lambda run: run.provenance["dataset"]["origin"], f"suite {name}: data origin")
     by_task: dict[str, list[Run]] = defaultdict(list)
@@ -211,6 +214,7 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         name=name,
         origin=runs[0].provenance["dataset"]["origin"],
         success_timing=first["success_timing"],
+        success_rule=success_rule((by_success or runs)[0]),
         eval_episodes=first["eval_episodes"],
         offline_updates=max(run.config["offline_updates"] for run in runs),
         online_steps=first["online_steps"],
@@ -227,6 +231,11 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
             *notes_of(name, {run.name: run.checks for run in runs}),
         ),
     )
+
+
+def success_rule(run: Run) -> str:
+    """Which steps of an episode say whether it is solved. Runs of before there was a choice went by the last one."""
+    return run.config.get("success_rule", "last")
 
 
 def measures_of(by_task: dict[str, list[Run]]) -> dict[str, Measure]:

@@ -34,6 +34,7 @@ LATER_FIELDS = {
     "variant": "",
     "warmup_actions": "policy",
     "online_batch_share": None,
+    "success_rule": "last",
 }
 # The same for fields of agents' configs, and of those nested in them, by the name of the class that has the field.
 LATER_AGENT_FIELDS: dict[str, dict[str, Any]] = {
@@ -48,6 +49,7 @@ class RunSettings:
 
     variant: str = ""  # name of an ablation of the agent's settings, whose runs lie beside the agent's own
     success_timing: Literal["post", "pre"] = "post"  # of success: state after or before the action (OGBench 1.1 / 1.2)
+    success_rule: Literal["auto", "any", "last"] = "auto"  # solved at any step, or at the last; auto: the task's
     offline_updates: int = 1_000_000  # gradient updates on the dataset (an agent may take several optimiser steps each)
     online_steps: int = 1_000_000  # environment steps
     warmup_steps: int = 5_000  # environment steps before the first online update (on-policy agents have none)
@@ -92,6 +94,8 @@ class RunConfig(RunSettings):
             task = datasets.task(self.task)
             object.__setattr__(self, "task", task.name)
             datasets.check_timing(task, self.success_timing)
+            if self.success_rule == "auto":
+                object.__setattr__(self, "success_rule", task.success_rule)
         except DataError as error:
             raise ConfigError(str(error)) from error
         check_agent(self.agent)
@@ -113,6 +117,8 @@ class RunConfig(RunSettings):
             raise ConfigError(f"seed is {self.seed}; it must be at most {LARGEST_SEED}")
         if self.warmup_actions not in ("policy", "random"):
             raise ConfigError(f"warmup_actions is {self.warmup_actions!r}; it must be policy or random")
+        if self.success_rule not in ("any", "last"):
+            raise ConfigError(f"success_rule is {self.success_rule!r}; it must be any or last")
         share = self.online_batch_share
         if share is not None and not 0.0 <= share <= 1.0:
             raise ConfigError(f"online_batch_share is {share!r}; it must lie in [0, 1], or be none")

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.torch
 from PIL import Image, ImageDraw, ImageFont
 
+import datasets
 from agents.blocks.base import Agent
 from bench.protocol.config import RunConfig
 from bench.training.evaluate import EpisodeRow, prepare_worker, run_episode
@@ -37,9 +38,9 @@ class Take(NamedTuple):
 class Recorder(gymnasium.Wrapper):
     """Keeps the states of the newest episode, and what was told of each."""
 
-    def __init__(self, env: gymnasium.Env, view: View):
+    def __init__(self, env: gymnasium.Env, view: View, success_rule: str):
         super().__init__(env)
-        self._view = view
+        self._view, self._success_rule = view, success_rule
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         obs, info = self.env.reset(seed=seed, options=options)
@@ -51,7 +52,7 @@ class Recorder(gymnasium.Wrapper):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.states.append(self._view.state())
         self.returns.append(self.returns[-1] + float(reward))
-        self.solved.append(info.get("success"))
+        self.solved.append(datasets.solved_so_far(self.solved[-1], info.get("success"), self._success_rule))
         return obs, reward, terminated, truncated, info
 
 
@@ -62,7 +63,9 @@ def prepare_stage(config: RunConfig, renderer: str | None) -> tuple[gymnasium.En
     return prepare_worker(config)
 
 
-def serve_stage(prepared: tuple[gymnasium.Env, Agent], requests: Requests, send, policy: bytes) -> None:
+def serve_stage(
+    prepared: tuple[gymnasium.Env, Agent], requests: Requests, send, config: RunConfig, policy: bytes
+) -> None:
     """A worker. First says the view's rate and cameras, or why there is none. Then: an episode seed in, its `Take` out;
     number of a state of the newest episode and look in, picture out."""
     env, agent = prepared
@@ -72,12 +75,12 @@ def serve_stage(prepared: tuple[gymnasium.Env, Agent], requests: Requests, send,
         send(str(error))
         return
     agent.load_policy(safetensors.torch.load(policy))
-    recorder = Recorder(env, view)
+    recorder = Recorder(env, view, config.success_rule)
     send((view.rate, view.cameras))
     while True:
         request = requests.get()
         if isinstance(request, int):
-            row = run_episode(recorder, agent, request)
+            row = run_episode(recorder, agent, request, config.success_rule)
             send(Take(row, recorder.returns, recorder.solved))
         else:
             state, look = request
@@ -94,7 +97,7 @@ class Stage:
     def __init__(self, config: RunConfig, policy: bytes, renderer: str | None):
         self.config = config
         self._template = Template(prepare_stage, config, renderer)
-        self._worker = self._template.fork("the process that draws", serve_stage, policy)
+        self._worker = self._template.fork("the process that draws", serve_stage, config, policy)
 
     def open(self) -> None:
         """Waits until it is ready."""

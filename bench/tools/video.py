@@ -131,11 +131,11 @@ def check_pair(directories: Sequence[Path], configs: Sequence[RunConfig]) -> Non
     first, second = directories
     if first.resolve() == second.resolve():
         raise ConfigError(f"--against names the run itself, {first}; name another one")
-    for name in ("task", "success_timing"):
+    for name in ("task", "success_timing", "success_rule"):
         ours, theirs = (getattr(config, name) for config in configs)
         if ours != theirs:
             raise ConfigError(
-                f"{name} is {ours} in {first}, but {theirs} in {second}; only runs of one task meet the same episodes"
+                f"{name} is {ours} in {first}, but {theirs} in {second}; only episodes of one task and rule compare"
             )
 
 

@@ -27,25 +27,26 @@ NICENESS = 10  # training comes first: on a core that both want, an evaluation g
 EpisodeRow = dict[str, float | None]  # episode_seed, success, return, length
 
 
-def run_episode(env: gymnasium.Env, agent: Agent, episode_seed: int) -> EpisodeRow:
+def run_episode(env: gymnasium.Env, agent: Agent, episode_seed: int, success_rule: str = "any") -> EpisodeRow:
     """One episode with action chunks executed open loop; the policy is called once per chunk.
 
-    `success` is the flag of the last step, as published, or None where the task has no such notion. Noise is keyed by
-    the episode's seed, so that all runs of all agents meet the same draws.
+    `success` is 1 if the episode was solved by the rule, else 0, or None where the task has no such notion. Noise is
+    keyed by the episode's seed, so that all runs of all agents meet the same draws.
     """
     noise = SeedStreams([episode_seed], "cpu", "evaluation")
     obs, _ = env.reset(seed=episode_seed)
-    total, length, ended, info = 0.0, 0, False, {}
+    total, length, ended, solved = 0.0, 0, False, None
     while not ended:
         chunk = agent.act(torch.from_numpy(obs)[None, None], noise.at(length), mode="evaluate")[0, 0].numpy()
         for action in chunk:
             obs, reward, terminated, truncated, info = env.step(action)
+            solved = datasets.solved_so_far(solved, info.get("success"), success_rule)
             total += float(reward)
             length += 1
             ended = terminated or truncated
             if ended:
                 break
-    success = int(info["success"]) if "success" in info else None
+    success = None if solved is None else int(solved)
     return {"episode_seed": episode_seed, "success": success, "return": total, "length": length}
 
 
@@ -104,10 +105,11 @@ class Evaluator:
     Which worker runs an episode, and when, changes no row.
     """
 
-    def __init__(self, template: Template, workers: int, eval_episodes: int):
+    def __init__(self, template: Template, workers: int, eval_episodes: int, success_rule: str = "any"):
         self.pending: deque[Evaluation] = deque()  # not yet given back by `finished`, in order of submission
         self._workers = [
-            template.fork(f"evaluation worker {number}", serve_episodes, niceness=NICENESS) for number in range(workers)
+            template.fork(f"evaluation worker {number}", serve_episodes, success_rule, niceness=NICENESS)
+            for number in range(workers)
         ]
         self._under_way: dict[Worker, deque[Episode]] = {worker: deque() for worker in self._workers}
         self._holds: dict[Worker, Policy] = {}
@@ -158,11 +160,11 @@ def prepare_worker(config: RunConfig) -> tuple[gymnasium.Env, Agent]:
     return env, build_agent(config, SeedStreams([0], "cpu", "init"))
 
 
-def serve_episodes(prepared: tuple[gymnasium.Env, Agent], requests: Requests, send) -> None:
+def serve_episodes(prepared: tuple[gymnasium.Env, Agent], requests: Requests, send, success_rule: str) -> None:
     """A worker: (new policy or None, episode seed) in, one row out."""
     env, agent = prepared
     while True:
         policy, episode_seed = requests.get()
         if policy is not None:
             load_policy(agent, policy)
-        send(run_episode(env, agent, episode_seed))
+        send(run_episode(env, agent, episode_seed, success_rule))

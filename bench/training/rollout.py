@@ -34,7 +34,7 @@ class Outcome:
     reward: float
     terminated: bool
     episode_end: bool  # terminated or truncated
-    success: bool | None  # None: the task has no such notion
+    success: bool | None  # whether the episode is solved if it ends here; None: the task has no such notion
     first_obs: np.ndarray | None  # (O,) of the next episode, where this one ended
 
 
@@ -69,31 +69,39 @@ class LocalEpisodes:
     Episode k starts from a reset seed that is a function of (run seed, number of the environment, k).
     """
 
-    def __init__(self, env: gymnasium.Env, slot: "Slot"):
-        self._env = env
+    def __init__(self, config: RunConfig, slot: "Slot", env: gymnasium.Env | None = None):
+        self._env = env or datasets.make_env(config.task, config.success_timing)
+        self._success_rule = config.success_rule
         self._slot = slot
         self._episode = 0
+        self._solved: bool | None = None
 
     def start(self, episode: int, actions: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
         self._episode = episode
         obs, total = self._reset(), 0.0
         for action in actions:
-            obs, reward, *_ = self._env.step(action)
+            obs, reward, _, _, info = self._env.step(action)
+            self._note(info)
             total += float(reward)
         return obs, total
 
     def execute(self, chunk: Sequence[np.ndarray]) -> Iterator[Outcome]:
         for action in chunk:
             next_obs, reward, terminated, truncated, info = self._env.step(action)
-            ended, first_obs = terminated or truncated, None
+            ended, first_obs, solved = terminated or truncated, None, self._note(info)
             if ended:
                 self._episode += 1
                 first_obs = self._reset()
-            yield Outcome(next_obs, float(reward), terminated, ended, info.get("success"), first_obs)
+            yield Outcome(next_obs, float(reward), terminated, ended, solved, first_obs)
             if ended:
                 return
 
+    def _note(self, info: dict[str, Any]) -> bool | None:
+        self._solved = datasets.solved_so_far(self._solved, info.get("success"), self._success_rule)
+        return self._solved
+
     def _reset(self) -> np.ndarray:
+        self._solved = None
         # The first environment's seeds are those of runs with no other.
         others = ("environment", self._slot.env_number) if self._slot.env_number else ()
         key = stream_key(self._slot.run_seed, "training episode", self._episode, *others)
@@ -153,7 +161,7 @@ def open_episodes(
     if processes is None:
         processes = len(slots)
     if processes == 0:
-        return [LocalEpisodes(datasets.make_env(config.task, config.success_timing), slot) for slot in slots]
+        return [LocalEpisodes(config, slot) for slot in slots]
     shares = [range(number, len(slots), processes) for number in range(min(processes, len(slots)))]
     episodes: dict[int, Episodes] = {}
     for number, share in enumerate(shares):
@@ -168,10 +176,7 @@ def open_episodes(
 def serve_environments(prepared: Any, requests: Requests, send, config: RunConfig, served: list[Slot]) -> None:
     """A worker: (place, method, arguments) in, (place, answer) out; the chunks of its environments advance in turn."""
     env, _ = prepared
-    slots = [
-        LocalEpisodes(env if place == 0 else datasets.make_env(config.task, config.success_timing), slot)
-        for place, slot in enumerate(served)
-    ]
+    slots = [LocalEpisodes(config, slot, env if place == 0 else None) for place, slot in enumerate(served)]
     executing: dict[int, Iterator[Outcome]] = {}
     while True:
         while not executing or not requests.empty():

@@ -166,7 +166,7 @@ class Training:
         self._template = Template(prepare_worker, self.config)
         self._opened.callback(self._template.close)
         workers = self.execution.eval_workers or available_cores()
-        self.evaluator = Evaluator(self._template, workers, self.config.eval_episodes)
+        self.evaluator = Evaluator(self._template, workers, self.config.eval_episodes, self.config.success_rule)
 
     def close(self) -> None:
         """Ends worker processes and closes files, as far as `open` has come."""

@@ -134,6 +134,7 @@ TASKS = {
             max_episode_steps=domain.max_episode_steps,
             dataset=f"{name}-{domain.dataset}-v0",
             success_timings=("post", "pre"),
+            success_rule="last",  # as OGBench's evaluation reads it; an episode ends at its first success
         )
         for name, domain in DOMAINS.items()
         for task_id in TASK_IDS

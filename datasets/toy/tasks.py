@@ -15,5 +15,6 @@ TASKS = {
         action_dim=2,
         max_episode_steps=20,
         dataset=generated_name(DOMAIN, Recipe("mixed", episodes=200, seed=0)),
+        success_rule="last",  # an episode ends at its first success
     )
 }
