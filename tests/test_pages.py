@@ -219,7 +219,9 @@ def expect(main: Main, arguments: list[str]) -> None:
 
 def run_bench(arguments: list[str], empty: Path) -> None:
     verb = arguments[0]
-    if verb in ("run", "plan", "launch"):
+    if "--extend" in arguments:  # goes on from the runs of the checkout, so it has their settings but the budget
+        arguments = [verb, *SHORT, *arguments[1:], "--seeds", "0", "--dry-run"]
+    elif verb in ("run", "plan", "launch"):
         shorter = ["--results", str(empty)]
         shorter += [] if verb == "plan" else ["--dry-run"]
         named = suite_of(arguments)

@@ -425,6 +425,14 @@ def test_card_says_by_whom_a_value_is_used(tmp_path: Path):
     assert facts["Code and machines"]["commits"].startswith("0123abcd")
 
 
+def test_card_says_which_runs_go_on_from_shorter_ones(tmp_path: Path):
+    write_run(tmp_path, seed=0)
+    origin = {"path": "short/a/fql/seed_001", "deviations": ["train.csv: a row of means"]}
+    longer = write_run(tmp_path, seed=1) / "provenance.json"
+    edit_json(longer, lambda content: content.update(extended_from=origin))
+    assert card(tmp_path)["Runs"]["extended runs"] == "1 go on from finished runs of short; train.csv: a row of means"
+
+
 def test_variants_are_told_apart_on_the_page_and_in_the_card(tmp_path: Path):
     write_run(tmp_path, agent="my_agent", utd_ratio=1)
     write_run(tmp_path, agent="my_agent", variant="often", utd_ratio=4)

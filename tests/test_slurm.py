@@ -237,6 +237,23 @@ def test_failed_runs_are_launched_again_by_retry(cluster, tmp_path):
     assert len(provenance_of(second)["starts"]) == 1
 
 
+def test_finished_runs_go_on_to_a_larger_budget_in_the_queue(cluster, tmp_path):
+    options = ("--agent", "fql", "--seeds", "0", "1")
+    cluster.launch("short", tmp_path, *options)
+    cluster.drain()
+    before = bytes_of(tmp_path, "short")
+    (first, _) = run_dirs(tmp_path, "short")
+    steps = (read_json(first / "config.json") or {})["online_steps"]
+    printed = cluster.launch("short", tmp_path, *options, "--online-steps", str(steps + 20), "--extend")
+    longer = f"short-to-{steps + 20}-steps"
+    assert f"python -m bench status {longer}" in printed
+    cluster.drain()
+    assert cluster.status(tmp_path, longer)["counts"] == {"complete": 2}
+    assert bytes_of(tmp_path, "short") == before
+    for directory in run_dirs(tmp_path, longer):
+        assert provenance_of(directory)["starts"][-1]["resumed_from"]["env_steps"] == steps
+
+
 def test_calls_to_slurm_do_not_grow_with_the_number_of_runs(cluster, tmp_path, monkeypatch):
     shims, log = tmp_path / "bin", tmp_path / "calls"
     shims.mkdir()

@@ -41,6 +41,10 @@ WRONG = [  # a command, and what its line must say
     ("bench launch toy --slurm --jobs 2", "--jobs is for --local"),
     ("bench launch toy --slurm --local", "--slurm (jobs of this cluster) or --local"),
     (f"{SLURM} --gres gpu:1 --gpus-per-node 1", "exclude each other"),
+    ("bench run --suite toy --online-steps 3000 --extend", "qc_fql/seed_000 holds no run that could go on"),
+    ("bench launch toy --slurm --extend", "leave --extend out to start one"),
+    ("bench launch toy --local --extend --dry-run", "leave --extend out to start one"),
+    (f"{PLAN} --extend", "fql/seed_000 holds no run that could go on"),
     # seeds
     ("bench plan --suite toy --seeds", "--seeds: it needs a value"),
     ("bench plan --suite toy --seeds ,", "--seeds: it needs a value"),
@@ -111,6 +115,7 @@ WRONG = [  # a command, and what its line must say
     ("bench plan --suite toy --checkpoint-seconds nan", "--checkpoint-seconds: 'nan' is not a finite number"),
     ("bench plan --suite toy --lease-seconds 0", "--lease-seconds is 0; it must be a number above 0"),
     ("bench logs toy --lines 0", "--lines is 0; it must be at least 1"),
+    (f"{PLAN} --success-rule first", "'first' is none of auto, any, last"),
     (f"{PLAN} --discount nan", "--discount: 'nan' is not a finite number"),
     ("bench plan --suite toy --agent-config.bc_coef nan", "bc_coef is 'nan'"),
     (f"{PLAN} --agent-config.chunk_length 21", "an episode of toy-reach has at most 20 steps"),

@@ -154,6 +154,11 @@ def run_facts(suite: Suite) -> Iterable[tuple[str, str]]:
     correlated = sum(count for count in shared.values() if count > 1)
     if correlated:
         yield "shared offline phases", f"{correlated} runs go on from a phase that others use too: not independent"
+    origins = [origin for run in suite.runs if (origin := run.provenance.get("extended_from"))]
+    if origins:
+        suites = ", ".join(sorted({origin["path"].split("/")[0] for origin in origins}))
+        deviations = sorted({deviation for origin in origins for deviation in origin["deviations"]})
+        yield "extended runs", "; ".join([f"{len(origins)} go on from finished runs of {suites}", *deviations])
 
 
 def statistics_facts(suite: Suite) -> Iterable[tuple[str, str]]:

@@ -34,6 +34,7 @@ from bench.runs.contract import GRIDS, ConfigError, make_folder, nearest
 from bench.runs.quantities import duration
 from bench.tools.data import describe_data, ensure_data
 from bench.training.execution import Execution
+from bench.training.extension import extend
 from bench.training.pack import prepare_directory
 
 PROFILE = Path("bench.toml")
@@ -143,6 +144,10 @@ def launch_runs(options: LaunchOptions) -> int:
     options = with_profile(options)
     configs = selected_configs(options)
     results = options.placement.results.absolute()
+    if options.placement.extend:
+        configs = extend(configs, results, options.dry_run)
+        if options.dry_run:
+            return 0
     if options.failed:
         configs = [config for config in configs if run_state(config.directory(results))["state"] == "failed"]
     if options.local:
@@ -172,8 +177,8 @@ def launch_runs(options: LaunchOptions) -> int:
                 prepare_directory(config, pack.results)
         take_snapshot(launch.code)
         submit(launch, options.site)
-    folder = options.selection.folder
-    print(f"see how it fares: python -m bench status {folder}; stop it: python -m bench cancel {folder}")
+    suite = launch.suite
+    print(f"see how it fares: python -m bench status {suite}; stop it: python -m bench cancel {suite}")
     return 0
 
 
@@ -300,7 +305,7 @@ def costs_of(plan: Plan, site: Site) -> dict[Pack, Cost | None]:
 
 def design(plan: Plan, options: LaunchOptions, costs: dict[Pack, Cost | None]) -> Launch:
     """Arrays of jobs: shared offline phases first, those that go on from them after them."""
-    suite, site = options.selection.folder, options.site
+    suite, site = plan.packs[-1].configs[0].suite, options.site
     identity = new_id(suite)
     limit = ARRAY_LIMIT if options.dry_run and not slurm.exists("scontrol") else min(ARRAY_LIMIT, slurm.array_limit())
     stages = (

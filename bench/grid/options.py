@@ -36,17 +36,13 @@ class Selection:
         arg(metavar="FIELD V …", help="any fields of the agent's config, also each as --agent-config.FIELD V"),
     ] = field(default_factory=dict)
 
-    @property
-    def folder(self) -> str:
-        """Of the runs under the results."""
-        return self.suite or self.name
-
 
 @dataclass(frozen=True)
 class Placement:
     """where runs go, and how many at a time"""
 
     results: Path = Path("results")
+    extend: bool = False  # go on with finished runs to a larger budget, each in a folder of its own
     pack: int | None = None  # seeds trained together in one process; default by device
     jobs: int | None = None  # packs side by side on this machine; default one per core, or per GPU
     mirror: Annotated[tuple[str, ...], arg(help=f"show the runs in {', '.join(MIRRORS)} meanwhile")] = ()

@@ -19,6 +19,7 @@ from bench.runs.quantities import counted, duration, size
 from bench.tools.data import describe_data, ensure_data
 from bench.training.engine import pick_device, pick_mode
 from bench.training.execution import EXIT_PREEMPTED, Execution, Preemption
+from bench.training.extension import extend
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,21 @@ class WorkerOptions:
 
 
 def plan_command(options: PlanOptions) -> int:
-    return run_here(options, selected_configs(options), dry_run=True)
+    return run_selected(options, dry_run=True)
 
 
 def run_command(options: RunOptions) -> int:
-    return run_here(options, selected_configs(options), options.dry_run)
+    return run_selected(options, options.dry_run)
+
+
+def run_selected(options: PlanOptions, dry_run: bool) -> int:
+    """What the options name, here."""
+    configs = selected_configs(options)
+    if options.placement.extend:
+        configs = extend(configs, options.placement.results, dry_run)
+        if dry_run:  # nothing is there yet that could be planned
+            return 0
+    return run_here(options, configs, dry_run)
 
 
 def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> int:

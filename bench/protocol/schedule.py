@@ -28,6 +28,11 @@ def log_is_due(config: RunConfig, updates: int, env_steps: int) -> bool:
     return (env_steps or updates) % config.log_interval == 0 or phase_ends(config, updates, env_steps)
 
 
+def ends_between_logs(config: RunConfig, updates: int, env_steps: int) -> bool:
+    """Whether the run is over within an interval of logs; a run of a larger budget takes means over all of it."""
+    return is_over(config, updates, env_steps) and (env_steps or updates) % config.log_interval != 0
+
+
 def gradient_norms_are_due(config: RunConfig, updates: int, env_steps: int, newest: int) -> bool:
     """Whether norms of gradients are measured: where the `newest` updates, those made since the point before, reached
     a multiple of the interval, and at the end of a phase."""

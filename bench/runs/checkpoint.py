@@ -85,6 +85,31 @@ class Checkpoints:
             if path.name not in kept:
                 path.unlink(missing_ok=True)
 
+    def begin(self, claim: Claim, state: RunState, source: "Checkpoints") -> None:
+        """Begins a run's folder with `state`, of another run whose folder is `source`; copies what it relies on.
+
+        Raises StorageError where some of that is damaged.
+        """
+        make_folder(self.directory)
+        self._claim, self._slots, self._segments = claim, {}, []
+        for segment in state.replay:
+            data = source.read_segment(segment)
+            claim.check()
+            write_atomically(self.directory / segment.name, data)
+            self._segments.append(segment)
+        self.save(state, torch.zeros(0, 0))
+
+    def read_segment(self, segment: ReplaySegment) -> bytes:
+        """Transitions of one file, as they were saved. Raises StorageError."""
+        path = self.directory / segment.name
+        data = path.read_bytes() if path.exists() else b""
+        if zlib.crc32(data) != segment.crc:
+            raise StorageError(
+                f"{path} is damaged or missing, and without it nothing goes on from here: delete the run's folder to "
+                "start it anew"
+            )
+        return data
+
     def save(self, state: RunState, new_rows: Tensor) -> None:
         """Stores `state` and the float32 rows (n, width) collected since the last save."""
         assert self._claim is not None, "adopt a state first"
@@ -108,11 +133,9 @@ class Checkpoints:
         rows = sum(segment.rows for segment in state.replay)
         data = bytearray()
         for segment in state.replay:
-            path = self.directory / segment.name
-            part = path.read_bytes() if path.exists() else b""
-            if len(part) != segment.rows * width * 4 or zlib.crc32(part) != segment.crc:
-                raise StorageError(f"{path} is damaged: delete the run's folder to start it anew")
-            data += part
+            data += self.read_segment(segment)
+        if len(data) != rows * width * 4:
+            raise StorageError(f"the replay files in {self.directory} have rows of another width than this checkout's")
         return torch.frombuffer(data, dtype=torch.float32).reshape(rows, width) if rows else torch.zeros(0, width)
 
     def _save_rows(self, rows: Tensor, first: int) -> ReplaySegment:

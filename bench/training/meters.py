@@ -34,16 +34,17 @@ class MetricMeans:
         for name in names:
             self._counts[name] = self._counts.get(name, 0) + updates
 
-    def take(self, num_seeds: int) -> list[dict[str, float]]:
-        """The means per seed, sorted by name; starts anew."""
+    def take(self, num_seeds: int, go_on: bool = False) -> list[dict[str, float]]:
+        """The means per seed, sorted by name; starts anew, or goes on with the same sums."""
         names = sorted(self._counts)
         if not names:
             return [{} for _ in range(num_seeds)]
         sums = torch.stack([self.sums[name] for name in names]).cpu()  # one wait for the device
         means = {name: (row / self._counts[name]).tolist() for name, row in zip(names, sums, strict=True)}
-        for total in self.sums.values():
-            total.zero_()
-        self._counts = {}
+        if not go_on:
+            for total in self.sums.values():
+                total.zero_()
+            self._counts = {}
         return [{name: values[index] for name, values in means.items()} for index in range(num_seeds)]
 
     def state_of_seed(self, index: int) -> MetricSums:

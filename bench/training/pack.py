@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.protocol.config import RunConfig, config_difference
+from bench.protocol.extension import can_grow
 from bench.runs.checkpoint import BEFORE_ALL, Checkpoints
 from bench.runs.claims import Claim, Claims, Takeover
 from bench.runs.contract import CONFIG, ConfigError, is_complete, make_folder, read_json, write_json
@@ -27,9 +28,20 @@ def prepare_directory(config: RunConfig, results: Path) -> Path:
         difference = config_difference(config.to_json(), written)
         raise ConfigError(
             f"{directory} was written by another config ({difference}); "
-            "choose another --results folder or suite name, or move that folder away"
+            f"choose another --results folder or suite name, or move that folder away{_way_on(config, directory)}"
         )
     return directory
+
+
+def _way_on(config: RunConfig, directory: Path) -> str:
+    """How to go on with the folder's run, where `config` has but a larger budget."""
+    try:
+        written = RunConfig.from_json(read_json(directory / CONFIG) or {})
+    except ConfigError:  # of other code, or edited
+        return ""
+    if not can_grow(config, written):
+        return ""
+    return f"; to go on with it to a larger budget: {'' if is_complete(directory) else 'finish it, then '}--extend"
 
 
 @dataclass

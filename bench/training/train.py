@@ -16,6 +16,7 @@ import datasets
 from agents.blocks.base import OnPolicyAgent
 from bench.protocol.config import RunConfig
 from bench.protocol.schedule import (
+    ends_between_logs,
     evaluation_is_due,
     gradient_norms_are_due,
     is_over,
@@ -131,7 +132,11 @@ class Training:
             self.trajectories = TrajectoryStore(
                 len(runs), config.num_envs, num_steps, self.agent.obs_dim, config.discount, device
             )
-        self.metrics = MetricMeans([state.metrics for state in states], device)
+        # A shorter run's end may lie between its logs; where this one logs there, its sums are written already.
+        is_logged = log_is_due(config, self.updates, self.env_steps) and not is_over(
+            config, self.updates, self.env_steps
+        )
+        self.metrics = MetricMeans([] if is_logged else [state.metrics for state in states], device)
         self.engine = Engine(
             self.agent,
             self.replay,
@@ -361,7 +366,8 @@ class Training:
         norms of gradients. A run with a value that is not finite ends here as failed."""
         if log_is_due(self.config, self.updates, self.env_steps):
             with self._watch.part("update"):  # a GPU finishes the updates here
-                means = self.metrics.take(len(self.seeds))
+                unfinished = ends_between_logs(self.config, self.updates, self.env_steps)
+                means = self.metrics.take(len(self.seeds), go_on=unfinished)
                 measured = self.engine.policy_metrics(self.updates)
             self.files.train(self.point, [mean | policy for mean, policy in zip(means, measured, strict=True)])
             self.files.timing(self.point, {**self._clock.rates(), **self._watch.shares()})
