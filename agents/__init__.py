@@ -1,12 +1,17 @@
 """Algorithms, by the name used in configs, folders and figures: name -> (class, default config)."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from agents.awac import AWAC, AWACConfig
 from agents.bc import BC, BCConfig
 from agents.blocks.base import Agent
+from agents.blocks.config import with_settings
 from agents.blocks.critic import CriticConfig
+from agents.blocks.policy import Policy, read_policy
+from agents.blocks.streams import SeedStreams
 from agents.dac import DAC, DACConfig
 from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
 from agents.dppo import DPPO, DPPOConfig
@@ -25,6 +30,7 @@ from agents.rebrac import ReBRAC, ReBRACConfig
 from agents.reinflow import ReinFlow, ReinFlowConfig
 from agents.sac import SAC, SACConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
+from bench.runs.contract import nearest
 
 _RLPD = SACConfig(
     entropy_coef=1.0,
@@ -72,3 +78,28 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "bc": (BC, BCConfig(policy="flow")),
     "bc_diffusion": (BC, BCConfig(policy="diffusion")),
 }
+
+
+def load_policy(path: str | os.PathLike[str], obs_dim: int | None = None, action_dim: int | None = None) -> Policy:
+    """A finished run's policy, by its file or by the run's folder, ready to act on NumPy observations.
+
+    Args:
+        obs_dim, action_dim: only for a file of an older version, beside which the run's config.json must lie.
+
+    Raises ValueError, one line, for a file that is damaged, of an unknown agent, or does not say what it is of.
+    """
+    file, facts, tensors = read_policy(Path(path), obs_dim, action_dim)
+    name = facts["agent"]
+    if name not in AGENTS:
+        raise ValueError(
+            f"{file} is of the unknown agent {name!r}{nearest(name, AGENTS)}; import the module that registers it first"
+        )
+    agent_class, default = AGENTS[name]
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["agent_config"].items()}
+    try:
+        config = with_settings(default, **settings)
+        agent = agent_class(config, facts["obs_dim"], facts["action_dim"], SeedStreams([0], "cpu", "init"))
+        agent.load_policy(tensors)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} does not fit this checkout's {name}: {error}") from error
+    return Policy(agent, facts)

@@ -11,13 +11,13 @@ import pytest
 import safetensors.torch
 
 import datasets
+from agents.blocks.streams import SeedStreams
 from analysis.loading.load import load_results
 from bench.protocol.config import RunConfig
 from bench.runs.checkpoint import Checkpoints
 from bench.runs.contract import CONFIG, EPISODES, POLICY, PROVENANCE, TRAIN, is_complete, read_json, write_json
 from bench.training.execution import Execution
 from bench.training.policies import build_agent, load_policy
-from bench.training.streams import SeedStreams
 from bench.training.train import run
 
 FIXTURE = Path(__file__).parent / "fixtures" / "run_before_blocks"

@@ -10,11 +10,11 @@ import torch
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
 from agents.blocks.config import settings_of, with_settings
+from agents.blocks.streams import NoiseTape, SeedStreams, Stream
 from bench.protocol.config import ConfigError
 from bench.training.engine import COMPILE_FROM, NOISE_BLOCK, Engine, pick_device, pick_mode
 from bench.training.execution import available_cores
 from bench.training.meters import MetricMeans
-from bench.training.streams import NoiseTape, SeedStreams, Stream
 from datasets.replay import trajectories
 from datasets.replay.replay import ONLINE_FIELDS, Replay
 from datasets.replay.trajectories import TrajectoryStore

@@ -186,7 +186,7 @@ def test_replay_of_a_run_exports_and_comes_back(cube_cache: Path, tmp_path: Path
 
     # The environment, replayed from the seeds of training, gives what has been stored.
     env = datasets.make_env(config.task)
-    from bench.training.streams import stream_key
+    from agents.blocks.streams import stream_key
 
     obs, _ = env.reset(seed=stream_key(config.seed, "training episode", 0) % 2**31)
     for row in range(replay.num_transitions):

@@ -10,12 +10,12 @@ import pytest
 import safetensors.torch
 
 import datasets
+from agents.blocks.streams import SeedStreams, stream_key
 from bench.protocol.config import ConfigError, RunConfig
 from bench.tools.roll_out import POLICY, Recorder, roll_out
 from bench.training.evaluate import FIRST_EPISODE_SEED, run_episode
 from bench.training.execution import Execution
 from bench.training.policies import build_agent
-from bench.training.streams import SeedStreams, stream_key
 from bench.training.train import run
 from datasets.flat_files.reading import recipe_of
 from datasets.spec import DataError

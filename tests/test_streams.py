@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.training.streams import SeedStreams, stream_key
+from agents.blocks.streams import SeedStreams, stream_key
 
 
 def draws(streams: SeedStreams, step: int) -> list[torch.Tensor]:

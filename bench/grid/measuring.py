@@ -11,13 +11,13 @@ import torch
 import datasets
 from agents.blocks.base import Agent, OnPolicyAgent
 from agents.blocks.config import settings_of
+from agents.blocks.streams import SeedStreams
 from bench.grid.cost import Cost
 from bench.protocol.config import RunConfig
 from bench.protocol.schedule import updates_per_step
 from bench.runs.contract import ConfigError
 from bench.runs.quantities import size
 from bench.training.policies import build_agent
-from bench.training.streams import SeedStreams
 from datasets.batch import Batch, Decisions
 
 

@@ -13,11 +13,11 @@ import safetensors
 import safetensors.torch
 
 from agents.blocks.base import Agent
+from agents.blocks.streams import SeedStreams, stream_key
 from bench.protocol.config import ConfigError, RunConfig
 from bench.runs.contract import CONFIG, POLICY, STATUS, StorageError, one_line, read_json, replacing
 from bench.training.evaluate import prepare_worker, run_episode
 from bench.training.policies import build_agent, load_policy, policy_state
-from bench.training.streams import SeedStreams, stream_key
 from bench.training.workers import Requests, Template, with_answers
 from datasets.cache import cache_root
 from datasets.flat_files.reading import recipe_of

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from agents.blocks.base import Agent, Metrics, Phase
+from agents.blocks.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from bench.protocol.config import ConfigError
 from bench.runs.contract import error_line, nearest
 from bench.training.execution import Mode
 from bench.training.meters import MetricMeans
-from bench.training.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from datasets.batch import Batch
 from datasets.cache import cache_root
 from datasets.replay.replay import Replay

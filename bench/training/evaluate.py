@@ -15,10 +15,10 @@ import torch
 
 import datasets
 from agents.blocks.base import Agent
+from agents.blocks.streams import SeedStreams
 from bench.protocol.config import RunConfig
 from bench.runs.state import PendingEvaluation, Score
 from bench.training.policies import Policy, build_agent, load_policy
-from bench.training.streams import SeedStreams
 from bench.training.workers import Requests, Template, Worker, with_answers
 
 FIRST_EPISODE_SEED = 1_000_000  # episode i of every evaluation of every run resets with this + i

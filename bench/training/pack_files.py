@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 from torch import Tensor
 
 import datasets
@@ -19,7 +18,6 @@ from bench.runs.state import UNKNOWN_SCORE, RunState, TrainingPoint
 from bench.runs.writer import RunWriter
 from bench.training.evaluate import EpisodeRow, score_of
 from bench.training.pack import PackedRun
-from bench.training.policies import Policy
 from datasets.transitions import Transitions
 
 
@@ -155,10 +153,10 @@ class PackFiles:
             with self.owned(index):
                 add_end(self.runs[index].claim)
 
-    def complete(self, policy_of: Callable[[int], Policy]) -> None:
-        """Policies, then the word that the runs are complete; their status comes after it."""
+    def complete(self, policy_of: Callable[[int], bytes]) -> None:
+        """Files of policies, then the word that the runs are complete; their status comes after it."""
         for index in self.living:
-            policy = safetensors.torch.save(policy_of(index))
+            policy = policy_of(index)
             with self.owned(index):
                 run = self.runs[index]
                 run.claim.check()

@@ -6,8 +6,9 @@ from torch import Tensor
 import datasets
 from agents import AGENTS
 from agents.blocks.base import Agent
+from agents.blocks.policy import policy_bytes
+from agents.blocks.streams import SeedStreams
 from bench.protocol.config import RunConfig
-from bench.training.streams import SeedStreams
 
 Policy = dict[str, Tensor]  # CPU tensors with S = 1
 
@@ -29,3 +30,8 @@ def policy_state(agent: Agent, seed_index: int) -> Policy:
 def load_policy(agent: Agent, policy: bytes) -> None:
     """Puts a policy, as safetensors, in the place of the agent's; the other networks stay as they are."""
     agent.load_policy(safetensors.torch.load(policy))
+
+
+def policy_file(config: RunConfig, agent: Agent, seed_index: int) -> bytes:
+    """The policy of one seed as a file that says what it is (`agents.load_policy`)."""
+    return policy_bytes(config.agent, agent, policy_state(agent, seed_index), config.task)

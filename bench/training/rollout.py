@@ -13,9 +13,9 @@ import gymnasium
 import numpy as np
 
 import datasets
+from agents.blocks.streams import stream_key
 from bench.protocol.config import RunConfig
 from bench.runs.state import RolloutState
-from bench.training.streams import stream_key
 from bench.training.workers import Requests, Template, Worker
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import datasets
 from agents.blocks.base import OnPolicyAgent
+from agents.blocks.streams import SeedStreams
 from bench.protocol.config import RunConfig
 from bench.protocol.schedule import (
     ends_between_logs,
@@ -36,11 +37,10 @@ from bench.training.execution import Execution, Preemption, available_cores
 from bench.training.meters import Clock, MetricMeans
 from bench.training.pack import PackedRun, claim_runs, prepare_directory, resume_groups, still_owned
 from bench.training.pack_files import DivergenceError, PackFiles, check_finite
-from bench.training.policies import build_agent, policy_state
+from bench.training.policies import build_agent, policy_file, policy_state
 from bench.training.rollout import Rollout, Slot, Transition, open_episodes
 from bench.training.shared_phase import finished_offline_phases
 from bench.training.stopwatch import Stopwatch
-from bench.training.streams import SeedStreams
 from bench.training.workers import Template
 from datasets.replay.replay import ONLINE_FIELDS, Replay
 from datasets.replay.trajectories import TrajectoryStore
@@ -217,7 +217,7 @@ class Training:
                 self._checkpoint()  # training is over: a kill while the last evaluations run loses none of it
                 self._await_evaluations(at_most=0)
             self._checkpoint()
-            self.files.complete(lambda index: policy_state(self.agent, index))
+            self.files.complete(lambda index: policy_file(config, self.agent, index))
             self._status("complete")
         except Preemption:
             self._checkpoint()

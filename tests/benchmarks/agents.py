@@ -23,11 +23,11 @@ import torch
 
 import datasets
 from agents import AGENTS
+from agents.blocks.streams import SeedStreams
 from bench.grid.measuring import made_up_batches
 from bench.protocol.config import RunConfig
 from bench.protocol.suites import run_config
 from bench.training.policies import build_agent
-from bench.training.streams import SeedStreams
 from tests.benchmarks.measure import machine_line, peak_megabytes, table
 
 SECONDS = 2.0  # of updates per phase, after a few that are not counted

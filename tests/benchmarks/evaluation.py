@@ -16,6 +16,7 @@ import torch
 
 import datasets
 from agents.blocks.base import Agent
+from agents.blocks.streams import SeedStreams
 from bench.protocol.config import RunConfig
 from bench.protocol.suites import tuned_config
 from bench.training.evaluate import (
@@ -26,7 +27,6 @@ from bench.training.evaluate import (
 )
 from bench.training.execution import available_cores
 from bench.training.policies import build_agent, policy_state
-from bench.training.streams import SeedStreams
 from bench.training.workers import Template
 from datasets.batch import Batch
 from tests.benchmarks.measure import Timing, interleaved, machine_line, table, timing

@@ -28,10 +28,10 @@ import torch
 
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
+from agents.blocks.streams import SeedStreams
 from bench.training.engine import Engine, pick_device, pick_mode
 from bench.training.execution import available_cores
 from bench.training.meters import MetricMeans
-from bench.training.streams import SeedStreams
 from datasets.replay.replay import Replay
 from datasets.transitions import Transitions
 from tests.benchmarks.measure import Timing, machine_line, peak_megabytes, table, timing

@@ -1,0 +1,166 @@
+"""A finished run's policy outside the harness, and evaluated again by it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+import agents
+from agents.blocks.config import settings_of
+from bench.protocol.config import RunConfig
+from bench.runs.contract import CONFIG, POLICY
+from bench.training.evaluate import prepare_worker, run_episode
+from bench.training.execution import Execution
+from bench.training.policies import load_policy, policy_file
+from bench.training.train import run
+from tests.tiny_runs import once_per_class, python, tiny_config
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tmp_path_factory) -> Path:
+    """The folder of a complete run of an agent with chunks."""
+    config = tiny_config("qc_fql", offline_updates=3, online_steps=0)
+    results = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("O2O_BENCH_DATA", str(tiny_data))
+        run([config], results, Execution(device="cpu", env_workers=0), lambda: False)
+    return config.directory(results)
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """Of the finished run, to be spoilt."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def config_of(directory: Path) -> RunConfig:
+    return RunConfig.from_json(json.loads((directory / CONFIG).read_text()))
+
+
+def without_metadata(directory: Path) -> Path:
+    """The policy as older versions wrote it."""
+    file = directory / POLICY
+    safetensors.torch.save_file(safetensors.torch.load_file(file), file)
+    return file
+
+
+# In a plain script.
+
+
+@pytest.mark.parametrize("agent", once_per_class())
+def test_a_policy_acts_bit_by_bit_as_the_evaluator(agent, tmp_path):
+    config = tiny_config(agent)
+    env, built = prepare_worker(config)
+    (tmp_path / "policy.safetensors").write_bytes(data := policy_file(config, built, 0))
+    load_policy(built, data)
+    policy = agents.load_policy(tmp_path / "policy.safetensors")
+    torch.set_num_threads(1)
+    for seed in (7, 8):
+        row = run_episode(env, built, seed)
+        policy.reset(seed=seed)
+        obs, _ = env.reset(seed=seed)
+        total, length, ended = 0.0, 0, False
+        while not ended:
+            obs, reward, terminated, truncated, _ = env.step(policy.act(obs))
+            total, length, ended = total + float(reward), length + 1, terminated or truncated
+        assert (total, length) == (row["return"], row["length"])
+
+
+def test_the_file_says_what_it_is_in_the_same_bytes_each_time(finished):
+    with safetensors.safe_open(finished / POLICY, "pt") as file:
+        said = file.metadata()
+    config = config_of(finished)
+    settings = json.loads(json.dumps(settings_of(config.agent_config)))
+    assert json.loads(said.pop("agent_config")) == settings
+    assert said == {
+        "schema_version": "1",
+        "agent": "qc_fql",
+        "task": "toy-reach",
+        "obs_dim": "2",
+        "action_dim": "2",
+        "chunk_length": "5",
+    }
+    _, agent = prepare_worker(config)
+    load_policy(agent, (finished / POLICY).read_bytes())
+    assert {policy_file(config, agent, 0) for _ in range(8)} == {(finished / POLICY).read_bytes()}
+
+
+def test_each_environment_of_a_batch_has_a_chunk_of_its_own(finished):
+    policy = agents.load_policy(finished)
+    obs = np.random.default_rng(0).uniform(-1, 1, (3, 2))
+    before = [policy.act(obs) for _ in range(3)]
+    assert before[0].shape == (3, 2) and before[0].dtype == np.float32
+    unmoved = policy._chunks[[0, 2]].copy()
+    policy.reset(np.array([False, True, False]))
+    second = policy.act(-obs)
+    assert np.array_equal(second[[0, 2]], unmoved[:, 3]) and np.array_equal(second[1], policy._chunks[1, 0])
+    policy.reset(seed=0)
+    assert np.array_equal(policy.act(obs), before[0])
+    policy.reset()
+    assert (policy.act(obs) != before[0]).any(), "the noise goes on"
+
+
+def test_obs_that_do_not_fit_are_refused(finished):
+    policy = agents.load_policy(finished)
+    with pytest.raises(ValueError, match=r"^obs have the shape \(3,\); this policy takes \(2,\) or \(n, 2\)$"):
+        policy.act(np.zeros(3))
+    policy.act(np.zeros(2))
+    with pytest.raises(ValueError, match=r"^obs of 4 environments, before of 1; call reset\(\) in between$"):
+        policy.act(np.zeros((4, 2)))
+
+
+def test_a_plain_script_needs_torch_numpy_and_safetensors_alone(finished, tmp_path):
+    script = tmp_path / "plain.py"
+    script.write_text(
+        "import sys\n"
+        "import numpy, safetensors.torch, torch\n"
+        "before = {name.partition('.')[0] for name in sys.modules}\n"
+        "import agents\n"
+        f"policy = agents.load_policy({str(finished / POLICY)!r})\n"
+        "assert policy.act(numpy.zeros(policy.facts['obs_dim'])).shape == (policy.facts['action_dim'],)\n"
+        "print(*{name.partition('.')[0] for name in sys.modules} - before - set(sys.stdlib_module_names))\n"
+        "print(*(name for name in sys.modules if name.startswith('bench')))\n"
+    )
+    done = python(str(script), cwd=tmp_path, PYTHONPATH=str(Path(agents.__file__).parents[1]))
+    assert done.returncode == 0, done.stderr
+    packages, ours = done.stdout.splitlines()
+    assert set(packages.split()) <= {"agents", "bench", "datasets", "filelock"}
+    assert ours.split() == ["bench", "bench.runs", "bench.runs.contract"], "the standard library alone"
+
+
+def test_a_policy_of_an_older_version_takes_its_agent_from_the_config_beside(copy):
+    before = agents.load_policy(copy).act(np.zeros(2))
+    file = without_metadata(copy)
+    with pytest.raises(ValueError, match=r"does not say its dimensions .*obs_dim=…, action_dim=….* of toy-reach$"):
+        agents.load_policy(file)
+    assert np.array_equal(agents.load_policy(file, obs_dim=2, action_dim=2).act(np.zeros(2)), before)
+    with pytest.raises(ValueError, match=r"does not fit this checkout's qc_fql: .* the state has shape"):
+        agents.load_policy(file, obs_dim=3, action_dim=2)
+    (copy / CONFIG).unlink()
+    with pytest.raises(ValueError, match=r"does not say which agent it is of .*: put the run's config\.json beside$"):
+        agents.load_policy(file)
+
+
+def test_a_file_that_is_no_policy_is_one_line(copy):
+    file = copy / POLICY
+    data = file.read_bytes()
+    for old, new, said in (
+        (b'"agent":"qc_fql"', b'"agent":"qc_fqx"', r"unknown agent 'qc_fqx' \(did you mean 'qc_fql'\?\); import"),
+        (b'"schema_version":"1"', b'"schema_version":"9"', "is of schema 9, this checkout reads 1"),
+        (b"bc_coef", b"bc_xoef", "does not fit this checkout's qc_fql: "),
+    ):
+        file.write_bytes(data.replace(old, new))
+        with pytest.raises(ValueError, match=said) as error:
+            agents.load_policy(file)
+        assert "\n" not in str(error.value)
+    file.write_bytes(data[:100])
+    with pytest.raises(ValueError, match=r"policy\.safetensors is damaged, or no safetensors file"):
+        agents.load_policy(file)
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        agents.load_policy(file)
