@@ -1,6 +1,7 @@
 """A finished run's policy outside the harness, and evaluated again by it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import safetensors.torch
 import torch
 
 import agents
+import bench.__main__
 from agents.blocks.config import settings_of
 from bench.protocol.config import RunConfig
-from bench.runs.contract import CONFIG, POLICY
+from bench.runs.contract import CONFIG, EPISODES, POLICY
+from bench.tools.evaluation import described
 from bench.training.evaluate import prepare_worker, run_episode
 from bench.training.execution import Execution
 from bench.training.policies import load_policy, policy_file
@@ -24,7 +27,7 @@ from tests.tiny_runs import once_per_class, python, tiny_config
 @pytest.fixture(scope="module")
 def finished(tiny_data, tmp_path_factory) -> Path:
     """The folder of a complete run of an agent with chunks."""
-    config = tiny_config("qc_fql", offline_updates=3, online_steps=0)
+    config = tiny_config("qc_fql", offline_updates=3, online_steps=0, eval_episodes=3)
     results = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("O2O_BENCH_DATA", str(tiny_data))
@@ -164,3 +167,66 @@ def test_a_file_that_is_no_policy_is_one_line(copy):
     file.unlink()
     with pytest.raises(FileNotFoundError):
         agents.load_policy(file)
+
+
+# Evaluated again.
+
+
+def evaluate(*words: object) -> int:
+    return bench.__main__.main(["evaluate", *map(str, words)])
+
+
+def test_the_episodes_of_training_are_played_again_as_they_were(copy, capsys):
+    before = (copy / EPISODES).read_text()
+    assert evaluate(copy, "--episodes", 3, "--base-seed", 1_000_000, "--workers", 2) == 0
+    header, *rows = before.splitlines()
+    file = copy / "evaluations" / "toy-reach_3ep_seed1000000.csv"
+    assert file.read_text().splitlines() == [header, *rows[-3:]]
+    assert (copy / EPISODES).read_text() == before
+    said = capsys.readouterr().out
+    assert re.fullmatch(rf"qc_fql, seed 0, on toy-reach: success rate .* of 3 episodes \(95 % .*\); {file}\n", said)
+
+
+def test_the_same_call_gives_the_same_bytes_for_each_run_of_an_agent(finished, tmp_path):
+    out = tmp_path / "out"
+    call = (finished.parent, "--episodes", 4, "--out", out)
+    assert evaluate(*call) == 0
+    (file,) = [path for path in out.rglob("*") if path.is_file()]
+    assert file == out / "tiny/toy-reach/qc_fql/seed_000/toy-reach_4ep_seed2000000.csv"
+    before = file.read_bytes()
+    assert before.count(b"\n") == 5
+    assert evaluate(*call, "--workers", 1) == 0 and file.read_bytes() == before
+    assert not (finished / "evaluations").exists()
+
+
+def test_what_cannot_be_evaluated_is_one_line(copy, capsys, tmp_path):
+    def refusal(*words: object) -> str:
+        assert evaluate(*words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    assert "cube-single-task2 has observations of 28 numbers and actions of 5" in refusal(copy, "--task", "cube-single")
+    assert "unknown task 'toy-raech'" in refusal(copy, "--task", "toy-raech")
+    assert "--base-seed is 2147483647; the seed of an episode is at most" in refusal(copy, "--base-seed", 2**31 - 1)
+    assert "there is no run" in refusal(tmp_path / "nothing")
+    policy = copy / POLICY
+    policy.write_bytes(policy.read_bytes()[:100])
+    assert "policy.safetensors cannot be read" in refusal(copy)
+    policy.unlink()
+    assert "holds no checkpoint/policy.safetensors" in refusal(copy)
+    assert not (copy / "evaluations").exists()
+
+
+def test_success_is_told_with_wilsons_interval():
+    rows = [{"episode_seed": i, "success": int(i < 9), "return": 0.0, "length": 1.0} for i in range(10)]
+    z2, rate, n = 1.959964**2, 0.9, 10
+    centre, half = rate + z2 / 2 / n, (z2 * (rate * (1 - rate) / n + z2 / 4 / n**2)) ** 0.5
+    low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
+    assert described(rows) == f"success rate 0.900, 9 of 10 episodes (95 % interval {low:.3f} to {high:.3f})"
+
+
+def test_a_task_without_success_is_told_by_its_return():
+    rows = [{"episode_seed": i, "success": None, "return": float(i), "length": 1.0} for i in range(5)]
+    assert described(rows) == "mean return 2 of 5 episodes (95 % interval 0.6141 to 3.386)"
+    assert described(rows[1:2]) == "return 1 in 1 episode"

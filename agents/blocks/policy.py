@@ -30,6 +30,7 @@ class Policy:
     def __init__(self, agent: Agent, facts: Mapping[str, Any]):
         self.facts = dict(facts)  # what the file says of it: agent, task, obs_dim, action_dim, chunk_length, …
         self._agent = agent
+        self._used = np.empty(0, np.int64)  # (n,) actions of each chunk that are spent
         self.reset(seed=0)
 
     def reset(self, ended: np.ndarray | None = None, *, seed: int | None = None) -> None:
@@ -42,9 +43,8 @@ class Policy:
         if seed is not None:
             self._noise, self._calls = SeedStreams([seed], "cpu", "evaluation"), 0
         if ended is None:
-            self._chunks = np.empty((0, 0, 0), np.float32)  # (n, H, A)
-            self._used = np.empty(0, np.int64)  # (n,) actions of the chunk that are spent
-        else:
+            self._used = self._used[:0]
+        elif self._used.size:
             self._used[ended] = self._agent.chunk_length
 
     def act(self, obs: np.ndarray) -> np.ndarray:
@@ -58,7 +58,8 @@ class Policy:
             raise ValueError(f"obs have the shape {obs.shape}; this policy takes ({width},) or (n, {width})")
         batch = np.atleast_2d(obs)
         if not self._used.size:
-            self._chunks = np.empty((len(batch), *self._shape_of_chunk), np.float32)
+            length = self._agent.chunk_length
+            self._chunks = np.empty((len(batch), length, self._agent.chunk_dim // length), np.float32)
             self._used = np.full(len(batch), self._agent.chunk_length)
         if len(batch) != len(self._used):
             raise ValueError(f"obs of {len(batch)} environments, before of {len(self._used)}; call reset() in between")
@@ -73,11 +74,6 @@ class Policy:
         return action[0] if obs.ndim == 1 else action
 
     __call__ = act
-
-    @property
-    def _shape_of_chunk(self) -> tuple[int, int]:
-        length = self._agent.chunk_length
-        return length, self._agent.chunk_dim // length
 
 
 def policy_bytes(name: str, agent: Agent, tensors: Mapping[str, Tensor], task: str) -> bytes:

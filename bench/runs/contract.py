@@ -30,6 +30,7 @@ TIMING = "timing.csv"
 LOG = "log.txt"  # output of the process that trains
 VIDEOS = "videos"  # a folder
 VIDEO_INDEX = "index.json"  # in the folder of videos: what each one shows
+EVALUATIONS = "evaluations"  # a folder: of the final policy, asked for after the run
 CHECKPOINT = "checkpoint"  # a folder
 POLICY = f"{CHECKPOINT}/policy.safetensors"  # of a complete run
 
@@ -174,6 +175,16 @@ def named_run(text: str, results: Path) -> Path:
         if (path / CONFIG).exists():
             return path.absolute()
     raise ConfigError(f"there is no run {text!r}: name its folder, or suite/task/agent/seed_000 under {results}")
+
+
+def named_runs(text: str, results: Path) -> list[Path]:
+    """The absolute folders of all runs at or below a path or a name under `results`, sorted. Raises ConfigError."""
+    for path in (Path(text), results / text):
+        if found := find_runs(path.absolute()):
+            return found
+    raise ConfigError(
+        f"there is no run {text!r}: name its folder, its agent's, or suite/task/agent/seed_000 under {results}"
+    )
 
 
 def is_complete(directory: Path) -> bool:

@@ -52,8 +52,8 @@ class RunWriter:
             leftover.unlink(missing_ok=True)
         for name, header in HEADERS.items():
             keep = (offsets or {}).get(name, 0)
-            self._files[name] = self._replaced(name, (source or directory) / name, keep, _csv([header]))
-            self._sizes[name] = keep or len(_csv([header]))
+            self._files[name] = self._replaced(name, (source or directory) / name, keep, csv_bytes([header]))
+            self._sizes[name] = keep or len(csv_bytes([header]))
 
     def _replaced(self, name: str, copied: Path, keep: int, header: bytes) -> io.FileIO:
         """A new file in the place of the old one, open at its end: the first `keep` bytes of `copied`, or a header."""
@@ -85,7 +85,7 @@ class RunWriter:
         return file
 
     def _append(self, name: str, rows: Iterable[Iterable[Any]]) -> None:
-        data = _csv(rows)
+        data = csv_bytes(rows)
         if data:
             self._claim.check()
         written = 0
@@ -172,7 +172,8 @@ def check_rows(path: Path, kept: bytes) -> None:
         raise StorageError(f"{path} has no end of a row where its checkpoint has one: rows were lost or edited")
 
 
-def _csv(rows: Iterable[Iterable[Any]]) -> bytes:
+def csv_bytes(rows: Iterable[Iterable[Any]]) -> bytes:
+    """Rows as the CSV files of runs hold them."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()

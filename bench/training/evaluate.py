@@ -105,7 +105,14 @@ class Evaluator:
     Which worker runs an episode, and when, changes no row.
     """
 
-    def __init__(self, template: Template, workers: int, eval_episodes: int, success_rule: str = "any"):
+    def __init__(
+        self,
+        template: Template,
+        workers: int,
+        eval_episodes: int,
+        success_rule: str,
+        first_seed: int = FIRST_EPISODE_SEED,
+    ):
         self.pending: deque[Evaluation] = deque()  # not yet given back by `finished`, in order of submission
         self._workers = [
             template.fork(f"evaluation worker {number}", serve_episodes, success_rule, niceness=NICENESS)
@@ -114,7 +121,7 @@ class Evaluator:
         self._under_way: dict[Worker, deque[Episode]] = {worker: deque() for worker in self._workers}
         self._holds: dict[Worker, Policy] = {}
         self._waiting: deque[Episode] = deque()
-        self._episode_seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + eval_episodes)
+        self._episode_seeds = range(first_seed, first_seed + eval_episodes)
 
     def submit(self, evaluation: Evaluation) -> None:
         """Queues `eval_episodes` episodes for each of the policies."""

@@ -66,7 +66,7 @@ def pool_against_sequential(config: RunConfig, workers: int, turns: int) -> list
     agent = build_agent(config, SeedStreams([0], "cpu", "init"))
     env, seeds = package_env(config.task), itertools.count(FIRST_EPISODE_SEED)
     template = Template(prepare_worker, config)
-    evaluator = Evaluator(template, workers, config.eval_episodes)
+    evaluator = Evaluator(template, workers, config.eval_episodes, config.success_rule)
 
     def sequential() -> None:
         for _ in range(SEQUENTIAL_EPISODES):
@@ -100,7 +100,7 @@ def training_while_pending(config: RunConfig, workers: int, turns: int, seconds:
         valid=torch.ones(1, size, length),
     )
     template = Template(prepare_worker, config)
-    evaluator = Evaluator(template, workers, config.eval_episodes)
+    evaluator = Evaluator(template, workers, config.eval_episodes, config.success_rule)
     evaluate(evaluator, agent)  # the workers are up
     policy = policy_state(agent, 0)
     times: dict[bool, list[float]] = {False: [], True: []}
