@@ -1,14 +1,14 @@
 """Algorithms, by the name used in configs, folders and figures: name -> (class, default config)."""
 
 import os
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from agents.awac import AWAC, AWACConfig
 from agents.bc import BC, BCConfig
 from agents.blocks.base import Agent
-from agents.blocks.config import with_settings
+from agents.blocks.config import setting_types, with_settings
 from agents.blocks.critic import CriticConfig
 from agents.blocks.policy import Policy, read_policy
 from agents.blocks.streams import SeedStreams
@@ -78,6 +78,25 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "bc": (BC, BCConfig(policy="flow")),
     "bc_diffusion": (BC, BCConfig(policy="diffusion")),
 }
+
+
+def register(name: str, agent_class: type[Agent], config: Any) -> None:
+    """Adds an agent from outside this checkout, under the name it has in commands, folders and figures.
+
+    Args:
+        config: its default settings, a frozen dataclass with chunk_length.
+
+    Raises ValueError for a name that is taken or can be no folder's, TypeError for what is no agent or no config.
+    """
+    if name in AGENTS:
+        raise ValueError(f"there is an agent {name!r} already; choose another name")
+    if not name.isidentifier():
+        raise ValueError(f"an agent cannot be called {name!r}; use letters, digits and '_'")
+    if not (isinstance(agent_class, type) and issubclass(agent_class, Agent)):
+        raise TypeError(f"agent {name!r}: {agent_class!r} is no subclass of agents.blocks.base.Agent")
+    if not is_dataclass(config) or isinstance(config, type) or "chunk_length" not in setting_types(type(config)):
+        raise TypeError(f"agent {name!r}: its config must be an object of a dataclass with a field chunk_length")
+    AGENTS[name] = (agent_class, config)
 
 
 def load_policy(path: str | os.PathLike[str], obs_dim: int | None = None, action_dim: int | None = None) -> Policy:

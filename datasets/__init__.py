@@ -15,6 +15,7 @@ from datasets.registry import (
     kinds,
     parse_name,
     published,
+    register_source,
     task,
     unavailable,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "parse_name",
     "published",
     "register",
+    "register_source",
     "renderer",
     "solved_so_far",
     "task",

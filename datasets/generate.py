@@ -5,6 +5,7 @@ changes the result.
 """
 
 import hashlib
+import importlib
 import json
 import multiprocessing
 import platform
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.runs.contract import nearest, one_line, replacing
-from datasets.registry import generator_of, kinds, parse_name, require_extra
+from datasets.registry import PLUGINS, generator_of, kinds, parse_name, require_extra
 from datasets.spec import DataError, Dataset, Recipe, generated_name
 from datasets.store import can_download, find, generated_dir, get
 
@@ -139,7 +140,7 @@ def _make_parts(dataset: Dataset, parts: Path, workers: int, progress: EpisodePr
     # a pool's workers would wait for ever once their parent is killed.
     context = multiprocessing.get_context("spawn")
     shares = [missing[worker::workers] for worker in range(min(workers, len(missing)))]
-    processes = [context.Process(target=_work, args=(dataset, parts, share), daemon=True) for share in shares]
+    processes = [context.Process(target=_work, args=(dataset, parts, share, PLUGINS), daemon=True) for share in shares]
     try:
         for process in processes:
             process.start()
@@ -161,9 +162,11 @@ def _make_parts(dataset: Dataset, parts: Path, workers: int, progress: EpisodePr
         )
 
 
-def _work(dataset: Dataset, parts: Path, indices: list[int]) -> None:
+def _work(dataset: Dataset, parts: Path, indices: list[int], plugins: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which then ends the workers
     parent = multiprocessing.parent_process()
+    for module in plugins:
+        importlib.import_module(module)
     for index in indices:
         if parent is not None and not parent.is_alive():
             return

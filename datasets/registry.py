@@ -4,6 +4,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import cast
 
 from bench.runs.contract import nearest
 from datasets.bullet import source as bullet
@@ -15,8 +16,8 @@ from datasets.spec import DataError, Dataset, Recipe, TaskSpec, generated_name
 from datasets.toy import source as toy
 from datasets.user_files.source import UserFiles
 
-GENERATORS: tuple[Generator, ...] = (ogbench, robomimic, bullet, toy)
-SOURCES: tuple[Source, ...] = (*GENERATORS, minari)
+GENERATORS: list[Generator] = [ogbench, robomimic, bullet, toy]
+SOURCES: list[Source] = [*GENERATORS, minari]
 DOWNLOADERS = {minari.SUITE: minari.get}  # of sources whose package fetches its data itself
 TASKS = {name: spec for source in SOURCES for name, spec in source.TASKS.items()}
 EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
@@ -72,7 +73,32 @@ def may_share_rewards(name: str, spec: TaskSpec) -> bool:
     return not is_comparable or (rewarded.domain, rewarded.task_id) == (played.domain, played.task_id)
 
 
-READERS: tuple[Reader, ...] = (*SOURCES, UserFiles(SOURCES, may_share_rewards))
+READERS: list[Reader] = [*SOURCES, UserFiles(SOURCES, may_share_rewards)]
+PLUGINS: list[str] = []  # modules that have registered sources, for processes that start afresh to import
+
+
+def register_source(source: Source) -> None:
+    """Adds a family of tasks from outside this checkout, a Generator where it can make data.
+
+    Raises ValueError for a name that is taken, and for an extra or a suite that the family's tasks do not have.
+    """
+    for what, names, taken in (
+        ("suite", [source.SUITE], {reader.SUITE for reader in READERS}),
+        ("task", [*source.TASKS], TASKS),
+        ("domain", [spec.domain for spec in source.TASKS.values()], domains()),
+    ):
+        if known := [name for name in names if name in taken]:
+            raise ValueError(f"there is a {what} {known[0]!r} already; choose another name")
+    for name, spec in source.TASKS.items():
+        if (spec.name, spec.suite) != (name, source.SUITE):
+            raise ValueError(f"task {name!r} says that it is {spec.name!r} of {spec.suite!r}, not of {source.SUITE!r}")
+    if source.EXTRA is not None and source.EXTRA not in EXTRAS:
+        raise ValueError(f"{source.SUITE}: EXTRA is {source.EXTRA!r}; it must be None or one of {', '.join(EXTRAS)}")
+    SOURCES.append(source)
+    READERS.insert(-1, source)  # files of users come last
+    if hasattr(source, "make_episode"):
+        GENERATORS.append(cast(Generator, source))
+    TASKS.update(source.TASKS)
 
 
 def parse_name(name: str) -> Dataset:

@@ -26,8 +26,9 @@ from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id
 from bench.grid.options import PlanOptions, Selection, selected_configs
 from bench.grid.plan import PACK_LIMIT, Pack, Plan, describe_plan, estimate_plan, make_packs, run_state, sort_out
 from bench.grid.run import run_here
-from bench.grid.snapshot import snapshot_path, take_snapshot
+from bench.grid.snapshot import plugin_root, snapshot_path, take_snapshot
 from bench.protocol.config import RunConfig
+from bench.protocol.plugins import loaded_plugins
 from bench.protocol.suites import SUITES
 from bench.runs.claims import Claim, Claims
 from bench.runs.contract import GRIDS, ConfigError, make_folder, nearest
@@ -427,7 +428,10 @@ def executor_of(launch: Launch, array: Array, site: Site, dependency: str | None
         "gpus_per_node": (site.gpus_per_node or None) if not site.gres else None,
         "dependency": dependency,
     }
-    setup = [*site.setup, f"export PYTHONPATH={shlex.quote(str(launch.code))}", "export PYTHONUNBUFFERED=1"]
+    # Plugins lie in the copy of the code, which comes first; what they import beside them is found where it is.
+    folders = dict.fromkeys([launch.code, *(plugin_root(*plugin) for plugin in loaded_plugins().items())])
+    python_path = shlex.quote(os.pathsep.join(map(str, folders)))
+    setup = [*site.setup, f"export PYTHONPATH={python_path}", "export PYTHONUNBUFFERED=1"]
     executor.update_parameters(
         **{name: value for name, value in asked.items() if value is not None},
         nodes=1,

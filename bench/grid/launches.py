@@ -88,14 +88,14 @@ class Launch:
             raise ConfigError(f"{folder / 'launch.json'} was written by another version of this project")
         execution = record.pop("execution")
         data_dir = Path(named) if (named := execution.pop("data_dir")) else None
-        mirrors = tuple(execution.pop("mirrors", ()))
+        mirrors, plugins = (tuple(execution.pop(name, ())) for name in ("mirrors", "plugins"))
         arrays = tuple(_array(array) for array in record.pop("arrays"))
         return Launch(
             results=Path(record.pop("results")),
             code=Path(record.pop("code")),
             arguments=tuple(record.pop("arguments")),
             exclude=tuple(record.pop("exclude")),
-            execution=Execution(**execution, data_dir=data_dir, mirrors=mirrors),
+            execution=Execution(**execution, data_dir=data_dir, mirrors=mirrors, plugins=plugins),
             arrays=arrays,
             **record,
         )

@@ -11,6 +11,7 @@ from agents import AGENTS
 from agents.blocks.config import settings_of
 from bench.command_line import check_folder, check_least, flag, option_types, typed_names
 from bench.protocol.config import RunConfig, RunSettings, check_agent, config_difference, default_agent_config
+from bench.protocol.plugins import Plugins, loaded_plugins
 from bench.protocol.suites import SUITES, run_config, tuned_config
 from bench.runs.contract import ConfigError, RunName, nearest
 from bench.tools.trackers import MIRRORS, check_mirrors
@@ -61,12 +62,14 @@ class PlanOptions:
     settings: RunSettings = RunSettings()
     placement: Placement = Placement()
     execution: Execution = Execution()
+    plugins: Plugins = Plugins()
     typed: Fixed[tuple[str, ...]] = ()  # the command line's words
 
     @property
     def watched_execution(self) -> Execution:
-        """How runs are executed, and the mirrors beside them."""
-        return replace(self.execution, mirrors=check_mirrors(self.placement.mirror))
+        """How runs are executed, the mirrors beside them, and what their processes must import."""
+        mirrors = check_mirrors(self.placement.mirror)
+        return replace(self.execution, mirrors=mirrors, plugins=tuple(loaded_plugins()))
 
 
 def selected_configs(options: PlanOptions) -> list[RunConfig]:

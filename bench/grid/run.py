@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from bench.grid.options import PlanOptions, selected_configs
 from bench.grid.plan import describe_plan, estimate_plan, make_plan, run_plan
 from bench.protocol.config import RunConfig
+from bench.protocol.plugins import Plugins
 from bench.protocol.schedule import total_updates
 from bench.runs.contract import CONFIG, ConfigError, read_json
 from bench.runs.quantities import counted, duration, size
@@ -37,6 +38,7 @@ class WorkerOptions:
     results: Path
     supervised: bool = False  # end with the process that started this one
     execution: Execution = Execution()
+    plugins: Plugins = Plugins()
 
 
 def plan_command(options: PlanOptions) -> int:

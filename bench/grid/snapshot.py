@@ -4,8 +4,10 @@ import hashlib
 import json
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from bench.protocol.plugins import loaded_plugins
 from bench.runs.contract import StorageError
 from bench.runs.provenance import PACKAGES_OF_OURS, ROOT, SNAPSHOT_FILE, commit
 
@@ -39,12 +41,27 @@ def take_snapshot(snapshot: Path) -> None:
 
 
 def _contents() -> dict[Path, bytes]:
-    return {
+    ours = {
         path.relative_to(ROOT): path.read_bytes()
         for package in PACKAGES_OF_OURS
         for path in sorted((ROOT / package).rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
     }
+    theirs = {path.relative_to(root): path.read_bytes() for root, path in _plugin_files()}
+    return {**theirs, **ours}
+
+
+def _plugin_files() -> Iterator[tuple[Path, Path]]:
+    """The Python files of each plugin, of a package all that it has, and the folder that each is imported from."""
+    for module, file in loaded_plugins().items():
+        root = plugin_root(module, file)
+        whole = root / module.partition(".")[0]
+        yield from ((root, path) for path in (sorted(whole.rglob("*.py")) if whole.is_dir() else [file]))
+
+
+def plugin_root(module: str, file: Path) -> Path:
+    """The folder that a module is imported from."""
+    return file.absolute().parents[module.count(".") + (file.name == "__init__.py")]
 
 
 def _digest(contents: dict[Path, bytes]) -> str:

@@ -203,7 +203,9 @@ class RunConfig(RunSettings):
         if version != SCHEMA_VERSION:
             raise ConfigError(f"config of schema {version}, this checkout writes {SCHEMA_VERSION}")
         if fields.get("agent") not in AGENTS:
-            raise ConfigError(f"config names the unknown agent {fields.get('agent')!r}")
+            raise ConfigError(
+                f"config names the unknown agent {fields.get('agent')!r}; one of yours comes with --plugin MODULE"
+            )
         try:
             settings = {name: str_value(value) for name, value in fields.pop("agent_config").items()}
             later = _later_settings(AGENTS[fields["agent"]][1])

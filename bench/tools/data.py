@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 import datasets
 from bench.command_line import check_least
+from bench.protocol.plugins import Plugins
 from bench.runs.contract import ConfigError
 from bench.runs.quantities import duration, size
 from bench.training.execution import available_cores
@@ -146,6 +147,7 @@ class ListOptions:
     """Every task, its data set, and whether both can be used here."""
 
     data_dir: Path | None = None  # where published data lie
+    plugins: Plugins = Plugins()
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class GetOptions:
     task: tuple[str, ...] = ()  # the data sets of these tasks
     data_dir: Path | None = None  # folder to put them; default: where other projects keep them
     workers: int = 4  # files fetched at once
+    plugins: Plugins = Plugins()
 
     def __post_init__(self) -> None:
         check_least(self, workers=1)
@@ -168,6 +171,7 @@ class VerifyOptions:
     names: Positional[tuple[str, ...]] = ()  # data sets; default: all published ones that are here
     data_dir: Path | None = None  # where published data lie
     record: bool = False  # record the checksums of files that have none yet
+    plugins: Plugins = Plugins()
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,7 @@ class GenerateOptions:
     seed: int = 0
     workers: int = available_cores()
     out: Path | None = None  # folder (with --run: file); default: the cache
+    plugins: Plugins = Plugins()
 
     def __post_init__(self) -> None:
         check_least(self, episodes=1, workers=1, seed=0)
@@ -200,6 +205,7 @@ class ImportOptions:
     file: Positional[Path]
     task: str | None = None  # convert it for this task now, so that an error shows at once
     copy: bool = False  # keep a copy in the cache instead of the path
+    plugins: Plugins = Plugins()
 
 
 def list_command(options: ListOptions) -> int:

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 import datasets
 from bench.command_line import check_folder, check_least
 from bench.protocol.config import RunConfig
+from bench.protocol.plugins import Plugins
 from bench.runs.contract import (
     EPISODES,
     EVALUATIONS,
@@ -46,6 +47,7 @@ class EvaluateOptions:
     base_seed: int = BASE_SEED  # 1000000: the episodes of the evaluations during training
     workers: int = available_cores()  # processes
     results: Path = Path("results")
+    plugins: Plugins = Plugins()
     out: Path | None = None  # a folder; default: evaluations/ in the run's folder
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 import datasets
 from bench.protocol.config import ConfigError, RunConfig
+from bench.protocol.plugins import Plugins
 from bench.runs.checkpoint import Checkpoints
 from bench.runs.contract import CONFIG, one_line, read_json, replacing
 from datasets.cache import hdf5_file
@@ -35,6 +36,7 @@ class ExportOptions:
     out: Path | None = None  # a flat HDF5 file in the D4RL layout
     data_dir: Path | None = None  # where published data lie
     replace: bool = False  # overwrite what is there
+    plugins: Plugins = Plugins()
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.task is None):

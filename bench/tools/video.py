@@ -14,6 +14,7 @@ from tyro.conf import Positional
 import datasets
 from bench.command_line import check_folder, check_least
 from bench.protocol.config import RunConfig
+from bench.protocol.plugins import Plugins
 from bench.runs.contract import (
     EPISODES,
     SCHEMA_VERSION,
@@ -56,6 +57,7 @@ class VideoOptions:
     camera: str | None = None  # one of the environment's
     no_shadows: bool = False  # much faster where no GPU draws
     out: Path | None = None  # a folder; default: videos/ in the run's folder
+    plugins: Plugins = Plugins()
 
     def __post_init__(self) -> None:
         check_least(self, episodes=1)

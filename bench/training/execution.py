@@ -32,6 +32,7 @@ class Execution:
     checkpoint_seconds: float = 300.0
     lease_seconds: float = LEASE_SECONDS  # without a sign of life from elsewhere, after which a run is taken over
     data_dir: Path | None = None  # where published data lie; default ~/.ogbench/data
+    plugins: Fixed[tuple[str, ...]] = ()  # modules that register agents and tasks
     mirrors: Fixed[tuple[str, ...]] = ()  # in bench.tools.trackers.MIRRORS, to which rows are copied meanwhile
 
     def __post_init__(self) -> None:
@@ -40,10 +41,12 @@ class Execution:
 
     def arguments(self) -> list[str]:
         """The options of `python -m bench worker`."""
-        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mirrors"}
+        apart = ("mirrors", "plugins")
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in apart}
         if self.data_dir is not None:
             options["data_dir"] = self.data_dir.absolute()
-        return [f"{flag(name)}={value}" for name, value in options.items() if value is not None]
+        words = [f"{flag(name)}={value}" for name, value in options.items() if value is not None]
+        return words + [f"--plugin={module}" for module in self.plugins]
 
     def processes(self, environments: int) -> int:
         """Of a pack that trains in so many environments, at work at the same time."""

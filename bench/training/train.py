@@ -16,6 +16,7 @@ import datasets
 from agents.blocks.base import OnPolicyAgent
 from agents.blocks.streams import SeedStreams
 from bench.protocol.config import RunConfig
+from bench.protocol.plugins import facts_of_plugins
 from bench.protocol.schedule import (
     ends_between_logs,
     evaluation_is_due,
@@ -166,6 +167,7 @@ class Training:
             resumed_from = {"phase": self.point.phase, "updates": self.updates, "env_steps": self.env_steps}
         threads = self.execution.threads
         start = describe_start(self.device, threads, self.engine.mode, self.seeds, resumed_from)
+        start["plugins"] = facts_of_plugins()
         self._opened.callback(self.files.close)
         self.files.open(self.transitions, start)
         self._template = Template(prepare_worker, self.config)

@@ -5,6 +5,7 @@ forks workers from itself: a worker starts in milliseconds and owns only the mem
 """
 
 import gc
+import importlib
 import multiprocessing
 import os
 import queue
@@ -18,6 +19,7 @@ from multiprocessing import connection, reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
+from bench.protocol.plugins import loaded_plugins
 from bench.runs.contract import error_line
 
 Serve = Callable[..., None]  # (prepared, requests, send, *arguments): what a worker does, without end
@@ -43,7 +45,9 @@ class Template:
         # torch is imported once per process that runs packs
         processes.set_forkserver_preload(["bench.training.evaluate"])
         self._connection, theirs = processes.Pipe()
-        self._process = processes.Process(target=_serve_forks, args=(theirs, prepare, arguments), daemon=True)
+        self._process = processes.Process(
+            target=_serve_forks, args=(theirs, [*loaded_plugins()], prepare, arguments), daemon=True
+        )
         self._process.start()
         theirs.close()
         self._workers: list[Worker] = []
@@ -118,7 +122,7 @@ def with_answers(workers: Iterable[Worker], timeout: float) -> list[Worker]:
     return [worker for worker in workers if worker.channel in ready]
 
 
-def _serve_forks(requests: Connection, prepare: Callable[..., Any], arguments: tuple) -> None:
+def _serve_forks(requests: Connection, plugins: list[str], prepare: Callable[..., Any], arguments: tuple) -> None:
     """The template's process: prepares, then forks on request until the other end is closed."""
     # A signal to the whole group (Ctrl-C, Slurm's SIGTERM) is for the run to act on; workers end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -128,6 +132,8 @@ def _serve_forks(requests: Connection, prepare: Callable[..., Any], arguments: t
     torch.set_num_threads(1)  # also: a fork does not survive in the threads of a pool
     prepared, failure = None, None
     try:
+        for module in plugins:
+            importlib.import_module(module)
         prepared = prepare(*arguments)
     except Exception as error:
         traceback.print_exc()
