@@ -206,3 +206,20 @@ def test_what_is_no_agent_is_refused(name, agent_class, config, said):
     with pytest.raises((ValueError, TypeError), match=said):
         agents.register(name, agent_class, config)
     assert known == agents.AGENTS
+
+
+@pytest.mark.slurm
+def test_a_job_of_a_cluster_trains_with_the_copy_that_was_submitted(cluster, tmp_path):
+    (tmp_path / "my_plugin.py").write_text(PLUGIN)
+    words = f"launch --plugin my_plugin --slurm --time 5 --cpus-per-task 2 --mem 3000M {RUN} --name grid --device cpu"
+    environment = {"PYTHONPATH": str(ROOT), "SLURM_CONF": str(cluster.conf)}
+    done = python("-m", "bench", *words.split(), cwd=tmp_path, timeout=300, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "my_plugin.py").write_text("raise SystemExit('edited since')\n")
+    directory = tmp_path / "results/grid/my-reach/my_agent/seed_000"
+    cluster.drain()
+    assert (directory / "complete.json").exists(), next(iter(tmp_path.rglob("*.out"))).read_text()
+    (start,) = json.loads((directory / "provenance.json").read_text())["starts"]
+    (record,) = start["plugins"]
+    assert record["sha256"] == hashlib.sha256(PLUGIN.encode()).hexdigest()
+    assert record["file"].startswith(str(tmp_path / "results/grids/code"))
