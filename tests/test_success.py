@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from agents.blocks.base import Agent
+from agents.blocks.streams import SeedStreams
 from bench.protocol.config import ConfigError, RunConfig
 from bench.tools.film import Recorder
 from bench.training.evaluate import Evaluation, Evaluator, run_episode
 from bench.training.policies import build_agent, policy_state
 from bench.training.rollout import Rollout, Slot, open_episodes
-from bench.training.streams import SeedStreams
 from bench.training.workers import Template
 from datasets.toy.tasks import TASKS
 from tests.tiny_runs import tiny_config
