@@ -1,5 +1,6 @@
 """Grids as far as they go without a cluster: options, plans, records, states, crashes; the rest is in test_slurm.py."""
 
+import itertools
 import json
 import os
 import signal
@@ -11,18 +12,21 @@ from pathlib import Path
 
 import pytest
 
+import datasets
 from bench.__main__ import main
 from bench.command_line import parse
 from bench.grid import slurm
 from bench.grid.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder, note_crash
-from bench.grid.launch import LaunchOptions, minutes_of
-from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.grid.launch_options import CORES_PER_GPU, LaunchOptions, Site, minutes_of
+from bench.grid.launches import Array, Job, Launch, Need, array_name, launches, new_id, queued_runs
+from bench.grid.needs import with_cores_shared_out
 from bench.grid.options import selected_configs
 from bench.grid.plan import sort_out, visible_gpus
 from bench.grid.pool import Ending, Work
 from bench.grid.slurm import SlurmError, Task, expand
 from bench.grid.snapshot import snapshot_path, take_snapshot
 from bench.grid.survey import Queue, state_of, survey
+from bench.protocol.suites import SUITES
 from bench.runs.claims import Claim, Claims, Owner
 from bench.runs.contract import ConfigError, write_json
 from bench.runs.provenance import ROOT
@@ -109,15 +113,16 @@ def test_a_dry_run_shows_plan_and_script_and_writes_nothing(tmp_path):
     options = ["--partition", "gpu", "--account", "lab", "--time", "1-0", "--gpus-per-node", "1", "--pack", "2"]
     options += ["--setup", "module load cuda", "--max-parallel", "8", "--exclude", "n1,n2"]
     printed = dry_run(tmp_path, *options)
-    assert "1 job arrays: 2 jobs with 2 packs of seeds, 3 runs; each job 1 GPU, 5 cores" in printed
+    assert "2 job arrays: 2 jobs with 2 packs of seeds, 3 runs; each job 1 GPU, up to 24.0 h, 8 of an array" in printed
+    assert needs_in(printed) == [["5", "6000M", "1", "1", "2", "fql"], ["4", "5000M", "1", "1", "1", "fql"]]
     assert "cost: unknown for 2 jobs, since no run of their kind has finished on such a GPU" in printed
     for line in (
         *("partition = gpu", "account = lab", "time = 1440", "gpus_per_node = 1", "exclude = n1,n2", "requeue = True"),
-        *("array_parallelism = 8", "cpus_per_task = 5", "mem = 5000M", "signal_delay_s = 120"),
+        *("array_parallelism = 8", "cpus_per_task = 5", "mem = 6000M", "signal_delay_s = 120"),
         *("kill-on-invalid-dep = yes", "setup: module load cuda"),
     ):
         assert f"\n  {line}\n" in printed, line
-    assert "each of 2 jobs of array o2o-grid-" in printed
+    assert "each of 1 jobs of array o2o-grid-" in printed
     assert not list(tmp_path.iterdir())
 
 
@@ -127,13 +132,86 @@ def test_a_profile_holds_the_site_s_options_and_the_command_line_has_the_last_wo
     printed = dry_run(tmp_path, "--time", "45", "--profile", str(tmp_path / "site.toml"))
     for line in ("partition = gpu", "time = 45", "gpus_per_node = 1", "setup: module load a", "setup: b"):
         assert f"\n  {line}\n" in printed
-    assert "3 jobs with 3 packs of seeds, 3 runs; each job 1 GPU, 6 cores" in printed
+    assert "3 jobs with 3 packs of seeds, 3 runs; each job 1 GPU" in printed
+    assert [row[0] for row in needs_in(printed)] == ["6"]
+
+
+def needs_in(printed: str) -> list[list[str]]:
+    """The rows of the table of kinds of jobs: cores, memory, jobs, packs, runs, agents."""
+    lines = printed.splitlines()
+    (head,) = [number for number, line in enumerate(lines) if line.split()[:2] == ["cores", "memory"]]
+    rows = [line.split(maxsplit=5) for line in lines[head + 1 :]]
+    return list(itertools.takewhile(lambda row: row[0].isdigit(), rows))
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_no_job_of_a_suite_asks_for_more_cores_than_a_gpu_has(suite, capsys, no_slurm):
+    configs = SUITES[suite]()
+    first = {datasets.task(config.task).domain: config.task for config in reversed(configs)}  # its tasks are alike
+    command = ["launch", suite, "--slurm", "--dry-run", "--gpus-per-node", "1", "--tasks", *first.values()]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    rows = needs_in(printed)
+    runs = sum(config.task in first.values() for config in configs)
+    assert sum(int(row[4]) for row in rows) >= runs  # shared offline phases are runs as well
+    assert all(int(cores) <= CORES_PER_GPU for cores, *_ in rows) and "warning" not in printed
+    assert all(int(memory.removesuffix("M")) <= 2_000 * int(cores) for cores, memory, *_ in rows)
+    on_policy = [row for row in rows if {"reinflow", "dppo"} & {*row[5].split(", ")}]
+    assert bool(on_policy) == any(config.num_envs > 1 for config in configs)
+    assert all({*row[5].split(", ")} <= {"reinflow", "dppo"} for row in on_policy), "they have jobs of their own"
+
+
+def test_more_cores_are_asked_for_where_they_are_wanted_and_said_to_be_many(capsys, no_slurm):
+    command = ["launch", "--slurm", "--dry-run", "--task", "toy-reach", "--agent", "reinflow", "--seeds", "0..7"]
+    command += ["--gpus-per-node", "1"]
+
+    def cores(*options: str) -> str:
+        assert main([*command, *options]) == 0
+        printed = capsys.readouterr().out
+        assert ("warning: a job of " in printed) == (needs_in(printed)[0][0] in ("83", "23"))
+        return needs_in(printed)[0][0]
+
+    assert cores() == "16"
+    assert cores("--cores-per-gpu", "100") == "83"
+    assert cores("--env-workers", "20") == "23"
+    assert cores("--cpus-per-task", "6") == "6"
+
+
+@pytest.mark.parametrize(
+    ("site", "workers"),
+    [
+        (Site(), 13),
+        (Site(gpus_per_node=2), 29),
+        (Site(gres="gpu:h100:2"), 29),
+        (Site(gres="gpu:1g.10gb:1"), 13),
+        (Site(gres="shard:8"), 13),
+        (Site(packs_per_job=4), 1),
+        (Site(cpus_per_task=8), 5),
+        (Site(cpus_per_task=1), 1),
+    ],
+)
+def test_environments_share_the_cores_that_a_job_has_left(site, workers):
+    shared = with_cores_shared_out(Execution(eval_workers=2), site)
+    assert shared.env_workers == workers
+    assert shared.processes(80) == 3 + workers and shared.processes(1) == 4
+    assert with_cores_shared_out(Execution(env_workers=40), site).env_workers == 40
+
+
+def test_memory_covers_what_a_pack_collects_and_less_than_that_is_refused(capsys, no_slurm):
+    options = ["--gpus-per-node", "1", "--pack", "3", "--online-steps", "300000000", "--replay-capacity", "300000000"]
+    assert main([*LAUNCH, "--slurm", "--dry-run", *options]) == 0
+    (row,) = needs_in(capsys.readouterr().out)
+    assert int(row[1].removesuffix("M")) > 3 * 4 * 300 * 7  # seeds, bytes, millions of rows, numbers of each
+    little = fails(capsys, *LAUNCH, "--slurm", "--dry-run", *options, "--mem", "16G")
+    assert "--mem is 16G, and replay and batches of a job of toy-reach fql alone take 25 GB; leave --mem out" in little
+    assert f"or ask for {row[1]}\n" in little
+    assert main([*LAUNCH, "--slurm", "--dry-run", *options, "--mem", "0"]) == 0
 
 
 @pytest.mark.extra("tensorboard")
 def test_a_profile_may_ask_for_a_mirror_and_the_job_has_memory_for_it(tmp_path):
     (tmp_path / "site.toml").write_text('[launch]\ngpus-per-node = 1\npack = 2\nmirror = ["tensorboard"]\n')
-    assert "  mem = 5300M\n" in dry_run(tmp_path, "--profile", str(tmp_path / "site.toml"))
+    assert "  mem = 6000M\n" in dry_run(tmp_path, "--profile", str(tmp_path / "site.toml"))
 
 
 @pytest.mark.parametrize(
@@ -156,12 +234,13 @@ def a_launch(results: Path, **changes) -> Launch:
     identity = new_id("grid")
     work = Work("w", results, (results / "grid/t/a/seed_000",), frozenset({results / "offline/k/t/a/seed_000"}))
     job = Job((work,), 12.5)
+    need = Need(4, "5000M")
     arrays = (
-        Array(array_name(identity, 0), (job, replace(job, seconds=None)), (), "77"),
-        Array(array_name(identity, 1), (job,), (array_name(identity, 0),)),
+        Array(array_name(identity, 0), (job, replace(job, seconds=None)), need, (), "77"),
+        Array(array_name(identity, 1), (job,), need, (array_name(identity, 0),)),
     )
     execution = Execution(device="cpu", data_dir=results / "data", env_workers=None, mirrors=("tensorboard",))
-    launch = Launch(identity, "grid", results, results / "code", ("--x", "y"), execution, 1, 4, ("n1",), arrays=arrays)
+    launch = Launch(identity, "grid", results, results / "code", ("--x", "y"), execution, 1, ("n1",), arrays=arrays)
     return replace(launch, **changes)
 
 
@@ -177,6 +256,29 @@ def test_a_launch_record_comes_back_as_it_was(tmp_path):
     write_json(launch.folder / "launch.json", {**said, "schema_version": 0})
     with pytest.raises(ConfigError, match="another version"):
         Launch.load(launch.folder)
+
+
+def test_a_launch_record_of_before_arrays_had_needs_is_read(tmp_path):
+    launch = a_launch(tmp_path)
+    launch.save()
+    said = json.loads((launch.folder / "launch.json").read_text())
+    arrays = [{name: value for name, value in array.items() if name != "need"} for array in said["arrays"]]
+    write_json(launch.folder / "launch.json", {**said, "arrays": arrays, "cpus_per_job": 83, "environments": 80})
+    (loaded,) = launches(tmp_path)
+    assert {array.need for array in loaded.arrays} == {Need(83, "")}
+    assert [array.jobs for array in loaded.arrays] == [array.jobs for array in launch.arrays]
+
+
+def test_an_array_in_two_halves_holds_its_jobs_and_is_waited_for_as_a_whole(tmp_path):
+    launch = a_launch(tmp_path)
+    first, second = launch.arrays
+    halves = launch.divided(0)
+    assert [array.jobs for array in halves.arrays] == [first.jobs[:1], first.jobs[1:], second.jobs]
+    assert halves.arrays[2].after == (halves.arrays[0].name, halves.arrays[1].name)
+    assert len({array.name for array in (*launch.arrays, *halves.arrays)}) == 4
+    halves.save()
+    task = Task("99", "PENDING", "Priority", "")
+    assert set(queued_runs(tmp_path, {(halves.arrays[1].name, 0): task}).values()) == {task}
 
 
 def test_queued_runs_are_known_by_the_name_of_their_array_also_without_its_number(tmp_path):

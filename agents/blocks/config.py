@@ -63,7 +63,7 @@ def check_config(config: Any, **ranges: tuple[float, float]) -> None:
         elif typing.get_origin(kind) is Literal:
             allowed = typing.get_args(kind)
             ok = any(type(value) is type(option) and value == option for option in allowed)
-            expected = "one of " + ", ".join(map(repr, allowed)) + nearest(value, allowed)
+            expected = "one of " + ", ".join(map(repr, allowed)) + ("" if ok else nearest(value, allowed))
         elif kind is float:
             low, high = ranges.get(name, (0.0, math.inf))
             ok = type(value) in (int, float) and math.isfinite(value) and low <= value <= high

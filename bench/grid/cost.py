@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from agents.blocks.config import settings_of
 from bench.protocol.config import RunConfig
 from bench.runs.contract import COMPLETE, CONFIG, PROVENANCE, TIMING, find_runs, read_json
 
@@ -30,6 +31,22 @@ class Cost:
         online = max(0, config.online_steps - env_steps)
         evaluations = offline / config.eval_interval_updates + online / config.eval_interval_steps + 1
         return offline * self.offline_update + online * self.online_step + evaluations * self.evaluation
+
+
+def batch_bytes(config: RunConfig) -> int:
+    """Of one batch of one seed, with what its hidden layers make of it: memory that an update takes at least."""
+    task, settings = datasets.task(config.task), settings_of(config.agent_config)
+    hidden = sum(settings.get("policy_hidden_dims", ()))
+    hidden += settings.get("num_critics", 1) * sum(settings.get("critic_hidden_dims", ()))
+    numbers = 2 * task.obs_dim + config.agent_config.chunk_length * (task.action_dim + 1) + 2 + hidden
+    return 4 * config.batch_size * numbers
+
+
+def replay_bytes(config: RunConfig) -> int:
+    """Memory of what one seed collects: an on-policy run keeps one rollout, any other its replay."""
+    task = datasets.task(config.task)
+    kept = config.rollout_steps or min(config.online_steps, config.replay_capacity)
+    return 4 * kept * (task.obs_dim + task.action_dim + 3)
 
 
 def from_finished_runs(

@@ -33,12 +33,21 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Need:
+    """What each job of an array asks for."""
+
+    cores: int
+    memory: str  # as Slurm takes it
+
+
+@dataclass(frozen=True)
 class Array:
     """Jobs that are submitted together."""
 
     name: str  # of the array in Slurm's queue: of no other
     jobs: tuple[Job, ...]
-    after: tuple[str, ...] = ()  # names of arrays that must have ended before
+    need: Need
+    after: tuple[str, ...] = ()  # arrays of this launch, or jobs of earlier ones, that must have ended before
     job_id: str | None = None  # Slurm's number; None: not submitted, or its number is not known
 
 
@@ -53,11 +62,9 @@ class Launch:
     arguments: tuple[str, ...]  # of the command, for `retry`
     execution: Execution
     gpus_per_job: int
-    cpus_per_job: int
     exclude: tuple[str, ...] = ()  # nodes
     created_at: str = field(default_factory=utc)
     arrays: tuple[Array, ...] = ()
-    environments: int = 1  # of the pack that trains in most of them
 
     @property
     def folder(self) -> Path:
@@ -71,6 +78,16 @@ class Launch:
         submitted = replace(array, job_id=job_id)
         arrays = tuple(submitted if other.name == array.name else other for other in self.arrays)
         return replace(self, arrays=arrays)
+
+    def divided(self, number: int) -> "Launch":
+        """With an array in two halves, each with a name of its own; those before it keep their places."""
+        array = self.arrays[number]
+        parts = array.jobs[: len(array.jobs) // 2], array.jobs[len(array.jobs) // 2 :]
+        halves = [replace(array, name=f"{array.name}.{part}", jobs=jobs) for part, jobs in enumerate(parts)]
+        names = {array.name: [half.name for half in halves]}
+        arrays = (*self.arrays[:number], *halves, *self.arrays[number + 1 :])
+        afters = [tuple(name for before in other.after for name in names.get(before, [before])) for other in arrays]
+        return replace(self, arrays=tuple(replace(other, after=own) for other, own in zip(arrays, afters, strict=True)))
 
     def save(self) -> None:
         """Replaces launch.json. Raises StorageError."""
@@ -89,7 +106,9 @@ class Launch:
         execution = record.pop("execution")
         data_dir = Path(named) if (named := execution.pop("data_dir")) else None
         mirrors, plugins = (tuple(execution.pop(name, ())) for name in ("mirrors", "plugins"))
-        arrays = tuple(_array(array) for array in record.pop("arrays"))
+        asked = {"cores": record.pop("cpus_per_job", 0), "memory": ""}  # of all arrays, in older records
+        record.pop("environments", None)
+        arrays = tuple(_array({"need": asked, **array}) for array in record.pop("arrays"))
         return Launch(
             results=Path(record.pop("results")),
             code=Path(record.pop("code")),
@@ -132,7 +151,7 @@ def queued_runs(results: Path, tasks: Mapping[tuple[str, int], Task]) -> dict[Pa
 
 def _array(record: dict[str, Any]) -> Array:
     jobs = [Job(tuple(_work(work) for work in job["works"]), job["seconds"]) for job in record["jobs"]]
-    return Array(record["name"], tuple(jobs), tuple(record["after"]), record["job_id"])
+    return Array(record["name"], tuple(jobs), Need(**record["need"]), tuple(record["after"]), record["job_id"])
 
 
 def _work(record: dict[str, Any]) -> Work:

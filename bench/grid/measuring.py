@@ -10,9 +10,8 @@ import torch
 
 import datasets
 from agents.blocks.base import Agent, OnPolicyAgent
-from agents.blocks.config import settings_of
 from agents.blocks.streams import SeedStreams
-from bench.grid.cost import Cost
+from bench.grid.cost import Cost, batch_bytes
 from bench.protocol.config import RunConfig
 from bench.protocol.schedule import updates_per_step
 from bench.runs.contract import ConfigError
@@ -56,11 +55,7 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
 
 def check_memory(config: RunConfig, device: torch.device) -> None:
     """ConfigError where one batch of one seed, with what its hidden layers make of it, is larger than the memory."""
-    task, settings = datasets.task(config.task), settings_of(config.agent_config)
-    hidden = sum(settings.get("policy_hidden_dims", ()))
-    hidden += settings.get("num_critics", 1) * sum(settings.get("critic_hidden_dims", ()))
-    numbers = 2 * task.obs_dim + config.agent_config.chunk_length * (task.action_dim + 1) + 2 + hidden
-    needed = 4 * config.batch_size * numbers
+    needed = batch_bytes(config)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":
         _, memory = torch.cuda.mem_get_info(device)

@@ -50,8 +50,11 @@ class Execution:
 
     def processes(self, environments: int) -> int:
         """Of a pack that trains in so many environments, at work at the same time."""
-        stepping = environments if self.env_workers is None else self.env_workers
-        return self.threads + (self.eval_workers or 1) + stepping
+        return self.threads + (self.eval_workers or 1) + self.stepping(environments)
+
+    def stepping(self, environments: int) -> int:
+        """Processes that step so many environments of a pack."""
+        return environments if self.env_workers is None else min(environments, self.env_workers)
 
 
 def available_cores() -> int:
