@@ -1,7 +1,9 @@
 """From a launch to Slurm, through submitit: arrays of jobs, recorded before and after each is submitted."""
 
 import contextlib
+import io
 import os
+import re
 import shlex
 from collections.abc import Iterator
 
@@ -15,29 +17,94 @@ from bench.protocol.plugins import loaded_plugins
 SIGNAL_SECONDS = 120  # of warning before the time limit; a third of a short one
 
 
-def submit(launch: Launch, site: Site) -> None:
-    """Records the launch, then submits its arrays, recording the number of each. Raises SlurmError."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
+# What sbatch says where a user, an account or the cluster has as many jobs in the queue as it may, or an array is too
+# large: fewer may be taken. Versions that give the reason name the limit; others are about wall time and the like.
+NAMED_LIMIT = re.compile(r"\b(?:QOS|Assoc)\w+Limit")
+LIMIT = re.compile(r"job submit limit|Invalid job array specification|Resource temporarily unavailable")
 
+
+class LimitError(slurm.SlurmError):
+    """The site takes no array of so many jobs now."""
+
+
+def submit(launch: Launch, site: Site) -> None:
+    """Records the launch, then submits its arrays, recording the number of each. One that is more than the site takes
+    is divided. Raises SlurmError, where one job is more: that says how many runs are submitted."""
     launch.save()
     ids: dict[str, str] = {}
-    for number, array in enumerate(launch.arrays):
-        after = [ids[name] for name in array.after]
-        dependency = f"afterany:{':'.join(after)}" if after else None
-        executor = executor_of(launch, array, site, dependency)
+    while len(ids) < len(launch.arrays):
+        array = launch.arrays[len(ids)]
         try:
-            with outside_of_jobs():
-                jobs = executor.map_array(
-                    run_job,
-                    *zip(*((str(launch.folder), number, index) for index in range(len(array.jobs))), strict=True),
-                )
-        except (FailedJobError, FailedSubmissionError) as error:  # with all of sbatch's output in it
-            done = f"{len(ids)} of {len(launch.arrays)} arrays are submitted, launch again for the rest"
-            raise slurm.SlurmError(f"{_last_line(error)} ({done})") from error
-        ids[array.name] = jobs[0].job_id.split("_")[0]
-        launch = launch.with_job_id(array, ids[array.name])
+            job = submit_array(launch, len(ids), site, [ids.get(name, name) for name in array.after])
+        except LimitError as error:
+            if len(array.jobs) == 1:
+                raise slurm.SlurmError(refusal(launch, len(ids), str(error))) from error
+            launch = launch.divided(len(ids))
+            launch.save()
+            continue
+        except slurm.SlurmError as error:
+            done, left = runs_of(launch, len(ids))
+            rest = (
+                f"{done} of {done + left} runs are submitted; launch again for the rest"
+                if done
+                else "nothing is submitted"
+            )
+            raise slurm.SlurmError(f"{error} ({rest})") from error
+        ids[array.name] = job
+        launch = launch.with_job_id(array, job)
         launch.save()
-        print(f"submitted {len(array.jobs)} jobs as {ids[array.name]} ({array.name})", flush=True)
+        print(f"submitted {len(array.jobs)} jobs as {job} ({array.name})", flush=True)
+
+
+def refusal(launch: Launch, submitted: int, why: str) -> str:
+    """What to do where the site takes one array after another, and then no job more."""
+    done, left = runs_of(launch, submitted)
+    if done:
+        return (
+            f"the site takes no more jobs now ({why}): {done} of {done + left} runs are submitted; "
+            f"launch again for the other {left} when some of these have ended"
+        )
+    if slurm.queue():
+        return (
+            f"the site takes no job now ({why}): none of {left} runs is submitted; "
+            "launch again when some of those in the queue have ended (python -m bench status)"
+        )
+    return (
+        f"the site takes not one job, and none of this project is in the queue ({why}): none of {left} runs is "
+        "submitted; see who fills the limit with squeue, and whether --partition, --account, --qos and --time are right"
+    )
+
+
+def runs_of(launch: Launch, number: int) -> tuple[int, int]:
+    """How many are in its first `number` arrays, and in all others."""
+    runs = [sum(len(job.directories) for job in array.jobs) for array in launch.arrays]
+    return sum(runs[:number]), sum(runs[number:])
+
+
+def limit_of(said: str) -> str | None:
+    """The limit of jobs in the queue that sbatch refers to; None where it refuses for another reason."""
+    if named := NAMED_LIMIT.search(said):
+        return named[0] if "Submit" in named[0] else None
+    found = LIMIT.search(said)
+    return found[0] if found else None
+
+
+def submit_array(launch: Launch, number: int, site: Site, after: list[str]) -> str:
+    """Slurm's number for it. Raises LimitError where it has too many jobs, SlurmError."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    count = len(launch.arrays[number].jobs)
+    dependency = f"afterany:{':'.join(after)}" if after else None
+    executor = executor_of(launch, launch.arrays[number], site, dependency)
+    said = io.StringIO()  # submitit repeats there what sbatch has said, and the exception has it as well
+    try:
+        with outside_of_jobs(), contextlib.redirect_stderr(said):
+            jobs = executor.map_array(run_job, [str(launch.folder)] * count, [number] * count, range(count))
+    except (FailedJobError, FailedSubmissionError) as error:
+        if limit := limit_of(str(error)):
+            raise LimitError(limit) from error
+        raise slurm.SlurmError(_last_line(error)) from error
+    return jobs[0].job_id.split("_")[0]
 
 
 def executor_of(launch: Launch, array: Array, site: Site, dependency: str | None):
