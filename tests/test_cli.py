@@ -404,6 +404,16 @@ def test_a_seed_agent_or_task_that_is_there_twice_counts_once(capsys):
     assert [config.seed for config in single] == [3]
 
 
+def test_a_setting_that_some_agents_do_not_read_is_said(capsys):
+    words = "--suite baselines-quick --seeds 0 --agents dppo fql reinflow --utd-ratio 2 --warmup-steps 9"
+    configs = selected_configs(parse(RunOptions, words.split(), "run"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("--warmup-steps and --utd-ratio: nothing for dppo, reinflow, on-policy agents")
+    assert len(configs) == 3
+    selected_configs(parse(RunOptions, [*words.split()[:5], "fql", "--utd-ratio", "2"], "run"))
+    assert not capsys.readouterr().out
+
+
 MAKE = {  # a wrong variable, and what is said of it
     "bench SEED=3": "make bench does not read SEED (did you mean SEEDS?)",
     "bench AGENT=fql": "make bench does not read AGENT (did you mean AGENTS?)",

@@ -197,6 +197,24 @@ def test_environments_share_the_cores_that_a_job_has_left(site, workers):
     assert with_cores_shared_out(Execution(env_workers=40), site).env_workers == 40
 
 
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("", set()),
+        ("n1,n2", {"n1", "n2"}),
+        ("n[1,3-5],gpu-7", {"n[1,3-5]", "gpu-7"}),
+        ("r[1-2]n[3,4]", {"r[1-2]n[3,4]"}),
+    ],
+)
+def test_lists_of_nodes_stay_whole(text, nodes):
+    assert Site(exclude=text).excluded == nodes
+
+
+@pytest.mark.parametrize(("text", "mb"), [("2G", 2048), ("16000", 16000), ("2048k", 2), ("1T", 1024**2), ("0", None)])
+def test_memory_is_read_as_slurm_reads_it(text, mb):
+    assert Site(mem=text).megabytes == mb
+
+
 def test_memory_covers_what_a_pack_collects_and_less_than_that_is_refused(capsys, no_slurm):
     options = ["--gpus-per-node", "1", "--pack", "3", "--online-steps", "300000000", "--replay-capacity", "300000000"]
     assert main([*LAUNCH, "--slurm", "--dry-run", *options]) == 0

@@ -114,7 +114,9 @@ def test_where_no_job_at_all_is_taken_the_advice_is_another(site, capsys, tmp_pa
     assert not submitted(tmp_path / "results")
     site.allows(0, "sbatch: error: invalid partition specified: gpuu")
     assert launch(seeds="0..1") == 1
-    assert capsys.readouterr().err.startswith("error: sbatch: error: invalid partition specified: gpuu (nothing is submitted)\n")
+    assert capsys.readouterr().err.startswith(
+        "error: sbatch: error: invalid partition specified: gpuu (nothing is submitted)\n"
+    )
 
 
 def test_arrays_are_no_larger_than_they_are_asked_to_be(site, capsys):

@@ -1,5 +1,6 @@
 """Options that name runs, and where and how they run: what `run`, `plan` and `launch` have in common."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,6 +87,7 @@ def selected_configs(options: PlanOptions) -> list[RunConfig]:
     elif selection.dataset is not None:
         settings["dataset"] = datasets.parse_name(selection.dataset).name  # in the form that fits a folder's name
     configs = _configs(selection, settings)
+    check_on_policy(configs, given)
     if settings.get("variant"):
         check_variant(configs, _configs(replace(selection, agent_config={}), {}))
     return configs
@@ -137,6 +139,24 @@ def without_repetitions(selection: Selection) -> Selection:
         if repeated := [value for value in once[name] if values.count(value) > 1]:
             print(f"{flag(name)}: {', '.join(map(str, repeated))} more than once, counted once", flush=True)
     return replace(selection, **once)
+
+
+# Settings of a replay and of updates after single steps: an agent that learns from whole rollouts reads none of them.
+FOR_A_REPLAY = ("warmup_steps", "utd_ratio", "replay_capacity", "online_dataset_rows")
+
+
+def check_on_policy(configs: list[RunConfig], given: Collection[str]) -> None:
+    """ConfigError for a setting that none of the agents reads; prints which of several do not."""
+    on_policy = list(dict.fromkeys(config.agent for config in configs if config.rollout_steps is not None))
+    idle = [flag(name) for name in FOR_A_REPLAY if name in given]
+    if not idle or not on_policy:
+        return
+    said = (
+        f"{' and '.join(idle)}: nothing for {', '.join(on_policy)}, on-policy agents, which update after whole rollouts"
+    )
+    if all(config.rollout_steps is not None for config in configs):
+        raise ConfigError(f"{said} (rollout_steps and epochs of --agent-config)")
+    print(f"{said}; for all others as given", flush=True)
 
 
 def check_variant(configs: list[RunConfig], unchanged: list[RunConfig]) -> None:

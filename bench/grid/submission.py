@@ -39,6 +39,8 @@ def submit(launch: Launch, site: Site) -> None:
         except LimitError as error:
             if len(array.jobs) == 1:
                 raise slurm.SlurmError(refusal(launch, len(ids), str(error))) from error
+            if not array.name.endswith((".0", ".1")):  # said once, and not of its halves
+                print(f"the site does not take {len(array.jobs)} jobs at once ({error}): fewer at a time", flush=True)
             launch = launch.divided(len(ids))
             launch.save()
             continue
