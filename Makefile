@@ -11,8 +11,22 @@ SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(
 EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE))))
 ALL_EXTRAS := robomimic minari bullet tensorboard wandb video browser
 
+# Steps of the set-up: pip shows its bar on a terminal, and is quiet elsewhere. Sizes are of what lies on the disk then.
+PIP      = .venv/bin/python -m pip install $$(test -t 1 || echo --quiet) --disable-pip-version-check
+# Elsewhere than on Linux, torch has no CUDA anyway.
+CPU_INDEX = $(if $(filter Linux,$(shell uname -s)),--index-url https://download.pytorch.org/whl/cpu)
+CHECK_PYTHON = import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else \
+    "error: $(PYTHON) is Python %d.%d; 3.11 to 3.13 are supported: name one, as in make PYTHON=python3.12" % sys.version_info[:2])
+SIZE_robomimic := 0.9 GB
+SIZE_minari := 80 MB
+SIZE_bullet := 0.3 GB
+SIZE_tensorboard := 50 MB
+SIZE_wandb := 75 MB
+SIZE_video := 0.1 GB
+SIZE_browser := 0.2 GB
+
 # Variables that a target reads. Any other on the command line is an error; those below become the environment.
-READS_setup   := SUITE EXTRAS
+READS_setup   := SUITE EXTRAS TORCH
 READS_bench   := SUITE EXTRAS AGENTS TASKS SEEDS SLURM RESULTS ARGS
 READS_plan    := SUITE EXTRAS AGENTS TASKS SEEDS RESULTS ARGS
 READS_status  := SUITE EXTRAS RESULTS ARGS
@@ -34,29 +48,44 @@ NEAREST := $(firstword $(filter $(UPPER)%,$(READS)) $(foreach name,$(READS),$(if
 $(error make $(or $(MAKECMDGOALS),help) does not read $(UNREAD)$(if $(NEAREST), (did you mean $(NEAREST)?)); it reads $(READS))
 endif
 
+CPU_TORCH := $(filter command,$(origin TORCH))
+ifneq ($(CPU_TORCH),)
+ifneq ($(TORCH),cpu)
+$(error TORCH is '$(TORCH)'; it may be cpu, for a torch without CUDA)
+endif
+ifneq ($(and $(wildcard .venv/.complete),$(if $(wildcard .venv/.torch-cpu),,other)),)
+$(error .venv was installed without TORCH=cpu; remove it first: make clean)
+endif
+endif
+
 .PHONY: help setup bench plan status figures report test test-all test-slurm parity check clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
 
-setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv (once, 2 minutes) [EXTRAS="robomimic minari bullet tensorboard wandb video browser"]
+setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv, once [TORCH=cpu] [EXTRAS="robomimic minari bullet tensorboard wandb video browser"]
 
+# The lock is whole, so pip need not ask for more: dm_control wants labmaze, which has no wheel for Python 3.13 or for a
+# Mac, and which nothing here imports.
 .venv/.complete: requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
-	@echo "Installing the pinned packages into .venv (once, about 2 minutes, 2 GB; more where torch brings CUDA)"
+	@$(PYTHON) -c '$(CHECK_PYTHON)'
+	@echo "set-up, step 1 of 3: .venv with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@echo "set-up, step 2 of 3: torch, $(if $(CPU_TORCH),0.8 GB,0.8 GB; 5 GB where it brings CUDA, which TORCH=cpu leaves out)"
+	@$(PIP) torch==2.13.0 $(if $(CPU_TORCH),$(CPU_INDEX))
+	@echo "set-up, step 3 of 3: $$(grep -c == requirements.lock) packages, 0.9 GB"
+	@$(PIP) --no-deps -r requirements.lock
+	@$(if $(CPU_TORCH),touch .venv/.torch-cpu)
 	@touch $@
 
 .venv/.extra-%: requirements-%.lock | .venv/.complete
-	@echo "Installing what the extra $* needs on top (once)"
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@echo "set-up of the extra $*: $$(grep -c == $<) packages, $(SIZE_$*)"
+	@$(PIP) --no-deps -r $<
 	@touch $@
 
 bench: setup ## run a suite and draw it, or submit it to Slurm: make bench [SUITE=…] [AGENTS=…] [TASKS=…] [SEEDS=…] [SLURM=1] [ARGS=…]
 	@$(PY) -m bench launch $(SUITE) $(if $(ON_SLURM),--slurm,--local) $(SELECT) --results $(RESULTS) $(ARGS)
-	@$(if $(ON_SLURM),:,$(PY) -m analysis --results $(RESULTS) --suite $(SUITE))
+	@$(if $(ON_SLURM),:,$(PY) -m bench status $(SUITE) --running --results $(RESULTS) || $(PY) -m analysis --results $(RESULTS) --suite $(SUITE))
 
 plan: setup ## what a suite would run, what is complete, what it costs here
 	@$(PY) -m bench plan --suite $(SUITE) $(SELECT) --results $(RESULTS) $(ARGS)

@@ -423,6 +423,8 @@ MAKE = {  # a wrong variable, and what is said of it
     "report TASKS=toy-reach": "make report does not read TASKS; it reads",
     "test SUITE=toy": "make test does not read SUITE; it reads PYTHON ARGS",
     "bench MUJOCO_GL=egl": "make bench does not read MUJOCO_GL",
+    "setup TORCH=cuda": "TORCH is 'cuda'; it may be cpu, for a torch without CUDA",
+    "test TORCH=cpu": "make test does not read TORCH",
 }
 
 
@@ -444,6 +446,10 @@ def test_a_variable_that_make_would_ignore_is_an_error(line):
         ("report SUITE=toy ARGS=--out=x", "-m analysis report --results results --suite toy --out=x"),
         ("status", "-m bench status  --results results"),
         ("status SUITE=toy", "-m bench status toy --results results"),
+        (
+            "bench SUITE=toy",
+            "-m bench status toy --running --results results || MUJOCO_GL=disable .venv/bin/python -m analysis",
+        ),
         ("parity PARITY_DIR=x O2O_BENCH_DATA=y", "tests/test_parity.py"),
     ],
 )
@@ -454,9 +460,60 @@ def test_make_passes_on_what_it_reads(line, said):
     assert command.count("--suite") == (line.count("SUITE=") if "analysis" in said else 0)
 
 
-def make(line):
+def make(line, folder=ROOT, options=("-n",)):
     environment = {"PATH": os.environ["PATH"]}
-    return subprocess.run(["make", "-n", *line.split()], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        ["make", *options, *line.split()], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A checkout without an environment."""
+    for path in (ROOT / "Makefile", *ROOT.glob("requirements*.lock")):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_the_set_up_says_each_step_and_its_size(bare):
+    lines = make("setup EXTRAS=video", bare).stdout.splitlines()
+    said = [line for line in lines if line.startswith("echo")]
+    assert [re.search(r"step \d of \d|extra \w+", line)[0] for line in said] == [
+        *("step 1 of 3", "step 2 of 3", "step 3 of 3"),
+        "extra video",
+    ]
+    assert all(re.search(r"\d [MG]B", line) for line in said[1:])
+    installs = [line for line in lines if "pip install" in line]
+    assert len(installs) == 3 and all("test -t 1 || echo --quiet" in line for line in installs)
+    assert not any("--index-url" in line for line in installs)
+
+
+def test_a_torch_without_cuda_is_asked_for_by_one_word(bare, monkeypatch):
+    (bare / "uname").write_text("#!/bin/sh\necho Linux\n")
+    (bare / "uname").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bare}:{os.environ['PATH']}")
+    linux = make("setup TORCH=cpu", bare).stdout
+    assert "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu\n" in linux and "torch-cpu" in linux
+    (bare / "uname").write_text("#!/bin/sh\necho Darwin\n")
+    assert "--index-url" not in make("setup TORCH=cpu", bare).stdout
+    (bare / ".venv").mkdir()
+    (bare / ".venv" / ".complete").touch()
+    refused = make("setup TORCH=cpu", bare)
+    assert refused.returncode == 2 and "was installed without TORCH=cpu; remove it first: make clean" in refused.stderr
+
+
+@pytest.mark.parametrize(("version", "supported"), [("3.10", False), ("3.11", True), ("3.13", True), ("3.14", False)])
+def test_a_python_that_is_not_supported_is_one_line_before_anything_is_installed(version, supported, bare):
+    """Asked by a Python that gives itself out for that version, and can make no environment."""
+    pretended = f"import sys; sys.version_info = {(*map(int, version.split('.')), 0)}; exec(sys.argv.pop(2))"
+    (bare / "pretended").write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] || exit 9\nexec {sys.executable} -c "{pretended}" "$@"\n'
+    )
+    (bare / "pretended").chmod(0o755)
+    asked = make(f"setup PYTHON={bare / 'pretended'}", bare, options=("-s",))
+    assert asked.returncode == 2 and not (bare / ".venv").exists()
+    assert ("3.11 to 3.13 are supported" in asked.stderr) != supported
+    assert (f"is Python {version};" in asked.stderr) != supported and ("step 1 of 3" in asked.stdout) == supported
 
 
 def test_generated_data_are_made_where_they_are_asked_for(tmp_path, monkeypatch):
