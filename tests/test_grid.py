@@ -479,9 +479,13 @@ def test_a_second_run_of_the_same_leaves_it_to_the_first(data_cache, tmp_path):
     second = start_here(tmp_path, "--seeds", "0", "--offline-updates", "2000")
     printed, _ = second.communicate(timeout=120)
     assert second.returncode == 0 and "1 left to process" in printed and "complete or under way" in printed
+    asked = python("-m", "bench", "status", "grid", "--running", "--results", str(tmp_path))
+    assert (asked.returncode, asked.stdout) == (0, "still running, see make status\n")
     live = json.loads(python("-m", "bench", "status", "--results", str(tmp_path), "--json").stdout)
     assert live["counts"] == {"running": 1} and live["runs"][0]["job"] is None
     assert process.wait(timeout=240) == 0
+    asked = python("-m", "bench", "status", "grid", "--running", "--results", str(tmp_path))
+    assert (asked.returncode, asked.stdout) == (1, "")
     assert len(provenance_of(directory)["starts"]) == 1
     assert bytes_of(tmp_path, "grid") and [run.name for run in run_dirs(tmp_path, "grid")] == ["seed_000"]
 

@@ -53,6 +53,7 @@ WRONG = [  # a command, and what its line must say
         "--utd-ratio: nothing for reinflow, on-policy agents",
     ),
     ("bench plan --suite baselines-quick --agents dppo reinflow --warmup-steps 9", "--warmup-steps: nothing for dppo"),
+    ("bench status --running --json", "--running answers with its exit code"),
     ("bench launch toy --local --array-size 9", "--array-size is for --slurm"),
     # seeds
     ("bench plan --suite toy --seeds", "--seeds: it needs a value"),

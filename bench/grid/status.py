@@ -30,6 +30,7 @@ from bench.runs.claims import Heartbeats
 from bench.runs.contract import GRIDS, LOG, ConfigError, StorageError, is_complete, named_run
 from bench.runs.quantities import counted, duration
 
+UNDER_WAY = {"running", "starting", "queued"}
 WATCH_SECONDS = 10.0  # between looks at files
 TELLING = re.compile(
     r"error|exceeded|killed|out of memory|oom|no space|not finite|traceback|segmentation|cancelled", re.I
@@ -230,10 +231,13 @@ class StatusOptions:
     watch: bool = False  # go on looking until nothing runs or waits
     runs: bool = False  # a line for each run
     json: bool = False  # for a program
+    running: bool = False  # only whether a process trains one of them, or a job of one waits: exit code 0, else 1
     results: Path = Path("results")
 
     def __post_init__(self) -> None:
         check_folder(self)
+        if self.running and (self.watch or self.runs or self.json):
+            raise ConfigError("--running answers with its exit code: leave out --watch, --runs and --json")
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,10 @@ def status_command(options: StatusOptions) -> int:
     queue = Queue()
     if not options.watch:
         grid = survey(options.results, options.suite, queue)
+        if options.running:
+            if is_running := bool(grid.count().keys() & UNDER_WAY):
+                print("still running, see make status")
+            return 0 if is_running else 1
         if options.json:
             print(json.dumps(as_json(grid), indent=1))
         else:
@@ -286,7 +294,7 @@ def status_command(options: StatusOptions) -> int:
                 else:  # what has changed, and when
                     print(time.strftime("%Y-%m-%d %H:%M:%S"))
                     print_view(grid, options.runs)
-            if not grid.count().keys() & {"running", "starting", "queued"}:
+            if not grid.count().keys() & UNDER_WAY:
                 return 0
             time.sleep(WATCH_SECONDS)
 
