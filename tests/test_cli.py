@@ -478,7 +478,7 @@ def bare(tmp_path):
 def test_the_set_up_says_each_step_and_its_size(bare):
     lines = make("setup EXTRAS=video", bare).stdout.splitlines()
     said = [line for line in lines if line.startswith("echo")]
-    assert [re.search(r"step \d of \d|extra \w+", line)[0] for line in said] == [
+    assert [found for line in said for found in re.findall(r"step \d of \d|extra \w+", line)] == [
         *("step 1 of 3", "step 2 of 3", "step 3 of 3"),
         "extra video",
     ]
