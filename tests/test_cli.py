@@ -326,9 +326,8 @@ def test_screens_cut_no_name_score_or_time_and_let_rates_go_first(width, long_na
         grid.left_of[run.directory] = 7200.0
     views = {"toy-reach": (display._table(), "offline"), "agent": (view_of(grid, False, width), "runs")}
     for title, (view, next_title) in views.items():
-        console = Console(width=width, file=io.StringIO())
-        console.print(view)
-        text = console.file.getvalue()
+        Console(width=width, file=(written := io.StringIO())).print(view)
+        text = written.getvalue()
         assert max(map(len, text.splitlines())) <= width and "…" not in text
         names = read_down(text, title, next_title)
         assert "sac_flow_t@ten-pessimistic-critics" in names and "sac_flow_t@ten-pessimistic-actors" in names
