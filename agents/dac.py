@@ -1,7 +1,7 @@
 """DAC, Diffusion Actor-Critic (Fang et al., arXiv 2405.20555), in the form of the QAM release (arXiv 2601.14234).
 
 A diffusion policy is fitted to the data while the critic's gradient at the noised action pushes the predicted noise
-the other way. That release clips the joint gradient norm and masks both losses by validity; it writes a power
+the other way. That release clips the joint gradient norm and drops windows that run into the next episode by a power
 where this product is meant, which differs in the logged loss only.
 """
 
@@ -16,7 +16,7 @@ from agents.blocks.config import check_config
 from agents.blocks.critic import Critic, CriticConfig, action_gradient
 from agents.blocks.denoisers import FourierStep, MLPDenoiser
 from agents.blocks.diffusion import ScheduleName, add_noise, ddpm_sample, draw_noise, make_schedule, masked_mean
-from datasets.batch import Batch
+from datasets.batch import Batch, WindowMask
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class DACConfig:
     bc_coef: float = 3.0  # weight of the denoising loss against the critic's guidance
     denoising_steps: int = 10  # T
     noise_schedule: ScheduleName = "vp"
+    window_mask: WindowMask = "window"  # what counts of a window that runs into the next episode, in both losses
     max_gradient_norm: float = 1.0  # of critic and policy together
     critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
@@ -81,11 +82,12 @@ class DAC(Agent):
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Denoising of the batch's chunks, and guidance: predicted noise along the targets' gradient costs; (S,)."""
+        valid = batch.counted(self.config.window_mask)
         noised = add_noise(batch.action_chunk, noise, self.schedule)
         predicted = self.denoiser(batch.obs)(noised.t, noised.x)  # (S, B, D)
-        denoising = masked_mean((noised.eps - predicted).square(), batch.valid)
+        denoising = masked_mean((noised.eps - predicted).square(), valid)
         gradient = action_gradient(self.critic.target, batch.obs, noised.x)
-        q_loss = masked_mean(noised.noise_std * gradient * predicted, batch.valid)
+        q_loss = masked_mean(noised.noise_std * gradient * predicted, valid)
         loss = self.config.bc_coef * denoising + q_loss
         metrics = {"policy_loss": loss, "denoising_loss": denoising, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

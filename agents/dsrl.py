@@ -2,8 +2,7 @@
 
 A Gaussian actor chooses the noise z from which a flow matched to the data makes the action, and maximises a critic of
 (s, z) that is distilled from the critic of (s, a). As in the QAM release, and other than in the paper, the flow goes on
-learning, through a Polyak copy. That release counts windows in the flow loss by their last step; here it leaves out
-single steps of the next episode.
+learning, through a Polyak copy.
 """
 
 import math
@@ -20,7 +19,7 @@ from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.gaussian import TanhGaussian
 from agents.blocks.temperature import Temperature, check_learnt_coef
 from agents.blocks.velocities import PlainVelocity
-from datasets.batch import Batch
+from datasets.batch import Batch, WindowMask
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class DSRLConfig:
     entropy_coef: float = 1.0  # alpha, initial value
     target_entropy: float = -0.5  # nats per coordinate of z / noise_scale
     flow_steps: int = 10  # K, Euler steps of the flow
+    window_mask: WindowMask = "window"  # what counts of a window that runs into the next episode, for the flow
     # As many critics of z as of actions; the flow's copy follows at the rate of the target critics.
     critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
@@ -80,7 +80,8 @@ class DSRL(Agent):
         """One step of both critics, flow, actor and temperature."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         latent_critic_loss = self.latent_critic_loss(batch, noise)
-        flow_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
+        valid = batch.counted(self.config.window_mask)
+        flow_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, valid, noise)
         policy_loss, metrics = self.policy_loss(batch, noise)
         metrics["entropy_coef"] = self.temperature.coef
         self.critic.follow()

@@ -1,8 +1,7 @@
 """FAWAC, flow advantage-weighted actor-critic, a baseline of the QAM release (arXiv 2601.14234).
 
 A flow is matched to the data with weights that grow exponentially with the advantage Q(s, a) - V(s). V is fitted to Q
-of the data's actions, Q to the policy's next chunk. QAM's release counts windows in the losses of V and of the flow by
-their last step; here the flow's leaves out single steps of the next episode.
+of the data's actions, Q to the policy's next chunk. Follows the QAM release.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from agents.blocks.config import check_config
 from agents.blocks.critic import Critic, CriticConfig, Value
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.velocities import PlainVelocity
-from datasets.batch import Batch
+from datasets.batch import Batch, WindowMask
 
 MAX_WEIGHT = 100.0  # of a sample in the matching loss, as released
 
@@ -28,6 +27,7 @@ class FAWACConfig:
     chunk_length: int = 5  # H, environment steps per action chunk
     inverse_temperature: float = 0.8  # factor of the advantage in the exponent; 0 clones the data
     flow_steps: int = 10  # K, Euler steps of the flow
+    window_mask: WindowMask = "window"  # what counts of a window that runs into the next episode, for the flow
     critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
@@ -92,8 +92,8 @@ class FAWAC(Agent):
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Matching (S,) of the flow to the data, each chunk weighted by its advantage."""
         weight = self.advantage_weight(batch)
-        velocity = self.policy_velocity(batch.obs)
-        loss = matching_loss(velocity, batch.action_chunk, batch.valid, noise, weight=weight)
+        velocity, valid = self.policy_velocity(batch.obs), batch.counted(self.config.window_mask)
+        loss = matching_loss(velocity, batch.action_chunk, valid, noise, weight=weight)
         return loss, {"policy_loss": loss.detach(), "weight_mean": weight.mean(1)}
 
     @torch.no_grad()

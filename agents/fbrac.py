@@ -1,8 +1,7 @@
 """FBRAC, behaviour-regularised actor-critic with a flow (Park et al., arXiv 2502.02538, as released with QAM).
 
 One flow is matched to the data and maximises Q of its own samples, whose gradient runs back through all K Euler steps.
-Defaults are those of the QAM release (arXiv 2601.14234). Its flow loss counts windows by their last step; here it
-leaves out single steps of the next episode.
+Defaults are those of the QAM release (arXiv 2601.14234).
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from agents.blocks.config import check_config
 from agents.blocks.critic import Critic, CriticConfig
 from agents.blocks.flow import euler_step, integrate, matching_loss, rollout_gradient_norms
 from agents.blocks.velocities import PlainVelocity
-from datasets.batch import Batch
+from datasets.batch import Batch, WindowMask
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class FBRACConfig:
     chunk_length: int = 5  # H, environment steps per action chunk
     bc_coef: float = 0.1  # alpha: the matching loss has weight 1 and -Q has weight 1 / alpha
     flow_steps: int = 10  # K, Euler steps of the flow
+    window_mask: WindowMask = "window"  # what counts of a window that runs into the next episode, for the flow
     critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
@@ -80,7 +80,8 @@ class FBRAC(Agent):
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Matching of the flow to the data, and -Q of its clipped endpoint, (S,)."""
-        flow_loss = matching_loss(self.policy_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
+        valid = batch.counted(self.config.window_mask)
+        flow_loss = matching_loss(self.policy_velocity(batch.obs), batch.action_chunk, valid, noise)
         x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
         q_loss = self.q_loss(self.endpoint(batch.obs, x_0), batch)
         loss = flow_loss + q_loss / self.config.bc_coef

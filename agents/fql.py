@@ -16,7 +16,7 @@ from agents.blocks.critic import Critic, CriticConfig
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.networks import MLP
 from agents.blocks.velocities import PlainVelocity
-from datasets.batch import Batch
+from datasets.batch import Batch, WindowMask
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class FQLConfig:
     chunk_length: int = 5  # H, environment steps per action chunk; 1 is FQL
     bc_coef: float = 100.0  # alpha, weight of the distillation towards the flow
     flow_steps: int = 10  # K, Euler steps of the flow
+    window_mask: WindowMask = "steps"  # what counts of a window that runs into the next episode; QAM's FQL: "window"
     normalize_q: bool = False  # divide the policy's Q by its mean magnitude over the batch
     critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="mean")
     critic_updates_per_offline_step: Literal[1, 2] = 1  # 2 repeats the whole step on the batch, as SAC Flow's code does
@@ -85,7 +86,8 @@ class FQL(Agent):
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Matching of the flow to the data, its distillation into the policy, and -Q of the clipped policy, (S,)."""
         behaviour_velocity = self.behaviour_velocity(batch.obs)
-        flow_loss = matching_loss(behaviour_velocity, batch.action_chunk, batch.valid, noise)
+        valid = batch.counted(self.config.window_mask)
+        flow_loss = matching_loss(behaviour_velocity, batch.action_chunk, valid, noise)
 
         x_0 = noise.normal("policy_noise", batch.obs.shape[1], self.chunk_dim)
         with torch.no_grad():

@@ -1,9 +1,7 @@
 """IFQL (Park et al., arXiv 2502.02538): implicit Q-learning whose policy is the best of N samples of a flow.
 
 V(s) is a high expectile of Q over the data's actions, Q backs V up, the flow only clones, the critics choose. Defaults
-are those of the QAM release (arXiv 2601.14234): chunks, ten critics. The official losses of V and of the flow count
-windows that run into the next episode (QAM's flow: by their last step); here V's leaves them out, and the flow's their
-steps of the next episode.
+are those of the QAM release (arXiv 2601.14234): chunks, ten critics, a loss of V that counts every window.
 """
 
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from agents.blocks.config import check_config
 from agents.blocks.critic import Critic, CriticConfig, Value, best_candidate, expectile_loss, repeat_obs
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.velocities import PlainVelocity
-from datasets.batch import Batch
+from datasets.batch import Batch, WindowMask
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,9 @@ class IFQLConfig:
     expectile: float = 0.9  # kappa, of Q over the data's actions; .5 is their mean
     num_candidates: int = 32  # samples of the flow among which the critics choose
     flow_steps: int = 10  # K, Euler steps of the flow
+    window_mask: WindowMask = "window"  # what counts of a window that runs into the next episode, for the flow
+    # "window" leaves windows that run into the next episode out of V's loss, whose Q there means nothing.
+    value_mask: Literal["none", "window"] = "none"
     critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
@@ -65,7 +66,8 @@ class IFQL(Agent):
         """One step of critic, state value and flow."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
         value_loss, value_metrics = self.value_loss(batch)
-        policy_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise)
+        valid = batch.counted(self.config.window_mask)
+        policy_loss = matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, valid, noise)
         self.critic.follow()
         gradient_step(
             (self.critic.optimizer, critic_loss),
@@ -85,5 +87,7 @@ class IFQL(Agent):
         with torch.no_grad():
             q = self.critic.target_value(batch.obs, batch.action_chunk)  # (S, B)
         value = self.value(batch.obs)
-        loss = expectile_loss(value, q, self.config.expectile, batch.valid[..., -1])
+        whole = batch.valid[..., -1]
+        weight = torch.ones_like(whole) if self.config.value_mask == "none" else whole
+        loss = expectile_loss(value, q, self.config.expectile, weight)
         return loss, {"value_loss": loss.detach(), "value_mean": value.detach().mean(1)}

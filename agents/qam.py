@@ -2,8 +2,7 @@
 
 A behaviour flow is matched to the data, and a second flow learns by adjoint matching (arXiv 2409.08861) to end at
 behaviour(a) exp(inverse_temperature Q(s, a)). QAM-E adds a bounded edit to its actions, QAM-F distils it into a
-one-step policy; edit and one-step policy maximise Q directly. Follows the official code, except that flow matching
-leaves out the steps that are not valid, where that code leaves out the whole chunk if its last step is not.
+one-step policy; edit and one-step policy maximise Q directly. Follows the official code.
 """
 
 import math
@@ -22,7 +21,7 @@ from agents.blocks.gaussian import TanhGaussian
 from agents.blocks.networks import MLP
 from agents.blocks.temperature import Temperature, check_learnt_coef
 from agents.blocks.velocities import PlainVelocity
-from datasets.batch import Batch
+from datasets.batch import Batch, WindowMask
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class QAMConfig:
     target_entropy: float = -0.5  # edit: nats per coordinate of the edit before it is scaled
     bc_coef: float = 300.0  # one_step: alpha, weight of the distillation towards the flow
     flow_steps: int = 10  # K, Euler steps from noise to action
+    window_mask: WindowMask = "window"  # what counts of a window that runs into the next episode, for the flow
     max_gradient_norm: float = 1.0  # of all networks together
     # The behaviour flow's target network follows at the rate of the target critics.
     critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
@@ -62,13 +62,15 @@ class QAM(Agent):
         self.policy_velocity = PlainVelocity(*dims, hidden_dims, noise)
         self.critic = Critic(config.critic, *dims, config.learning_rate, noise)
         policies: list[nn.Module] = [self.behaviour_velocity, self.policy_velocity]
-        self.policy_modules = ("policy_velocity",)
+        # Without a weight of Q the behaviour itself is the policy, as released.
+        self.acts_by = "policy_velocity" if config.inverse_temperature > 0 else "behaviour_velocity"
+        self.policy_modules = (self.acts_by,)
         self.edits = config.variant == "edit" and config.edit_scale > 0
         self.one_step = config.variant == "one_step" and config.bc_coef > 0
         if self.edits:
             self.edit_policy = TanhGaussian(sum(dims), hidden_dims, self.chunk_dim, noise)
             policies.append(self.edit_policy)
-            self.policy_modules = ("policy_velocity", "edit_policy")
+            self.policy_modules = (self.acts_by, "edit_policy")
             target_entropy = config.target_entropy * self.chunk_dim
             self.temperature = Temperature(config.entropy_coef, target_entropy, config.learning_rate, noise)
         if self.one_step:
@@ -95,8 +97,9 @@ class QAM(Agent):
 
     @torch.no_grad()
     def flow_action(self, obs: Tensor, x_0: Tensor) -> Tensor:
-        """Where the fine-tuned flow ends, in the box (S, B, D), from noise x_0 (S, B, D); a constant for every loss."""
-        return integrate(self.policy_velocity(obs), x_0, self.config.flow_steps).clamp(-1, 1)
+        """Where the acting flow ends, in the box (S, B, D), from noise x_0 (S, B, D); a constant for every loss."""
+        velocity = self.get_submodule(self.acts_by)(obs)
+        return integrate(velocity, x_0, self.config.flow_steps).clamp(-1, 1)
 
     def distilled(self, obs: Tensor, x_0: Tensor) -> Tensor:
         """mu(s, x_0), (S, B, D), before it is clipped."""
@@ -129,8 +132,9 @@ class QAM(Agent):
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Matching of the behaviour flow to the data, adjoint matching of the other, and the variant's terms; (S,)."""
+        valid = batch.counted(self.config.window_mask)
         losses = {
-            "matching_loss": matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, batch.valid, noise),
+            "matching_loss": matching_loss(self.behaviour_velocity(batch.obs), batch.action_chunk, valid, noise),
             "adjoint_loss": self.adjoint_loss(batch.obs, noise),
         }
         loss, metrics = losses["matching_loss"] + losses["adjoint_loss"], losses

@@ -50,13 +50,14 @@ class QC(Agent):
         return self.policy(obs, noise, "act_noise")  # the same in both modes
 
     def policy(self, obs: Tensor, noise: Noise, draw: str) -> Tensor:
-        """The chunk (S, B, H, A) with the highest mean Q of `num_candidates` samples of the flow at obs (S, B, O)."""
+        """The chunk (S, B, H, A) with the highest Q, aggregated, of `num_candidates` samples of the flow at obs."""
         num_candidates = self.config.num_candidates
         obs = repeat_obs(obs, num_candidates)  # (S, B * n, O)
         x_0 = noise.normal(draw, obs.shape[1], self.chunk_dim)
         x_1 = integrate(self.behaviour_velocity(obs), x_0, self.config.flow_steps).clamp(-1, 1)
         candidates = x_1.unflatten(-1, (self.chunk_length, -1))
-        return best_candidate(candidates, self.critic(obs, candidates).mean(1), num_candidates)
+        q = self.critic.aggregate(self.critic(obs, candidates))  # (S, B * n)
+        return best_candidate(candidates, q, num_candidates)
 
     def update(self, batch: Batch, noise: Noise) -> Metrics:
         """One step of critic and flow."""

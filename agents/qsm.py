@@ -1,7 +1,7 @@
 """QSM, Q-Score Matching (Psenka et al., arXiv 2312.11752), in the form of the QAM release (arXiv 2601.14234).
 
 The predicted noise of a diffusion policy, which is minus its score, is matched to minus the critic's gradient, and to
-the noise of the data. That release clips the joint gradient norm and masks both losses by validity; it writes a
+the noise of the data. That release clips the joint gradient norm and drops windows that run into the next episode by a
 power where this product is meant, which differs in the logged loss only.
 """
 
@@ -24,7 +24,7 @@ from agents.blocks.diffusion import (
     masked_mean,
     step_of,
 )
-from datasets.batch import Batch
+from datasets.batch import Batch, WindowMask
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class QSMConfig:
     sampler: Literal["released", "ddpm"] = "released"  # released: each step returns the estimate of x_0, noised anew
     denoising_steps: int = 10  # T
     noise_schedule: ScheduleName = "vp"
+    window_mask: WindowMask = "window"  # what counts of a window that runs into the next episode, in both losses
     max_gradient_norm: float = 1.0  # of critic and policy together
     critic: CriticConfig = CriticConfig(num_critics=10, q_aggregation="pessimistic")
     learning_rate: float = 3e-4
@@ -109,12 +110,13 @@ class QSM(Agent):
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Squared errors (S,) of the predicted noise to that in the batch's chunks and to the critics' gradient."""
+        valid = batch.counted(self.config.window_mask)
         noised = add_noise(batch.action_chunk, noise, self.schedule)
         predicted = self.denoiser(batch.obs)(noised.t, noised.x)  # (S, B, D)
-        denoising = masked_mean((noised.eps - predicted).square(), batch.valid)
+        denoising = masked_mean((noised.eps - predicted).square(), valid)
         gradient = action_gradient(self.critic.target, batch.obs, noised.x)
         error = -self.config.inverse_temperature * gradient - predicted
-        q_loss = masked_mean(error.square(), batch.valid)
+        q_loss = masked_mean(error.square(), valid)
         loss = self.config.bc_coef * denoising + q_loss
         metrics = {"policy_loss": loss, "denoising_loss": denoising, "q_loss": q_loss}
         return loss, {name: value.detach() for name, value in metrics.items()}

@@ -5,8 +5,11 @@ environment steps), A action, K flow steps, N critics, D = H * A the flattened c
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
+
+WindowMask = Literal["steps", "window"]  # of a window that runs into the next episode: drop those steps, or all of them
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,10 @@ class Batch:
     bootstrap: Tensor  # (S, B) discount**H, or 0 where a step of the window terminated
     next_obs: Tensor  # (S, B, O) after the last step of the window
     valid: Tensor  # (S, B, H) 1 while step k lies in the episode of step 0, else 0
+
+    def counted(self, mask: WindowMask) -> Tensor:
+        """1 where a step counts in a loss of behaviour, else 0, (S, B, H): `valid`, or all or none of a window."""
+        return self.valid if mask == "steps" else self.valid[..., -1:].expand_as(self.valid)
 
 
 @dataclass(frozen=True)

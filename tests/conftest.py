@@ -67,6 +67,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """After a run of nothing but parity tests: the largest error of each program's numbers, of all its updates."""
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.getreports(name)]
+    rows = [value for report in reports for name, value in report.user_properties if name == "parity"]
+    if not rows or len(rows) < len(reports):
+        return
+    kinds = ("metric", "gradient", "parameter", "action")
+    terminalreporter.section("largest distance to the official numbers, of a tensor's largest entry")
+    terminalreporter.write_line(f"{'program':<16}{'seeds':>6}{'execution':>11}" + "".join(f"{k:>11}" for k in kinds))
+    for program, seeds, execution, largest in sorted(rows):
+        cells = [f"{largest[kind]:.1e}" if kind in largest else "-" for kind in kinds]
+        terminalreporter.write_line(f"{program:<16}{seeds:>6}{execution:>11}" + "".join(f"{c:>11}" for c in cells))
+
+
 @pytest.fixture(autouse=True)
 def renderer() -> Iterator[None]:
     """A test that draws in this process chooses a renderer for all that come after it: for none of them."""

@@ -1,7 +1,6 @@
 """Adjoint matching against autograd and Gaussians, and what QAM's variants do with the flow that it trains."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -304,12 +303,3 @@ def test_a_variant_of_weight_zero_is_the_plain_one(variant: str, field: str) -> 
     states = [agent.state_of_seed(0) for agent in (plain, other)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def test_only_windows_of_one_episode_train_the_critic_but_all_valid_steps_the_behaviour_flow() -> None:
-    agent, batch = build(), batch_of([0], 5)
-    valid = torch.ones_like(batch.valid)
-    valid[..., -1] = 0
-    batch = replace(batch, valid=valid)
-    assert float(agent.critic_loss(batch, SeededNoise([0]))[0].detach()) == 0
-    assert float(agent.policy_loss(batch, SeededNoise([0]))[1]["matching_loss"]) > 0

@@ -398,6 +398,23 @@ def test_the_target_critic_follows_the_critic_of_before_the_step(name: str) -> N
         torch.testing.assert_close(value, 0.75 * target[key] + 0.25 * critic[key])
 
 
+MASKED = [name for name, (_, config) in AGENTS.items() if "window_mask" in settings_of(config)]
+
+
+@pytest.mark.parametrize("mask", ["steps", "window"])
+@pytest.mark.parametrize("name", MASKED)
+def test_windows_that_leave_their_episode_train_the_flow_by_their_valid_steps_or_not_at_all(
+    name: str, mask: str, gradients: dict[Tensor, Tensor]
+) -> None:
+    agent, batch = build(name, [0], window_mask=mask), batch_of([0], AGENTS[name][1].chunk_length)
+    valid = torch.ones_like(batch.valid)
+    valid[..., -1] = 0
+    agent.update_offline(replace(batch, valid=valid), SeededNoise([0]))
+    flow = next(getattr(agent, n) for n in ("behaviour_velocity", "denoiser", "policy_velocity") if hasattr(agent, n))
+    trains = (mask == "steps" and agent.chunk_length > 1) or name == "fbrac"  # whose flow maximises Q as well
+    assert any(bool(gradients[parameter].any()) for parameter in flow.parameters()) == trains
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_metrics_are_detached_numbers_of_each_seed(name: str) -> None:
     agent = build(name, [0, 1])

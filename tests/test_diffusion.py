@@ -283,7 +283,7 @@ def test_score_losses_have_the_gradient_of_their_formula_on_a_quadratic_critic(n
     (found,) = torch.autograd.grad(agent.policy_loss(batch, SeededNoise([0]))[0].sum(), bias)
     noised = add_noise(batch.action_chunk, SeededNoise([0]), agent.schedule)
     q_gradient = 0.6 - noised.x  # the mean centre is .6
-    valid = batch.valid.repeat_interleave(2, -1)
+    valid = batch.counted("window").repeat_interleave(2, -1)
     expected = 2 * 0.6 * valid * (0.3 - noised.eps)
     of_critic = noised.noise_std * q_gradient if name == "dac" else 2 * (0.3 + 1.7 * q_gradient)
     expected = expected + valid * of_critic

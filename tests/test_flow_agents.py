@@ -140,7 +140,7 @@ def test_ifql_target_is_the_next_state_value_and_no_action() -> None:
 
 @pytest.mark.parametrize("name", ["ifql", "fawac"])
 def test_windows_that_leave_their_episode_do_not_train_the_value(name: str) -> None:
-    agent, batch = build(name, [0]), plain_batch(5)
+    agent, batch = build(name, [0], **({"value_mask": "window"} if name == "ifql" else {})), plain_batch(5)
     valid = torch.ones_like(batch.valid)
     valid[:, ::2, -1] = 0
     chunks = batch.action_chunk.clone()

@@ -20,7 +20,7 @@ class TanhGaussian(nn.Module):
         self, in_dim: int, hidden_dims: Dims, out_dim: int, noise: Noise, activation: Activation = "gelu"
     ) -> None:
         super().__init__()
-        self.mlp = MLP(in_dim, hidden_dims, 2 * out_dim, noise, activation=activation)
+        self.mlp = MLP(in_dim, hidden_dims, 2 * out_dim, noise, activation=activation, heads=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean before the tanh, and log standard deviation, both (S, B, out)."""

@@ -26,16 +26,24 @@ Members = tuple[int, ...]  # (N,) for an ensemble, () for a single network
 class Linear(nn.Module):
     """x (S, *members, B, in) -> (S, *members, B, out), an affine map of its own for each seed and member.
 
-    Glorot: uniform with variance 2 / (in + out). LeCun: normal with variance 1 / in, cut at two standard deviations.
+    Glorot: uniform with variance 2 / (in + out), where out is that of one of the `heads`. LeCun: normal with variance
+    1 / in, cut at two standard deviations.
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, noise: Noise, init: Init = "glorot", members: Members = (), bias: float = 0.0
+        self,
+        in_dim: int,
+        out_dim: int,
+        noise: Noise,
+        init: Init = "glorot",
+        members: Members = (),
+        bias: float = 0.0,
+        heads: int = 1,
     ) -> None:
         super().__init__()
         shape = (*members, in_dim, out_dim)
         if init == "glorot":
-            weight = (2 * noise.uniform("init", *shape) - 1) * math.sqrt(6 / (in_dim + out_dim))
+            weight = (2 * noise.uniform("init", *shape) - 1) * math.sqrt(6 / (in_dim + out_dim // heads))
         elif init == "lecun":
             # Inverse distribution function of the cut normal; .8796 is the standard deviation before rescaling.
             probability = 0.5 + math.erf(math.sqrt(2)) * (noise.uniform("init", *shape) - 0.5)
@@ -78,7 +86,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu
 class MLP(nn.Module):
     """Linear, activation and, if asked for, LayerNorm for each hidden layer; a linear output layer.
 
-    `out_scale` multiplies the initial weights of the output layer.
+    `out_scale` multiplies the initial weights of the output layer, which may be several `heads` side by side.
     """
 
     def __init__(
@@ -91,13 +99,14 @@ class MLP(nn.Module):
         layer_norm: bool = False,
         activation: Activation = "gelu",
         out_scale: float = 1.0,
+        heads: int = 1,
     ) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         dims = [in_dim, *hidden_dims]
         self.hidden = nn.ModuleList(Linear(i, o, noise, members=members) for i, o in itertools.pairwise(dims))
         self.norms = nn.ModuleList(LayerNorm(dim, noise, members) for dim in hidden_dims if layer_norm)
-        self.out = Linear(dims[-1], out_dim, noise, members=members)
+        self.out = Linear(dims[-1], out_dim, noise, members=members, heads=heads)
         with torch.no_grad():
             self.out.weight.mul_(out_scale)
 

@@ -40,6 +40,9 @@ LATER_FIELDS = {
 LATER_AGENT_FIELDS: dict[str, dict[str, Any]] = {
     "CriticConfig": {"pessimism": 0.5},
     "SACFlowConfig": {"bc_target": "batch", "behaviour_flow_steps": 10},
+    "FQLConfig": {"window_mask": "steps"},
+    "IFQLConfig": {"window_mask": "steps", "value_mask": "window"},
+    **{f"{agent}Config": {"window_mask": "steps"} for agent in ("QAM", "DSRL", "FBRAC", "FAWAC", "DAC", "QSM")},
 }
 
 
