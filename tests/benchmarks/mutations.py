@@ -1,0 +1,148 @@
+"""Which changes of an agent's formulas its tests notice: a sign, a coefficient or a mask at a time, in memory.
+
+Run as `python -m tests.benchmarks.mutations [MODULE …] [--each N]`, for modules such as fql or blocks.critic; prints a
+table, and the changes that survive.
+"""
+
+import argparse
+import ast
+import copy
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("sign", "coefficient", "mask")
+TESTS = (
+    "parity",
+    "parity_ppo",
+    "flow_agents",
+    "classical",
+    "adjoint",
+    "diffusion",
+    "ppo",
+    "flow",
+    "networks",
+    "agents",
+)
+NO_FORMULA = ("__init__", "__post_init__", "check_config")  # what they say is tested elsewhere
+
+
+def places(tree: ast.Module, kind: str) -> list[tuple[ast.AST, str, int | None]]:
+    """Where a change of the kind can be made: parent, field and index of each node."""
+    found = []
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        if function.name not in NO_FORMULA:
+            for parent, field, index, node in _children(function):
+                if _fits(node, parent, kind):
+                    found.append((parent, field, index))
+    return found
+
+
+def _children(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
+    """All nodes below that compute a value; not those of indices, ranges, errors and annotations."""
+    for field, value in ast.iter_fields(node):
+        if field in ("slice", "annotation", "returns", "decorator_list"):
+            continue
+        for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            skipped = isinstance(child, ast.Raise | ast.JoinedStr) or (
+                isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id in ("range", "slice")
+            )
+            if isinstance(child, ast.AST) and not skipped:
+                yield node, field, index, child
+                yield from _children(child)
+
+
+def _fits(node: ast.AST, parent: ast.AST, kind: str) -> bool:
+    if kind == "sign":
+        negated = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+        number = isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant)
+        return (negated and not number) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub))
+    if kind == "mask":
+        return isinstance(node, ast.Attribute) and node.attr in ("valid", "bootstrap", "continues")
+    scales = isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.Mult)
+    return scales and (
+        (isinstance(node, ast.Constant) and isinstance(node.value, float))
+        or (isinstance(node, ast.Attribute) and ast.unparse(node).startswith("self.config."))
+    )
+
+
+def mutant_of(tree: ast.Module, kind: str, number: int) -> tuple[ast.Module, str]:
+    """The module with its `number`-th change of a kind, and the line that it is in, before and after."""
+    tree = copy.deepcopy(tree)
+    parent, field, index = places(tree, kind)[number]
+    value = getattr(parent, field)
+    node = value if index is None else value[index]
+    before = ast.unparse(parent)
+    new = _changed(node, kind)
+    if index is None:
+        setattr(parent, field, new)
+    else:
+        value[index] = new
+    return ast.fix_missing_locations(tree), f"line {node.lineno}: {before[:90]} -> {ast.unparse(parent)[:90]}"
+
+
+def _changed(node: ast.AST, kind: str) -> ast.AST:
+    if kind == "mask":
+        return ast.parse(f"({ast.unparse(node)} * 0 + 1)", mode="eval").body
+    if kind == "coefficient":
+        return ast.parse(f"(1.1 * {ast.unparse(node)})", mode="eval").body
+    if isinstance(node, ast.UnaryOp):
+        return node.operand
+    assert isinstance(node, ast.BinOp)
+    return ast.BinOp(node.left, ast.Sub() if isinstance(node.op, ast.Add) else ast.Add(), node.right)
+
+
+def survives(module: str, kind: str, number: int) -> bool:
+    """Whether no test of the agents notices."""
+    from agents import AGENTS
+
+    users = [name for name, (agent, _) in AGENTS.items() if agent.__module__ == f"agents.{module}"]
+    words = " or ".join([*users, module]) if users else ""
+    tests = [str(path) for name in TESTS if (path := ROOT / "tests" / f"test_{name}.py").exists()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "tests.benchmarks.mutated", *tests]
+    command += ["-k", f"({words}) and not compiled and not -2"] if words else []
+    environment = {**os.environ, "MUTANT": f"agents.{module}/{kind}/{number}", "MUJOCO_GL": "disable"}
+    outcome = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if outcome.returncode not in (0, 1):  # 1: a test failed
+        return "error" not in outcome.stdout.lower()  # a module that cannot be imported is noticed as well
+    return outcome.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    modules = [path.stem for path in sorted((ROOT / "agents").glob("[a-z]*.py"))]
+    parser.add_argument("modules", nargs="*", default=modules)
+    parser.add_argument("--each", type=int, default=1, help="changes of each kind and module, drawn at random")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    chosen = []
+    for module in options.modules:
+        tree = ast.parse((ROOT / "agents" / f"{module.replace('.', '/')}.py").read_text())
+        for kind in KINDS:
+            count = len(places(tree, kind))
+            numbers = sorted(random.Random(f"{module} {kind}").sample(range(count), min(count, options.each)))
+            chosen += [(module, kind, number, mutant_of(tree, kind, number)[1]) for number in numbers]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        outcomes = list(pool.map(lambda one: survives(*one[:3]), chosen))
+    print("| module | " + " | ".join(KINDS) + " |\n|---|" + "---|" * len(KINDS))
+    for module in options.modules:
+        cells = []
+        for kind in KINDS:
+            of = [
+                lives for (name, its, *_), lives in zip(chosen, outcomes, strict=True) if (name, its) == (module, kind)
+            ]
+            cells.append(f"{of.count(False)} of {len(of)}" if of else "-")
+        print(f"| {module} | " + " | ".join(cells) + " |")
+    print(f"{outcomes.count(False)} of {len(outcomes)} changes are noticed")
+    for (module, kind, _, where), lives in zip(chosen, outcomes, strict=True):
+        if lives:
+            print(f"survives: {module}, {kind}, {where}")
+
+
+if __name__ == "__main__":
+    main()
