@@ -354,3 +354,22 @@ def test_cloning_by_diffusion_regresses_the_noise_in_the_chunk() -> None:
     draws = {"denoising_noise": torch.full((BATCH_SIZE, 10), 2.0), "denoising_t": torch.zeros(BATCH_SIZE, 1)}
     loss = agent.policy_loss(batch, RecordedNoise(draws))
     torch.testing.assert_close(loss, 4 * batch.valid.mean().view(1))
+
+
+def test_the_target_of_awac_is_the_return_plus_the_value_of_what_follows() -> None:
+    agent = build("awac")
+    set_constant(agent.critic.online.mlp, 1.0, 1.0)
+    set_constant(agent.critic.target.mlp, 2.0, 2.0)
+    batch = batch_of(agent.chunk_length)
+    loss, _ = agent.critic_loss(batch, SeededNoise([0]))
+    expected = (batch.valid[..., -1] * (1 - batch.chunk_return - 2 * batch.bootstrap).square()).mean()
+    torch.testing.assert_close(loss.detach().squeeze(), expected)
+
+
+@pytest.mark.parametrize("name", ["bc", "bc_diffusion"])
+def test_cloning_counts_no_step_of_the_next_episode(name: str) -> None:
+    agent = build(name)
+    batch = batch_of(agent.chunk_length)
+    whole, none = (replace(batch, valid=value * torch.ones_like(batch.valid)) for value in (1, 0))
+    assert float(agent.policy_loss(whole, SeededNoise([0])).detach()) > 0
+    assert float(agent.policy_loss(none, SeededNoise([0])).detach()) == 0
