@@ -10,6 +10,7 @@ import datasets
 from agents import AGENTS
 from agents.blocks.config import setting_types, settings_of, with_settings
 from agents.blocks.critic import CriticConfig
+from bench.grid.options import PlanOptions, Selection, selected_configs
 from bench.protocol.config import ConfigError, RunConfig, config_difference, default_agent_config, parse_value
 from bench.protocol.departures import departures
 from bench.protocol.schedule import total_updates, updates_after
@@ -157,10 +158,34 @@ def test_the_release_holds_chunks_and_critics_fixed():
     assert by_task["cube-double-task4", "dsrl"].noise_scale == 1.0
 
 
-def test_agents_of_mazes_choose_single_actions():
-    for domain in ("antmaze-large", "humanoidmaze-large"):
-        assert {settings["chunk_length"] for settings in TUNED[domain].values()} == {1}
-    assert TUNED["antmaze-giant"]["fql"]["bc_coef"] == 10  # FQL's own weight, not the release's
+@pytest.mark.parametrize("domain", sorted({task.domain for task in datasets.TASKS.values()}))
+def test_a_domain_asks_the_same_of_every_agent_in_it(domain):
+    """Of the release's config, of the tuned one, and of a run that is named by its task."""
+    task = next(task for task in datasets.TASKS.values() if task.domain == domain)
+    maze, humanoid = "maze" in domain, "humanoidmaze" in domain
+    for agent, (_, default) in AGENTS.items():
+        selection = Selection(task=task.name, agent=agent)
+        (single,) = selected_configs(PlanOptions(selection, typed=("--task", task.name, "--agent", agent)))
+        assert single.discount == (0.995 if humanoid or domain == "antmaze-giant" else 0.99)
+        assert single.online_dataset_rows == (1_000_000 if domain in ("cube-quadruple", "puzzle-4x4") else None)
+        assert single.agent_config == tuned_config(agent, domain)
+        for config, chunk_length in ((single.agent_config, default.chunk_length), (release_config(agent, domain), 5)):
+            assert config.chunk_length == (1 if maze else chunk_length), agent
+            settings = settings_of(config)
+            if settings.get("q_aggregation") == "pessimistic":
+                assert settings["pessimism"] == (0.0 if humanoid else 0.5), agent
+
+
+def test_settings_of_a_data_set_are_those_of_the_one_that_is_trained_on():
+    words = ("--task", "cube-quadruple-task1", "--agent", "fql", "--dataset", "cube-quadruple-play-v0")
+    selection = Selection(task=words[1], agent="fql", dataset=words[-1])
+    (config,) = selected_configs(PlanOptions(selection, typed=words))
+    assert config.online_dataset_rows is None  # one file, which the releases keep whole
+
+
+def test_weights_of_mazes_are_those_of_fql():
+    assert TUNED["antmaze-giant"]["fql"]["bc_coef"] == 10  # not the release's
+    assert release_config("fql", "antmaze-giant").bc_coef == release_config("qc_fql", "antmaze-giant").bc_coef == 3
 
 
 def test_agents_without_an_offline_phase_have_none_wherever_they_are_named():

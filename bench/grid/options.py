@@ -218,7 +218,8 @@ def single_config(selection: Selection, settings: dict[str, Any], seed: int) -> 
     _check_data_of_task(selection.task or "", settings)
     check_agent(agent)
     agent_config = default_agent_config(agent, selection.agent_config, tuned_config(agent, task.domain))
-    config = run_config(selection.name, task, agent, seed, agent_config=agent_config)
+    data = {name: settings[name] for name in ("dataset",) if name in settings}  # it asks for settings of its own
+    config = run_config(selection.name, task, agent, seed, agent_config=agent_config, **data)
     return config.replace(**settings)
 
 

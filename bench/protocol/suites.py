@@ -6,7 +6,15 @@ from typing import Any
 from agents import AGENTS
 from agents.blocks.config import settings_of, with_settings
 from bench.protocol.config import RunConfig
-from bench.protocol.tuned import RELEASE, RELEASE_CRITIC, RUN_SETTINGS, TUNED
+from bench.protocol.tuned import (
+    AGENT_SETTINGS,
+    DOMAIN_SETTINGS,
+    RELEASE,
+    RELEASE_CRITIC,
+    RUN_SETTINGS,
+    TUNED,
+    data_settings,
+)
 from bench.runs.contract import NO_SUITES, ConfigError
 from datasets.registry import TASKS
 from datasets.spec import TaskSpec
@@ -18,8 +26,8 @@ CHUNK_LENGTH = 5  # H where a suite holds it fixed
 
 
 def tuned_config(agent: str, domain: str) -> Any:
-    """The agent's config with the domain's published settings."""
-    return with_settings(AGENTS[agent][1], **TUNED.get(domain, {}).get(agent, {}))
+    """The agent's config with the domain's settings, and those published for the agent in it."""
+    return with_settings(_in_domain(AGENTS[agent][1], domain), **TUNED.get(domain, {}).get(agent, {}))
 
 
 def release_config(agent: str, domain: str) -> Any:
@@ -27,13 +35,20 @@ def release_config(agent: str, domain: str) -> Any:
     config = tuned_config(agent, domain)
     fixed = {"chunk_length": CHUNK_LENGTH, **RELEASE_CRITIC}
     fixed = {name: value for name, value in fixed.items() if name in settings_of(config)}
-    return with_settings(config, **{**fixed, **RELEASE.get(domain, {}).get(agent, {})})
+    return with_settings(_in_domain(with_settings(config, **fixed), domain), **RELEASE.get(domain, {}).get(agent, {}))
+
+
+def _in_domain(config: Any, domain: str) -> Any:
+    """The config with what the domain asks of every agent, as far as it has such settings."""
+    settings, asked = settings_of(config), AGENT_SETTINGS.get(domain, {})
+    unused = () if settings.get("q_aggregation") == "pessimistic" else ("pessimism",)
+    return with_settings(config, **{n: v for n, v in asked.items() if n in settings and n not in unused})
 
 
 def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: Any) -> RunConfig:
-    """A run on the task's own data with its tuned settings, unless `settings` say otherwise. What all runs of the agent
-    do differently from everyone's (RUN_SETTINGS) holds in any case. ConfigError for a suite that results keep a folder
-    of its name for.
+    """A run on the task's own data with its tuned settings and those of its domain and data, unless `settings` say
+    otherwise. What all runs of the agent do differently from everyone's (RUN_SETTINGS) holds in any case. ConfigError
+    for a suite that results keep a folder of its name for.
     """
     if suite.lower() in NO_SUITES:
         raise ConfigError(
@@ -41,29 +56,26 @@ def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: An
             f"use another name, such as my-{suite.lower()}"
         )
     settings = {"agent_config": tuned_config(agent, task.domain), "dataset": task.dataset, **settings}
+    settings = DOMAIN_SETTINGS.get(task.domain, {}) | data_settings(settings["dataset"]) | settings
     return RunConfig(suite=suite, task=task.name, agent=agent, seed=seed, **(settings | RUN_SETTINGS.get(agent, {})))
 
 
-def _grid(
-    suite: str, tasks: Iterable[TaskSpec], agents: Sequence[str] = FLOW_AGENTS, **settings: Any
-) -> list[RunConfig]:
+def _grid(suite: str, tasks: Iterable[TaskSpec], agents: Sequence[str] = FLOW_AGENTS) -> list[RunConfig]:
     """Every agent on every task at the published protocol, with settings tuned where a paper has tuned them."""
-    return [
-        run_config(suite, task, agent, seed, **settings) for task in tasks for agent in agents for seed in GRID_SEEDS
-    ]
+    return [run_config(suite, task, agent, seed) for task in tasks for agent in agents for seed in GRID_SEEDS]
 
 
 def _tasks(*domains: str) -> list[TaskSpec]:
     return [task for task in TASKS.values() if task.domain in domains]
 
 
-def _ogbench(domain: str, agents: Sequence[str] = FLOW_AGENTS, **settings: Any) -> list[RunConfig]:
-    return _grid(f"ogbench-{domain}", _tasks(domain), agents, **settings)
+def _ogbench(domain: str, agents: Sequence[str] = FLOW_AGENTS) -> list[RunConfig]:
+    return _grid(f"ogbench-{domain}", _tasks(domain), agents)
 
 
-def _cubes(domain: str, **settings: Any) -> list[RunConfig]:
+def _cubes(domain: str) -> list[RunConfig]:
     """With ReinFlow, the on-policy opponent of the SAC Flow paper."""
-    return _ogbench(domain, (*FLOW_AGENTS, "reinflow"), **settings)
+    return _ogbench(domain, (*FLOW_AGENTS, "reinflow"))
 
 
 def quick() -> list[RunConfig]:
@@ -226,8 +238,8 @@ def ogbench_cube_triple() -> list[RunConfig]:
 
 
 def ogbench_cube_quadruple() -> list[RunConfig]:
-    """The five cube-quadruple tasks on the 100M set: the third panel. Online keeps the last shard, as published."""
-    return _cubes("cube-quadruple", online_dataset_rows=1_000_000)
+    """The five cube-quadruple tasks on the 100M set: the third panel. Online keeps one shard, as published."""
+    return _cubes("cube-quadruple")
 
 
 def ogbench_scene() -> list[RunConfig]:
@@ -241,8 +253,8 @@ def ogbench_puzzle_3x3() -> list[RunConfig]:
 
 
 def ogbench_puzzle_4x4() -> list[RunConfig]:
-    """The five puzzle-4x4 tasks on the 100M set, as QAM runs them; online keeps the last shard."""
-    return _ogbench("puzzle-4x4", online_dataset_rows=1_000_000)
+    """The five puzzle-4x4 tasks on the 100M set of QAM's runs, sparse reward; online keeps one shard, as Q-chunking."""
+    return _ogbench("puzzle-4x4")
 
 
 def ogbench_antmaze_large() -> list[RunConfig]:
@@ -252,17 +264,17 @@ def ogbench_antmaze_large() -> list[RunConfig]:
 
 def ogbench_antmaze_giant() -> list[RunConfig]:
     """The five antmaze-giant tasks on navigate data, single actions, the longer discount of FQL's and QAM's runs."""
-    return _maze("antmaze-giant", discount=0.995)
+    return _maze("antmaze-giant")
 
 
 def ogbench_humanoidmaze_medium() -> list[RunConfig]:
     """The five humanoidmaze-medium tasks on navigate data, single actions, the longer discount."""
-    return _maze("humanoidmaze-medium", discount=0.995)
+    return _maze("humanoidmaze-medium")
 
 
 def ogbench_humanoidmaze_large() -> list[RunConfig]:
     """The five humanoidmaze-large tasks on navigate data, single actions, the longer discount."""
-    return _maze("humanoidmaze-large", discount=0.995)
+    return _maze("humanoidmaze-large")
 
 
 def ogbench_50() -> list[RunConfig]:
@@ -273,9 +285,9 @@ def ogbench_50() -> list[RunConfig]:
     return [config.replace(suite="ogbench-50", online_steps=500_000) for config in runs]
 
 
-def _maze(domain: str, **settings: Any) -> list[RunConfig]:
+def _maze(domain: str) -> list[RunConfig]:
     """Without qc_fql, which is fql where chunks have one action."""
-    return [config for config in _ogbench(domain, **settings) if config.agent != "qc_fql"]
+    return [config for config in _ogbench(domain) if config.agent != "qc_fql"]
 
 
 def robomimic() -> list[RunConfig]:
@@ -301,7 +313,6 @@ def baselines_cube() -> list[RunConfig]:
             online_steps=500_000,
             eval_interval_updates=50_000,
             eval_interval_steps=50_000,
-            online_dataset_rows=1_000_000 if task.domain == "cube-quadruple" else None,
         )
         for task in _tasks("cube-double", "cube-triple", "cube-quadruple")
         for agent in agents

@@ -17,6 +17,29 @@ RUN_SETTINGS: dict[str, Settings] = {
     "sac": {**FROM_SCRATCH, "online_batch_share": 1.0},
 }
 
+# What a domain asks of every run in it: FQL and QAM look further ahead in the larger mazes.
+DOMAIN_SETTINGS: dict[str, Settings] = {
+    "antmaze-giant": {"discount": 0.995},
+    "humanoidmaze-medium": {"discount": 0.995},
+    "humanoidmaze-large": {"discount": 0.995},
+}
+SHARD_ROWS = 1_000_000  # of OGBench's sets of 100M transitions; the releases hold one shard at a time in their buffer
+
+
+def data_settings(dataset: str) -> Settings:
+    """What a data set asks of every run on it."""
+    return {"online_dataset_rows": SHARD_ROWS} if "-100m-" in dataset else {}
+
+
+# What a domain asks of every agent that has the setting (pessimism: where its critics are pessimistic). QAM
+# (arXiv 2601.14234) runs all of its agents without chunks in mazes.
+AGENT_SETTINGS: dict[str, Settings] = {
+    "antmaze-large": {"chunk_length": 1},
+    "antmaze-giant": {"chunk_length": 1},
+    "humanoidmaze-medium": {"chunk_length": 1, "pessimism": 0.0},
+    "humanoidmaze-large": {"chunk_length": 1, "pessimism": 0.0},
+}
+
 SAC_FLOW = ("sac_flow_g", "sac_flow_t", "naive_sac_flow", "flow_mlp")
 
 
@@ -29,30 +52,30 @@ def _flow_family(fql: float, qc_fql: float, sac_flow: float, sac_flow_online: fl
     }
 
 
-def _single_actions(bc_coef: float, **settings: Any) -> dict[str, Settings]:
-    """Every agent without chunks, as QAM (arXiv 2601.14234) runs all of its agents in mazes."""
+def _one_weight(bc_coef: float, **settings: Any) -> dict[str, Settings]:
+    """The same for the whole family."""
     family = _flow_family(fql=bc_coef, qc_fql=bc_coef, sac_flow=bc_coef, sac_flow_online=bc_coef)
-    return {agent: {**tuned, "chunk_length": 1, **settings} for agent, tuned in family.items()}
+    return {agent: {**tuned, **settings} for agent, tuned in family.items()}
 
 
 # SAC Flow (arXiv 2509.25756), table of regulariser weights by environment. The official driver's command line falls
 # back to 100 online for every task unless told otherwise; the paper's table is followed here.
 _PAPERS: dict[str, dict[str, Settings]] = {
     # Not in that table; FQL (arXiv 2502.02538) uses 300 on cube-single, and so does the row of cube-double below.
-    "cube-single": _flow_family(fql=300, qc_fql=300, sac_flow=300, sac_flow_online=300),
-    "cube-double": _flow_family(fql=300, qc_fql=300, sac_flow=300, sac_flow_online=300),
+    "cube-single": _one_weight(300),
+    "cube-double": _one_weight(300),
     "cube-triple": _flow_family(fql=300, qc_fql=100, sac_flow=100, sac_flow_online=100),
     "cube-quadruple": _flow_family(fql=300, qc_fql=100, sac_flow=100, sac_flow_online=100),
     # Below, SAC Flow has published no weights; all agents take those of FQL (github.com/seohongpark/fql, README: h = 1,
     # 2 critics). humanoidmaze-medium: 100 for offline-to-online, 30 for offline runs. Q-chunking says of its QC-FQL on
     # such domains only that it was tuned among a third, once and three times FQL's weight.
-    "scene": _flow_family(fql=300, qc_fql=300, sac_flow=300, sac_flow_online=300),
-    "puzzle-3x3": _flow_family(fql=1_000, qc_fql=1_000, sac_flow=1_000, sac_flow_online=1_000),
-    "puzzle-4x4": _flow_family(fql=1_000, qc_fql=1_000, sac_flow=1_000, sac_flow_online=1_000),
-    "antmaze-large": _single_actions(10, q_aggregation="min"),
-    "antmaze-giant": _single_actions(10, q_aggregation="min"),
-    "humanoidmaze-medium": _single_actions(100),
-    "humanoidmaze-large": _single_actions(30),
+    "scene": _one_weight(300),
+    "puzzle-3x3": _one_weight(1_000),
+    "puzzle-4x4": _one_weight(1_000),
+    "antmaze-large": _one_weight(10, q_aggregation="min"),
+    "antmaze-giant": _one_weight(10, q_aggregation="min"),
+    "humanoidmaze-medium": _one_weight(100),
+    "humanoidmaze-large": _one_weight(30),
     # SAC Flow's table again.
     "lift": _flow_family(fql=10_000, qc_fql=10_000, sac_flow=10_000, sac_flow_online=1_000),
     "can": _flow_family(fql=10_000, qc_fql=10_000, sac_flow=10_000, sac_flow_online=1_000),
@@ -60,7 +83,8 @@ _PAPERS: dict[str, dict[str, Settings]] = {
 }
 
 # The 12-seed release of QAM (arXiv 2601.14234): every agent over chunks of 5 actions (1 in mazes), with the same ten
-# critics, whose targets are the mean less half a standard deviation; what it tuned is below, by domain.
+# critics, whose targets are the mean less half a standard deviation (humanoidmaze: the mean); what it tuned is below,
+# by domain.
 RELEASE_CRITIC: Settings = {"num_critics": 10, "q_aggregation": "pessimistic", "pessimism": 0.5}
 RELEASE_DOMAINS = (
     *("cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4"),
@@ -90,8 +114,10 @@ def _by_domain(table: dict[tuple[str, str], tuple[float, ...]]) -> dict[str, dic
     found: dict[str, dict[str, Settings]] = {domain: {} for domain in RELEASE_DOMAINS}
     for (agent, field), values in table.items():
         for domain, value in zip(RELEASE_DOMAINS, values, strict=True):
-            chunks: Settings = {"chunk_length": 1} if "maze" in domain else {}
-            found[domain].setdefault(agent, chunks.copy())[field] = float(value)
+            found[domain].setdefault(agent, {})[field] = float(value)
+    for domain, agents in found.items():
+        if domain in AGENT_SETTINGS:  # where chunks have one action, its FQL is both agents
+            agents["fql"] = agents["qc_fql"]
     return found
 
 
