@@ -42,7 +42,7 @@ HASHES = {
     "baselines-cube/cube-double-task1/flow_mlp": "f2d3fd6381eddf6d",
     "baselines-cube/cube-double-task1/naive_sac_flow": "ab56f79cb264022f",
     "baselines-cube/cube-double-task1/fbrac": "ca7259e1433b3009",
-    "baselines-cube/cube-double-task1/qc_fql": "1698eb477b230216",
+    "baselines-cube/cube-double-task1/qc_fql": "8885c8b043beb295",
     "baselines-cube/cube-double-task1/qc": "5d334d9173d36730",
     "baselines-cube/cube-double-task1/ifql": "dff1611115d92ac5",
     "baselines-cube/cube-double-task1/fawac": "569ebd9434dcf461",
@@ -154,6 +154,7 @@ def test_the_release_holds_chunks_and_critics_fixed():
             assert agent.critic == CriticConfig(10, "pessimistic", 0.5)
     by_task = {(config.task, config.agent): config.agent_config for config in configs}
     assert by_task["cube-triple-task2", "qc_fql"].bc_coef == 30
+    assert by_task["cube-triple-task2", "qc_fql"].window_mask == "window"  # of QAM's FQL; Q-chunking masks steps
     assert by_task["cube-quadruple-task1", "qam_f"].inverse_temperature == 0.3
     assert by_task["cube-double-task4", "dsrl"].noise_scale == 1.0
 

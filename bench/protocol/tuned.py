@@ -84,7 +84,7 @@ _PAPERS: dict[str, dict[str, Settings]] = {
 
 # The 12-seed release of QAM (arXiv 2601.14234): every agent over chunks of 5 actions (1 in mazes), with the same ten
 # critics, whose targets are the mean less half a standard deviation (humanoidmaze: the mean); what it tuned is below,
-# by domain.
+# by domain. Its FQL drops whole windows that run into the next episode, Q-chunking's their steps there.
 RELEASE_CRITIC: Settings = {"num_critics": 10, "q_aggregation": "pessimistic", "pessimism": 0.5}
 RELEASE_DOMAINS = (
     *("cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4"),
@@ -116,6 +116,7 @@ def _by_domain(table: dict[tuple[str, str], tuple[float, ...]]) -> dict[str, dic
         for domain, value in zip(RELEASE_DOMAINS, values, strict=True):
             found[domain].setdefault(agent, {})[field] = float(value)
     for domain, agents in found.items():
+        agents["qc_fql"]["window_mask"] = "window"
         if domain in AGENT_SETTINGS:  # where chunks have one action, its FQL is both agents
             agents["fql"] = agents["qc_fql"]
     return found
