@@ -11,11 +11,18 @@ from agents import AGENTS
 from agents.blocks.config import setting_types, settings_of, with_settings
 from agents.blocks.critic import CriticConfig
 from bench.grid.options import PlanOptions, Selection, selected_configs
-from bench.protocol.config import ConfigError, RunConfig, config_difference, default_agent_config, parse_value
+from bench.protocol.config import (
+    ConfigError,
+    RunConfig,
+    RunSettings,
+    config_difference,
+    default_agent_config,
+    parse_value,
+)
 from bench.protocol.departures import departures
 from bench.protocol.schedule import total_updates, updates_after
-from bench.protocol.suites import SUITES, release_config, run_config, tuned_config
-from bench.protocol.tuned import RELEASE, TUNED
+from bench.protocol.suites import SUITES, run_config
+from bench.protocol.tuned import RELEASE, TUNED, release_config, tuned_config
 from tests.tiny_runs import tiny_config
 
 
@@ -157,6 +164,23 @@ def test_the_release_holds_chunks_and_critics_fixed():
     assert by_task["cube-triple-task2", "qc_fql"].window_mask == "window"  # of QAM's FQL; Q-chunking masks steps
     assert by_task["cube-quadruple-task1", "qam_f"].inverse_temperature == 0.3
     assert by_task["cube-double-task4", "dsrl"].noise_scale == 1.0
+    # QAM's replay where it gives other batches than Q-chunking's; one shard of the 100M transitions at a time
+    others = {(config.task.rsplit("-", 1)[0], config.agent) for config in configs if config.replay == "keep"}
+    agents = {config.agent for config in configs} - {"dppo", "reinflow", "sac"}
+    triple, quadruple = (
+        {(domain, agent) for agent in agents - without}
+        for domain, without in (("cube-triple", {"rlpd_ac"}), ("cube-quadruple", set()))
+    )
+    assert others == triple | quadruple
+    assert {config.online_dataset_rows for config in configs if "quadruple" in config.task} == {1_000_000}
+
+
+def test_a_single_run_may_keep_all_its_transitions_whatever_its_agent():
+    for agent in ("fql", "rlpd"):
+        words = ("--task", "cube-triple-task1", "--agent", agent, "--replay", "keep")
+        selection = Selection(task=words[1], agent=agent)
+        (config,) = selected_configs(PlanOptions(selection, RunSettings(replay="keep"), typed=words))
+        assert (config.replay, config.replay_capacity) == ("keep", 2_000_000)
 
 
 @pytest.mark.parametrize("domain", sorted({task.domain for task in datasets.TASKS.values()}))
@@ -228,6 +252,7 @@ def test_every_field_is_part_of_the_identity():
         "variant": "x",
         "warmup_actions": "random",
         "online_batch_share": 0.5,
+        "replay": "keep",
     }
     for field in dataclasses.fields(config):
         if field.name == "agent":
@@ -264,8 +289,9 @@ def test_on_policy_runs_update_after_each_rollout():
         config.replace(agent_config=dataclasses.replace(agent, num_envs=3))
     with pytest.raises(ConfigError, match="must be at least two chunks in each environment, 40"):
         config.replace(agent_config=dataclasses.replace(agent, num_envs=4))
-    with pytest.raises(ConfigError, match="dppo is on-policy: it has neither"):
-        config.replace(warmup_actions="random")
+    for change in ({"warmup_actions": "random"}, {"replay": "keep"}):
+        with pytest.raises(ConfigError, match="dppo is on-policy: it has neither"):
+            config.replace(**change)
 
 
 def test_bare_domain_is_task_two():
@@ -285,6 +311,8 @@ def test_bare_domain_is_task_two():
         ({"offline_updates": 0, "online_steps": 0}, "nothing to run"),
         ({"suite": "a/b"}, "cannot be a folder's name"),
         ({"warmup_actions": "rnadom"}, "warmup_actions is 'rnadom'; it must be policy or random"),
+        ({"replay": "kepp"}, "replay is 'kepp'; it must be overwrite or keep"),
+        ({"replay": "keep", "replay_capacity": 9}, "replay keep has room for all transitions, so leave it at 2000000"),
         ({"online_batch_share": 1.5}, "online_batch_share is 1.5; it must lie in"),
         ({"online_batch_share": 0.5, "warmup_steps": 2}, "with an online_batch_share it must be at least one chunk, 5"),
         ({"agent_config": AGENTS["fql"][1]}, "takes a SACFlowConfig"),

@@ -179,6 +179,64 @@ def test_buffer_of_dataset_size_plus_one_overwrites_the_oldest_offline_transitio
     assert every_window(replay).obs[0, :, 1].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 1.0]
 
 
+def test_buffer_with_room_for_all_overwrites_nothing():
+    # QAM's driver on cube-triple: dataset + online steps
+    replay = make_replay(make_transitions([6]), 1)
+    replay.open_ring(capacity=None, online_steps=100)
+    for number in range(100):
+        append(replay, [online_row(number, False, False)])
+    assert replay.size == replay.capacity == 106
+    assert every_window(replay).obs[0, :, 1].tolist() == [*map(float, range(6)), *map(float, range(100))]
+
+
+@settings(max_examples=100, deadline=None)
+@given(buffers(), st.integers(1, 12), st.integers(1, 9))
+def test_shards_take_turns_in_circles_and_online_transitions_stay(buffer, rows, turn):
+    lengths, terminated, chunk_length, _, flags, _ = buffer
+    rows = min(max(rows, chunk_length), sum(lengths))
+    transitions = make_transitions(lengths, terminated)
+    replay = make_replay(transitions, chunk_length)
+    replay.open_ring(None, online_steps=40, dataset_rows=rows, turn=turn)
+    data, online = dataset_rows(transitions), []
+    for number, (ends, terminates) in enumerate([*flags, (False, False)]):
+        shard = number // turn % (len(data) // rows)
+        part = data[shard * rows : (shard + 1) * rows]
+        reference = [*part[:-1], {**part[-1], "episode_end": True}, *online]
+        batch = every_window(replay)
+        assert replay.size == len(reference)
+        for start in range(len(reference) - chunk_length + 1):
+            assert_window(batch, start, reference[start : start + chunk_length])
+        if number < len(flags):
+            online.append(online_row(number, ends or terminates, terminates))
+            append(replay, online[-1:])
+
+
+@pytest.mark.parametrize("placement", ["device", "host", "stream"])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_turns_of_shards_are_the_same_in_every_placement_prefetched_and_restored(placement, share, tmp_path):
+    transitions = make_transitions([9, 7, 8], terminated_rows=[4])
+
+    def fresh(data: Transitions, **options: Any) -> Replay:
+        replay = make_replay(data, 3, num_seeds=2, **options)
+        replay.open_ring(None, 40, dataset_rows=8, online_share=share, turn=5)
+        return replay
+
+    plain, other, restored = fresh(transitions), fresh(mapped(transitions, tmp_path), placement=placement), None
+    fixed = fractions_of(0, 2, 40)
+    for number in range(40):
+        other.prefetch(number, fixed)  # what is appended or takes its turn meanwhile changes the batch
+        rows = [online_row(number, number % 5 == 2, False), online_row(number, number % 7 == 3, True)]
+        for each in (plain, other, *([restored] if restored else [])):
+            append(each, rows)
+        if number == 17:  # between two turns
+            restored = fresh(transitions)
+            restored.restore_online(plain.online_rows(seed, 0, 18) for seed in range(2))
+        expected = plain.sample(fixed)
+        assert_equal_batches(other.sample(fixed, number), expected)
+        if restored:
+            assert_equal_batches(restored.sample(fixed), expected)
+
+
 def test_termination_inside_a_window_stops_the_bootstrap_but_an_episode_end_does_not():
     transitions = make_transitions([5, 5], terminated_rows=[2])
     batch = every_window(make_replay(transitions, 3))
@@ -283,14 +341,15 @@ def test_version_increases_exactly_when_tensors_are_replaced():
         assert_window(batch, start, expected[start : start + 3])
 
 
-def test_compiled_sampling_stays_right_and_compiled_while_the_ring_grows_and_wraps():
+@pytest.mark.parametrize("ring", [{"capacity": 40}, {"capacity": None, "dataset_rows": 8, "turn": 7}])
+def test_compiled_sampling_stays_right_and_compiled_while_the_ring_grows_and_wraps(ring):
     transitions = make_transitions([9, 7], terminated_rows=[4])
     replay, eager = (make_replay(transitions, 3, num_seeds=2) for _ in range(2))
     torch._dynamo.reset()
     sample = torch.compile(replay.sample, fullgraph=True, backend="eager")
     assert_equal_batches(sample(fractions_of(0, 2, 16)), eager.sample(fractions_of(0, 2, 16)))
     for each in (replay, eager):
-        each.open_ring(capacity=40, online_steps=100)
+        each.open_ring(**ring, online_steps=100)
     sample(fractions_of(0, 2, 16))  # the one other graph, of an open ring
     with torch._dynamo.config.patch(error_on_recompile=True):
         for number in range(1, 101):
@@ -298,7 +357,7 @@ def test_compiled_sampling_stays_right_and_compiled_while_the_ring_grows_and_wra
                 append(each, [online_row(number, number % 5 == 0, False), online_row(number, number % 7 == 0, True)])
             fractions = fractions_of(number, 2, 16)
             assert_equal_batches(sample(fractions), eager.sample(fractions))
-        assert replay.num_online > replay.capacity
+        assert replay.num_online == 100
 
 
 def test_transition_that_does_not_begin_where_the_last_one_ended_is_refused():
@@ -422,13 +481,16 @@ def test_bad_placement_is_one_line():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(
+    "ring", [{"capacity": 60, "dataset_rows": 40}, {"capacity": None, "dataset_rows": 8, "turn": 7}]
+)
 @pytest.mark.parametrize("placement", ["device", "host", "stream"])
-def test_gpu_gives_the_batches_of_the_cpu_and_appending_does_not_wait_for_it(placement, tmp_path):
+def test_gpu_gives_the_batches_of_the_cpu_and_appending_does_not_wait_for_it(placement, ring, tmp_path):
     transitions = mapped(make_transitions([9, 30, 11], terminated_rows=[4]), tmp_path)
     replay = make_replay(transitions, 3, num_seeds=2, placement=placement, device=torch.device("cuda"))
     reference = make_replay(transitions, 3, num_seeds=2)
     for each in (replay, reference):
-        each.open_ring(capacity=60, online_steps=200, dataset_rows=40)
+        each.open_ring(**ring, online_steps=200)
     for number in range(130):
         rows = [online_row(number, number % 5 == 2, False), online_row(number, number % 7 == 3, True)]
         append(reference, rows)

@@ -147,6 +147,21 @@ def test_agents_from_scratch_act_at_random_until_their_first_update_and_resume(d
     assert (actions["sac"][8:12] != actions["rlpd"][8:12]).any()
 
 
+def test_shards_take_turns_in_whole_runs_whether_they_are_stopped_or_packed(data_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.training.train.SHARD_STEPS", 6)
+    configs = [tiny_config("fql", seed, replay="keep", online_dataset_rows=40) for seed in (0, 1)]
+    execute(configs, tmp_path / "pack")
+    execute(configs[:1], tmp_path / "whole")
+    for env_steps in (9, 23):
+        stop_online(configs[:1], tmp_path / "stopped", env_steps)
+    execute(configs[:1], tmp_path / "stopped")
+    assert results_of(configs[0], tmp_path / "stopped") == results_of(configs[0], tmp_path / "whole")
+    assert_close(configs[0], tmp_path / "pack", tmp_path / "whole")
+    kept = tiny_config("fql", suite="kept", online_dataset_rows=40)
+    execute([kept], tmp_path / "whole")
+    assert results_of(kept, tmp_path / "whole")["train.csv"] != results_of(configs[0], tmp_path / "whole")["train.csv"]
+
+
 @pytest.mark.parametrize("agent", ["fql", "dppo"])
 def test_what_the_policy_does_is_measured_at_every_log_point(agent, reference):
     """action_mse for every agent, policy_q for those with critics."""

@@ -13,7 +13,8 @@ from agents.blocks.config import settings_of
 from bench.command_line import check_folder, check_least, flag, option_types, typed_names
 from bench.protocol.config import RunConfig, RunSettings, check_agent, config_difference, default_agent_config
 from bench.protocol.plugins import Plugins, loaded_plugins
-from bench.protocol.suites import SUITES, run_config, tuned_config
+from bench.protocol.suites import SUITES, run_config
+from bench.protocol.tuned import tuned_config
 from bench.runs.contract import ConfigError, RunName, nearest
 from bench.tools.trackers import MIRRORS, check_mirrors
 from bench.training.execution import Execution
@@ -218,8 +219,8 @@ def single_config(selection: Selection, settings: dict[str, Any], seed: int) -> 
     _check_data_of_task(selection.task or "", settings)
     check_agent(agent)
     agent_config = default_agent_config(agent, selection.agent_config, tuned_config(agent, task.domain))
-    data = {name: settings[name] for name in ("dataset",) if name in settings}  # it asks for settings of its own
-    config = run_config(selection.name, task, agent, seed, agent_config=agent_config, **data)
+    asking = {name: settings[name] for name in ("dataset", "replay") if name in settings}  # for settings of their own
+    config = run_config(selection.name, task, agent, seed, agent_config=agent_config, **asking)
     return config.replace(**settings)
 
 

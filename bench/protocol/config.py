@@ -35,6 +35,7 @@ LATER_FIELDS = {
     "warmup_actions": "policy",
     "online_batch_share": None,
     "success_rule": "last",
+    "replay": "overwrite",
 }
 # The same for fields of agents' configs, and of those nested in them, by the name of the class that has the field.
 LATER_AGENT_FIELDS: dict[str, dict[str, Any]] = {
@@ -62,6 +63,7 @@ class RunSettings:
     discount: float = 0.99  # per environment step
     replay_capacity: int = 2_000_000  # transitions; raised to dataset size + 1 where smaller
     online_dataset_rows: int | None = None  # keep only the last so many dataset transitions online; None: all
+    replay: Literal["overwrite", "keep"] = "overwrite"  # online: the oldest make room (Q-chunking); all stay (QAM)
     online_batch_share: float | None = None  # of each online batch, from online transitions; None: uniform mixture
     eval_interval_updates: int = 100_000
     eval_interval_steps: int = 100_000
@@ -122,6 +124,13 @@ class RunConfig(RunSettings):
             raise ConfigError(f"warmup_actions is {self.warmup_actions!r}; it must be policy or random")
         if self.success_rule not in ("any", "last"):
             raise ConfigError(f"success_rule is {self.success_rule!r}; it must be any or last")
+        if self.replay not in ("overwrite", "keep"):
+            raise ConfigError(f"replay is {self.replay!r}; it must be overwrite or keep")
+        if self.replay == "keep" and self.replay_capacity != RunSettings.replay_capacity:
+            raise ConfigError(
+                f"replay_capacity is {self.replay_capacity}; replay keep has room for all transitions, so leave it at "
+                f"{RunSettings.replay_capacity}"
+            )
         share = self.online_batch_share
         if share is not None and not 0.0 <= share <= 1.0:
             raise ConfigError(f"online_batch_share is {share!r}; it must lie in [0, 1], or be none")
@@ -131,9 +140,9 @@ class RunConfig(RunSettings):
                 f"{self.agent_config.chunk_length}"
             )
         if self.rollout_steps is not None:
-            if share is not None or self.warmup_actions != "policy":
+            if share is not None or self.warmup_actions != "policy" or self.replay != "overwrite":
                 raise ConfigError(
-                    f"{self.agent} is on-policy: it has neither online_batch_share nor random warmup_actions"
+                    f"{self.agent} is on-policy: it has neither online_batch_share, random warmup_actions nor a replay"
                 )
             found = f"{self.agent}: rollout_steps is {self.rollout_steps}; it must be"
             if self.rollout_steps % self.num_envs:

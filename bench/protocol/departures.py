@@ -4,8 +4,7 @@ from typing import Any
 
 import datasets
 from bench.protocol.config import RunConfig
-from bench.protocol.suites import release_config, tuned_config
-from bench.protocol.tuned import RELEASE
+from bench.protocol.tuned import RELEASE, release_config, tuned_config
 
 
 def departures(config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from agents import AGENTS
+from agents.blocks.base import OnPolicyAgent
 from agents.blocks.config import settings_of, with_settings
 from bench.protocol.config import RunConfig
 from bench.protocol.tuned import (
-    AGENT_SETTINGS,
     DOMAIN_SETTINGS,
-    RELEASE,
     RELEASE_CRITIC,
     RUN_SETTINGS,
-    TUNED,
     data_settings,
+    release_config,
+    tuned_config,
 )
 from bench.runs.contract import NO_SUITES, ConfigError
 from datasets.registry import TASKS
@@ -22,27 +22,6 @@ from datasets.spec import TaskSpec
 FLOW_AGENTS = ("sac_flow_t", "sac_flow_g", "naive_sac_flow", "flow_mlp", "fql", "qc_fql")
 GRID_SEEDS = range(8)  # per agent and task; the least for a head-to-head claim is 10, for a table 5
 RELEASE_SEEDS = range(12)
-CHUNK_LENGTH = 5  # H where a suite holds it fixed
-
-
-def tuned_config(agent: str, domain: str) -> Any:
-    """The agent's config with the domain's settings, and those published for the agent in it."""
-    return with_settings(_in_domain(AGENTS[agent][1], domain), **TUNED.get(domain, {}).get(agent, {}))
-
-
-def release_config(agent: str, domain: str) -> Any:
-    """The agent's config as the 12-seed release of QAM has it, or would have it: its chunks, critics and weights."""
-    config = tuned_config(agent, domain)
-    fixed = {"chunk_length": CHUNK_LENGTH, **RELEASE_CRITIC}
-    fixed = {name: value for name, value in fixed.items() if name in settings_of(config)}
-    return with_settings(_in_domain(with_settings(config, **fixed), domain), **RELEASE.get(domain, {}).get(agent, {}))
-
-
-def _in_domain(config: Any, domain: str) -> Any:
-    """The config with what the domain asks of every agent, as far as it has such settings."""
-    settings, asked = settings_of(config), AGENT_SETTINGS.get(domain, {})
-    unused = () if settings.get("q_aggregation") == "pessimistic" else ("pessimism",)
-    return with_settings(config, **{n: v for n, v in asked.items() if n in settings and n not in unused})
 
 
 def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: Any) -> RunConfig:
@@ -57,7 +36,10 @@ def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: An
         )
     settings = {"agent_config": tuned_config(agent, task.domain), "dataset": task.dataset, **settings}
     settings = DOMAIN_SETTINGS.get(task.domain, {}) | data_settings(settings["dataset"]) | settings
-    return RunConfig(suite=suite, task=task.name, agent=agent, seed=seed, **(settings | RUN_SETTINGS.get(agent, {})))
+    own = RUN_SETTINGS.get(agent, {})
+    if settings.get("replay") == "keep":  # which has room for all
+        own = {name: value for name, value in own.items() if name != "replay_capacity"}
+    return RunConfig(suite=suite, task=task.name, agent=agent, seed=seed, **(settings | own))
 
 
 def _grid(suite: str, tasks: Iterable[TaskSpec], agents: Sequence[str] = FLOW_AGENTS) -> list[RunConfig]:
@@ -298,7 +280,7 @@ def robomimic() -> list[RunConfig]:
 
 def baselines_cube() -> list[RunConfig]:
     """Every agent on cube-double, -triple and -quadruple at the protocol of QAM's 12-seed release: chunks of 5 actions,
-    the same ten pessimistic critics, 1M offline updates and 500,000 online steps.
+    the same ten pessimistic critics, its replay, 1M offline updates and 500,000 online steps.
 
     FQL, BFN and RLPD are there with chunks alone (qc_fql, qc, rlpd_ac).
     """
@@ -313,11 +295,22 @@ def baselines_cube() -> list[RunConfig]:
             online_steps=500_000,
             eval_interval_updates=50_000,
             eval_interval_steps=50_000,
+            **({"replay": "keep"} if _has_other_replay(agent, task.domain) else {}),
         )
         for task in _tasks("cube-double", "cube-triple", "cube-quadruple")
         for agent in agents
         for seed in RELEASE_SEEDS
     ]
+
+
+def _has_other_replay(agent: str, domain: str) -> bool:
+    """The replays of QAM and Q-chunking give other batches within 500,000 steps: cube-double and online transitions
+    that are kept apart do not fill a buffer, and cube-quadruple has shards.
+    """
+    if issubclass(AGENTS[agent][0], OnPolicyAgent):
+        return False
+    share = RUN_SETTINGS.get(agent, {}).get("online_batch_share")  # of online transitions, where they are kept apart
+    return share is None if domain == "cube-triple" else domain == "cube-quadruple" and share != 1.0
 
 
 # Agent, variant and what it changes. SAC Flow without entropy is what most others are compared with: neither the

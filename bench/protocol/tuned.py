@@ -6,6 +6,9 @@
 
 from typing import Any
 
+from agents import AGENTS
+from agents.blocks.config import settings_of, with_settings
+
 Settings = dict[str, Any]
 
 # How an agent's runs differ from everyone's: RLPD (arXiv 2302.02948) and SAC have no offline phase, act at random until
@@ -86,6 +89,7 @@ _PAPERS: dict[str, dict[str, Settings]] = {
 # critics, whose targets are the mean less half a standard deviation (humanoidmaze: the mean); what it tuned is below,
 # by domain. Its FQL drops whole windows that run into the next episode, Q-chunking's their steps there.
 RELEASE_CRITIC: Settings = {"num_critics": 10, "q_aggregation": "pessimistic", "pessimism": 0.5}
+RELEASE_FIXED: Settings = {"chunk_length": 5, **RELEASE_CRITIC}
 RELEASE_DOMAINS = (
     *("cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4"),
     *("antmaze-large", "antmaze-giant", "humanoidmaze-medium", "humanoidmaze-large"),
@@ -136,3 +140,22 @@ TUNED: dict[str, dict[str, Settings]] = {
     }
     for domain, papers in _PAPERS.items()
 }
+
+
+def tuned_config(agent: str, domain: str) -> Any:
+    """The agent's config with the domain's settings, and those published for the agent in it."""
+    return with_settings(_in_domain(AGENTS[agent][1], domain), **TUNED.get(domain, {}).get(agent, {}))
+
+
+def release_config(agent: str, domain: str) -> Any:
+    """The agent's config as the 12-seed release of QAM has it, or would have it: its chunks, critics and weights."""
+    config = tuned_config(agent, domain)
+    fixed = {name: value for name, value in RELEASE_FIXED.items() if name in settings_of(config)}
+    return with_settings(_in_domain(with_settings(config, **fixed), domain), **RELEASE.get(domain, {}).get(agent, {}))
+
+
+def _in_domain(config: Any, domain: str) -> Any:
+    """The config with what the domain asks of every agent, as far as it has such settings."""
+    settings, asked = settings_of(config), AGENT_SETTINGS.get(domain, {})
+    unused = () if settings.get("q_aggregation") == "pessimistic" else ("pessimism",)
+    return with_settings(config, **{n: v for n, v in asked.items() if n in settings and n not in unused})

@@ -21,6 +21,7 @@ ONLINE_ONLY = (
     "replay_capacity",
     "online_dataset_rows",
     "online_batch_share",
+    "replay",
     "warmup_actions",
     "eval_interval_steps",
 )

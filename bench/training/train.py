@@ -48,6 +48,7 @@ from datasets.replay.trajectories import TrajectoryStore
 from datasets.transitions import Transitions
 
 STATUS_SECONDS = 5.0
+SHARD_STEPS = 1_000  # environment steps between shards of the data (`dataset_replace_interval` of QAM's driver)
 POLL_SECONDS = 0.02  # between looks at the evaluation workers
 MAX_PENDING = 2  # evaluations that training may run ahead of; each keeps a policy in memory and in checkpoints
 
@@ -289,8 +290,13 @@ class Training:
             if collected:
                 self.trajectories.restore(collected)
         else:
+            keeps_all = config.replay == "keep"
             self.replay.open_ring(
-                config.replay_capacity, config.online_steps, config.online_dataset_rows, config.online_batch_share
+                None if keeps_all else config.replay_capacity,
+                config.online_steps,
+                config.online_dataset_rows,
+                config.online_batch_share,
+                turn=SHARD_STEPS if keeps_all and config.online_dataset_rows is not None else None,
             )
             rows = [
                 run.checkpoints.restore_replay(run.state, self.replay.row_width)

@@ -30,9 +30,10 @@ class Replay:
 
     A logical buffer is a ring of `capacity` transitions, filled with the dataset at the start: once it is full, the
     next online transition overwrites the oldest one, be it offline or online (the mixing of the Q-chunking and SAC
-    Flow releases; `open_ring` offers RLPD's balanced sampling too). The dataset is stored once for all seeds. Position
-    p is dataset transition p or, from the dataset's end on, online transition p - end: a buffer is the positions from
-    its oldest one on.
+    Flow releases; `open_ring` offers QAM's, which keeps all, and RLPD's balanced sampling too). The dataset is stored
+    once for all seeds. Position p is dataset transition p or, from the dataset's end on, online transition p - end: a
+    buffer is the positions from its oldest one on. Where shards take turns, position p of the dataset is transition
+    p - `shift`.
 
     Placement of data and rings:
         device: on the training device (on a CPU: mapped in place). `on_device` is True, `sample` is pure tensor code.
@@ -67,7 +68,8 @@ class Replay:
         self._transitions = transitions
         self._placement_option: Placement = placement
         self._end = transitions.num_transitions  # the position from which on transitions are online
-        self._first = 0  # the first dataset transition in use
+        self._first = 0  # the position of the first dataset transition in use
+        self._turn: int | None = None  # online transitions after which the next shard takes the dataset's positions
         self.capacity = self.dataset_size
         self._version = 0
         self._ring: OnlineRing | None = None
@@ -116,15 +118,23 @@ class Replay:
         return self._ring.slots if self._ring else 0
 
     def open_ring(
-        self, capacity: int, online_steps: int, dataset_rows: int | None = None, online_share: float | None = None
+        self,
+        capacity: int | None,
+        online_steps: int,
+        dataset_rows: int | None = None,
+        online_share: float | None = None,
+        turn: int | None = None,
     ) -> None:
         """Makes room for the online phase.
 
         Args:
-            capacity: transitions per logical buffer; raised to the dataset's size + 1 where smaller (the rule of the
-                official drivers: max(replay_capacity, size + 1)).
+            capacity: transitions per logical buffer; raised to the dataset's size + 1 where smaller (the rule of
+                Q-chunking's driver: max(replay_capacity, size + 1)). None: room for all (the rule of QAM's driver).
             online_steps: how many transitions will be collected at most; memory is reserved for these only.
             dataset_rows: keep only the last so many dataset transitions (cube-quadruple: the last shard).
+            turn: after each so many online transitions the next `dataset_rows` of the dataset take the place of those
+                in the buffer, from the first ones on and in circles; a rest that is smaller than that is left out.
+                None: the last ones stay. The last transition of a shard ends an episode.
             online_share: of the windows of each batch, how many are of online transitions; the others are of the
                 dataset, of which none is overwritten, and `capacity` counts online transitions alone (RLPD, arXiv
                 2302.02948). None: one buffer, sampled uniformly.
@@ -133,12 +143,14 @@ class Replay:
             if dataset_rows < self.chunk_length:
                 raise ValueError(f"{dataset_rows} dataset transitions are fewer than one chunk of {self.chunk_length}")
             self._first = max(self._first, self._end - dataset_rows)
+        self._turn = turn
         self._online_share = online_share
-        self.capacity = max(capacity, self.dataset_size + 1)
-        if online_share is not None:
-            self.capacity = self.dataset_size + capacity
+        if capacity is None or online_share is not None:
+            self.capacity = self.dataset_size + (online_steps if capacity is None else capacity)
+        else:
+            self.capacity = max(capacity, self.dataset_size + 1)
         self._version = self.version + 1
-        slots = min(self.capacity if online_share is None else capacity, online_steps)
+        slots = min(self.capacity if online_share is None else self.capacity - self.dataset_size, online_steps)
         obs_dim, action_dim = self._transitions.obs.shape[1], self._transitions.action.shape[1]
         self._ring = None
         self._set_placement(ring_bytes=4 * self.num_seeds * slots * (obs_dim + action_dim + 3))
@@ -156,6 +168,7 @@ class Replay:
         self._ring.append(rows)
         if self._online_share is None:
             (self._oldest if is_full else self._num_starts).add_(1)
+            self._shift.fill_(self._span[-1])
         else:
             self._set_counters()
 
@@ -186,7 +199,7 @@ class Replay:
         """
         if self._gatherer is None:
             positions = self._positions(start_fractions)
-            return self._batch(self._with_online(positions, self._dataset.window(positions.clamp(max=self._end - 1))))
+            return self._batch(self._with_online(positions, self._dataset.window(self._of_dataset(positions))))
 
         ahead = self._ahead.pop(number, None) if number is not None else None
         if ahead is None or ahead.span != self._span:
@@ -208,17 +221,25 @@ class Replay:
 
     def _start(self, gatherer: Gatherer, start_fractions: Tensor) -> "_Ahead":
         positions = self._positions(start_fractions.cpu())
-        return _Ahead(self._span, positions, gatherer.start(positions.clamp(max=self._end - 1)))
+        return _Ahead(self._span, positions, gatherer.start(self._of_dataset(positions)))
 
     @property
-    def _span(self) -> tuple[int, int, int, int]:
+    def _span(self) -> tuple[int, int, int, int, int]:
         """The oldest position in the buffers and how many windows can start from there on; the same for windows of
-        online transitions alone, where a share of the batch is made of these."""
+        online transitions alone, where a share of the batch is made of these; the shift of the dataset's positions."""
         overwritten = max(0, self.dataset_size + self.num_online - self.capacity)
+        shift = 0
+        if self._turn is not None:
+            shard = self.num_online // self._turn % (self._end // self.dataset_size)
+            shift = self._first - shard * self.dataset_size
         if self._online_share is None:
-            return self._first + overwritten, self.size - self.chunk_length + 1, 0, 0
+            return self._first + overwritten, self.size - self.chunk_length + 1, 0, 0, shift
         online = max(0, self.num_online - overwritten - self.chunk_length + 1)
-        return self._first, self.dataset_size - self.chunk_length + 1, self._end + overwritten, online
+        return self._first, self.dataset_size - self.chunk_length + 1, self._end + overwritten, online, shift
+
+    def _of_dataset(self, positions: Tensor) -> Tensor:
+        """The dataset transitions at `positions`; some transition of it at those of online ones."""
+        return positions.clamp(max=self._end - 1) - self._shift
 
     def _positions(self, start_fractions: Tensor) -> Tensor:
         """Positions (S, B, H) of the windows that start at these fractions (S, B)."""
@@ -242,7 +263,9 @@ class Replay:
             action=torch.where(online.unsqueeze(-1), collected.action, dataset.action),
             reward=torch.where(online, collected.reward, dataset.reward),
             terminated=torch.where(online, collected.terminated, dataset.terminated),
-            episode_end=torch.where(online, collected.episode_end, dataset.episode_end),
+            episode_end=torch.where(
+                online, collected.episode_end, dataset.episode_end.maximum((positions == self._end - 1).float())
+            ),
             next_obs=torch.where(last, collected.next_obs, dataset.next_obs),
         )
 
@@ -262,7 +285,7 @@ class Replay:
     def _set_placement(self, ring_bytes: int) -> None:
         """Puts the dataset where it belongs, with rings of `ring_bytes` beside it; what is on the device stays."""
         data = self._transitions
-        first_row = data.row(self._first)
+        first_row = data.row(self._first) if self._turn is None else 0
         placement = self._placement_option
         if placement == "auto":
             placement = fitting_placement(data, data.num_bytes(first_row), ring_bytes, self.device)
@@ -280,12 +303,12 @@ class Replay:
         self._ahead.clear()
         self._home = self.device if self.on_device else torch.device("cpu")
         self._offsets = torch.arange(self.chunk_length, device=self._home)
-        self._oldest, self._num_starts, self._online_oldest, self._online_starts = (
-            torch.zeros((), dtype=torch.int64, device=self._home) for _ in range(4)
+        self._oldest, self._num_starts, self._online_oldest, self._online_starts, self._shift = (
+            torch.zeros((), dtype=torch.int64, device=self._home) for _ in range(5)
         )
 
     def _set_counters(self) -> None:
-        tensors = (self._oldest, self._num_starts, self._online_oldest, self._online_starts)
+        tensors = (self._oldest, self._num_starts, self._online_oldest, self._online_starts, self._shift)
         for tensor, value in zip(tensors, self._span, strict=True):
             tensor.fill_(value)
 
@@ -293,7 +316,7 @@ class Replay:
 class _Ahead(NamedTuple):
     """A batch on its way, and the span of positions it was drawn from."""
 
-    span: tuple[int, int, int, int]
+    span: tuple[int, int, int, int, int]
     positions: Tensor
     gathering: Gathering
 

@@ -18,7 +18,7 @@ import datasets
 from agents.blocks.base import Agent
 from agents.blocks.streams import SeedStreams
 from bench.protocol.config import RunConfig
-from bench.protocol.suites import tuned_config
+from bench.protocol.tuned import tuned_config
 from bench.training.evaluate import (
     FIRST_EPISODE_SEED,
     Evaluation,
