@@ -1,11 +1,14 @@
 """RunConfig: identity, JSON round trip, and one clear line for every mistake."""
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import bench.protocol.tuned
 import datasets
 from agents import AGENTS
 from agents.blocks.config import setting_types, settings_of, with_settings
@@ -22,7 +25,8 @@ from bench.protocol.config import (
 from bench.protocol.departures import departures
 from bench.protocol.schedule import total_updates, updates_after
 from bench.protocol.suites import SUITES, run_config
-from bench.protocol.tuned import RELEASE, TUNED, release_config, tuned_config
+from bench.protocol.tuned import AGENT_SETTINGS, DOMAIN_SETTINGS, RELEASE, TUNED, release_config, tuned_config
+from datasets.ogbench.tasks import DOMAINS
 from tests.tiny_runs import tiny_config
 
 
@@ -237,6 +241,60 @@ def test_published_weights_are_those_of_the_table():
     assert TUNED["cube-triple"]["qc_fql"] == {"bc_coef": 100}
     assert TUNED["cube-quadruple"]["fql"] == {"bc_coef": 300}
     assert TUNED["square"]["sac_flow_g"] == {"bc_coef": 10_000, "bc_coef_online": 1_000}
+
+
+def published_settings() -> list[dict[str, str]]:
+    """A row for each agent and domain; "" for an agent that is not here, `*` for all."""
+    path = Path(bench.protocol.tuned.__file__).with_name("published_settings.csv")
+    return [
+        row | {"agent": agent, "domain": domain}
+        for row in csv.DictReader(path.open())
+        for agent in row["agent"].split() or [""]
+        for domain in row["domain"].split() or [""]
+    ]
+
+
+def ours(row: dict[str, str], agent: str) -> tuple[Any, Any]:
+    """Our value of a published setting, and the published one; (None, None) for a setting that the agent lacks."""
+    task, name, value = datasets.task(row["domain"]), row["setting"], row["value"]
+    if name == "sparse":
+        return DOMAINS[task.domain].sparse, value == "True"
+    if name in ("dataset", "max_episode_steps"):
+        return str(getattr(task, name)), value
+    run = run_config("s", task, agent, 0)
+    if name in ("discount", "online_dataset_rows"):
+        return getattr(run, name), float(value)
+    config = release_config(agent, task.domain) if row["source"] == "qam" else run.agent_config
+    settings = settings_of(config)
+    if name not in settings or (name == "pessimism" and settings["q_aggregation"] != "pessimistic"):
+        return None, None
+    return settings[name], settings_of(default_agent_config(agent, {name: value}))[name]
+
+
+def test_every_published_setting_is_ours_or_has_a_reason():
+    for row in published_settings():
+        assert row["reason"] or (row["agent"] and row["value"]), row
+        if not row["agent"] or not row["value"]:
+            continue
+        for agent in AGENTS if row["agent"] == "*" else [row["agent"]]:
+            value, published = ours(row, agent)
+            if row["reason"] and row["source"] != "own":  # which must not outlive the difference
+                assert value is None or value != published, row
+            else:
+                assert value == published, (agent, row)
+                assert value is not None or row["agent"] == "*", row
+
+
+def test_no_setting_is_tuned_without_a_source_or_a_reason():
+    rows = published_settings()
+    for table, followed in ((TUNED, lambda row: True), (RELEASE, lambda row: row["source"] == "qam")):
+        sources = {(row["domain"], row["agent"], row["setting"]) for row in rows if followed(row)}
+        for domain, agents in table.items():
+            missing = {(domain, agent, name) for agent, tuned in agents.items() for name in tuned} - sources
+            assert not missing
+    sources = {(row["domain"], row["setting"]) for row in rows if not row["reason"]}
+    for domain, tuned in [*DOMAIN_SETTINGS.items(), *AGENT_SETTINGS.items()]:
+        assert {(domain, name) for name in tuned} <= sources
 
 
 def test_every_field_is_part_of_the_identity():

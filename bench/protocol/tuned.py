@@ -1,7 +1,8 @@
 """Settings per agent and task domain, each with where it comes from. Everything else is the agent's default.
 
 `bc_coef` is the weight of the behaviour regulariser (alpha of FQL and QC-FQL, beta of SAC Flow) in the offline phase,
-`bc_coef_online` the one in the online phase, for the agents that tell the two apart.
+`bc_coef_online` the one in the online phase, for the agents that tell the two apart. What the releases publish for our
+tasks is in `published_settings.csv`, by file and place, with reasons where it is not followed or where there is none.
 """
 
 from typing import Any
@@ -136,6 +137,7 @@ TUNED: dict[str, dict[str, Settings]] = {
     domain: {
         **RELEASE.get(domain, {}),
         **({"qc": {"num_candidates": _CANDIDATES[domain]}} if domain in _CANDIDATES else {}),
+        **({"dppo": {"policy_hidden_dims": (1024, 1024, 1024)}} if domain == "square" else {}),
         **papers,
     }
     for domain, papers in _PAPERS.items()
