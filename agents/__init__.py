@@ -37,8 +37,7 @@ _RLPD = SACConfig(
     target_entropy=-0.5,
     entropy_in_target=False,
     evaluation="sample",
-    activation="gelu",
-    critic_layer_norm=True,
+    policy_activation="gelu",
     critic=CriticConfig(num_critics=10, q_aggregation="mean"),
 )
 

@@ -2,10 +2,11 @@
 
 A diffusion policy is fitted to the data and maximises Q of its samples, the gradient running back through all steps.
 
-Deviations: the averaged policy follows every update at a rate of .001, where the official code moves it by .005 every
-5th update, after the first 1000; the policy's Q is that of the critic before its step, not after; the critic is the one
-shared by our agents, with LayerNorm and GELU, and the networks have this benchmark's widths. Its backup of the maximum
-over 10 next actions, for some tasks, and its decay of the learning rate, which needs a budget, are left out.
+Follows the official code: the policy learns from the critic's new parameters, and both clip their gradients alone.
+Deviations: the critic is the one shared by our agents (critic_norm="none" and critic_activation="mish" are the
+official one's, but for its initial values, those of PyTorch), and the networks have this benchmark's widths. The backup
+of the maximum over 10 next actions, for some tasks, and the decay of the learning rate, which needs a budget, are left
+out. The clip at norm 1 is the class's default; its runs on D4RL have clips from 1 to 10 by task.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,9 @@ class DiffusionQLConfig:
     noise_schedule: ScheduleName = "vp"
     step_dim: int = 16  # features of the diffusion step t
     num_candidates: int = 50  # samples of which `act` takes one with probability softmax(Q)
-    ema_rate: float = 0.001  # of the averaged policy, which makes the actions of the critic's target
+    ema_rate: float = 0.005  # of the averaged policy, which makes the actions of the critic's target
+    ema_interval: int = 5  # updates from one step of the averaged policy to the next
+    first_ema_update: int = 1001  # number of the update, from 1, before which it does not move
     max_gradient_norm: float = 1.0  # of critic and of policy, each alone
     critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="min")
     learning_rate: float = 3e-4
@@ -54,8 +57,8 @@ class DiffusionQL(Agent):
     def __init__(self, config: DiffusionQLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
         self.schedule = make_schedule(config.noise_schedule, config.denoising_steps, noise.device)
-        step = SinusoidalStep(config.step_dim, noise)
-        self.denoiser = MLPDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise)
+        step = SinusoidalStep(config.step_dim, noise, "torch", first=0)
+        self.denoiser = MLPDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise, "torch")
         self.target_denoiser = frozen_copy(self.denoiser)
         self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
@@ -63,13 +66,17 @@ class DiffusionQL(Agent):
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
         """One of `num_candidates` samples of the policy itself, not its average; the same in both modes."""
-        batch_size, obs = obs.shape[1], repeat_obs(obs, self.config.num_candidates)
-        candidates = self.sample(self.denoiser(obs), obs, noise, "act")
-        q = self.critic.target_value(obs, candidates)
-        uniform = noise.uniform("act_choice", batch_size, self.config.num_candidates)
+        candidates, q = self.candidates(obs, noise)
+        uniform = noise.uniform("act_choice", *q.shape[1:])
         # The highest of Q plus Gumbel noise is a draw from softmax(Q).
         gumbel = -(-uniform.clamp(1e-12).log()).log()
-        return choose(candidates, (q.unflatten(1, uniform.shape[1:]) + gumbel).argmax(-1))
+        return choose(candidates, (q + gumbel).argmax(-1))
+
+    def candidates(self, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """`num_candidates` samples at each obs (S, B, O), (S, B * n, H, A), and their Q, (S, B, n)."""
+        obs = repeat_obs(obs, self.config.num_candidates)
+        candidates = self.sample(self.denoiser(obs), obs, noise, "act")
+        return candidates, self.critic.target_value(obs, candidates).unflatten(1, (-1, self.config.num_candidates))
 
     def sample(self, predict: Predictor, obs: Tensor, noise: Noise, draw: str) -> Tensor:
         """An action chunk (S, B, H, A) at obs (S, B, O), from numbers drawn under names that begin with `draw`."""
@@ -78,15 +85,22 @@ class DiffusionQL(Agent):
         return x_0.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
 
     def update(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critic and policy."""
+        """One step of the critic, one of the policy by the new critic, and then of what follows the two."""
+        max_norm = self.config.max_gradient_norm
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        # The official loss is the sum over critics, not their mean, which matters to the clip.
+        gradient_step((self.critic.optimizer, self.config.critic.num_critics * critic_loss), max_norm=max_norm)
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
+        gradient_step((self.policy_optimizer, policy_loss), max_norm=max_norm)
+        polyak_update(self.target_denoiser, self.denoiser, self.ema_rate())
         self.critic.follow()
-        polyak_update(self.target_denoiser, self.denoiser, self.config.ema_rate)
-        # Policy first: the critic's loss does not run back through the policy, whose parameters this changes.
-        gradient_step((self.policy_optimizer, policy_loss), max_norm=self.config.max_gradient_norm)
-        gradient_step((self.critic.optimizer, critic_loss), max_norm=self.config.max_gradient_norm)
         return critic_metrics | policy_metrics
+
+    def ema_rate(self) -> Tensor:
+        """The rate of the averaged policy after a step of the policy: 0 where it is not its turn; a scalar."""
+        update = self.policy_optimizer.steps  # the number of this update, from 1
+        moves = ((update - 1) % self.config.ema_interval == 0) & (update >= self.config.first_ema_update)
+        return self.config.ema_rate * moves
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Squared error (S,) to the chunk's return plus the targets' value of the averaged policy's next chunk."""

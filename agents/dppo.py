@@ -71,7 +71,7 @@ class DPPO(PPOAgent):
         step = SinusoidalStep(16, noise)
         self.denoiser = MLPDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise)
         self.target_denoiser = frozen_copy(self.denoiser)  # the cloned policy: follows offline, stays online
-        self.value = Value(obs_dim, config.value_hidden_dims, noise, layer_norm=False, activation="mish")
+        self.value = Value(obs_dim, config.value_hidden_dims, noise, norm="none", activation="mish")
         self.schedule = make_schedule(config.schedule, config.denoising_steps, noise.device)
         self.cloning_optimizer = Adam(self.denoiser.parameters(), config.cloning_learning_rate)
         self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)

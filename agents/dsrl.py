@@ -55,7 +55,7 @@ class DSRL(Agent):
         self.target_behaviour_velocity = frozen_copy(self.behaviour_velocity)
         self.latent_policy = TanhGaussian(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise)
         self.critic = Critic(config.critic, *dims, config.learning_rate, noise)
-        self.latent_critic = QEnsemble(*dims, config.critic.critic_hidden_dims, config.critic.num_critics, noise)
+        self.latent_critic = QEnsemble.of(config.critic, *dims, noise)
         target_entropy = config.target_entropy * self.chunk_dim
         self.temperature = Temperature(config.entropy_coef, target_entropy, config.learning_rate, noise)
         self.behaviour_optimizer = Adam(self.behaviour_velocity.parameters(), config.learning_rate)

@@ -46,7 +46,7 @@ class FAWAC(Agent):
         super().__init__(config, obs_dim, action_dim, noise)
         self.policy_velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
         self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
-        self.value = Value(obs_dim, config.critic.critic_hidden_dims, noise)
+        self.value = Value.of(config.critic, obs_dim, noise)
         self.value_optimizer = Adam(self.value.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.policy_velocity.parameters(), config.learning_rate)
 

@@ -3,9 +3,10 @@
 Critics are trained by implicit Q-learning, without the policy; a diffusion policy is fitted to the data, and the best
 of N of its samples is executed.
 
-Deviations: no decay of the policy's learning rate over the budget, no dropout in its network, and the same batch for
-policy and critics; the critics are those shared by our agents, with LayerNorm and GELU; their steps are simultaneous.
-In the released fine-tuning the policy may stay as it is offline: here it goes on.
+Follows the official code: policy, V and Q step in turn, each by what stepped before it; online the policy stays as it
+is, and batches are half data, half replay (made elsewhere). Deviations: no decay of the policy's learning rate over the
+budget, no dropout in its network and no weight decay (AdamW's 1e-4), the same batch for policy and critics; the critics
+are those shared by our agents (critic_norm="none" and critic_activation="relu" are the official ones).
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class IDQLConfig:
     denoising_steps: int = 5  # T
     noise_schedule: ScheduleName = "vp"
     ema_rate: float = 0.001  # of the averaged policy, which acts
+    online_policy: Literal["fixed", "trained"] = "fixed"  # whether the policy goes on cloning, the replay as well
     critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="min")
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (256, 256, 256)  # widths of the noise predictor's residual blocks
@@ -47,15 +49,16 @@ class IDQL(Agent):
 
     config: IDQLConfig
     policy_modules = ("target_denoiser", "critic.target")
+    online_only = ("online_policy",)
 
     def __init__(self, config: IDQLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
         self.schedule = make_schedule(config.noise_schedule, config.denoising_steps, noise.device)
-        step = FourierStep((128, 128), noise)
+        step = FourierStep((128, 128), noise, first=0)
         self.denoiser = ResidualDenoiser(obs_dim, self.chunk_dim, config.policy_hidden_dims, step, noise)
         self.target_denoiser = frozen_copy(self.denoiser)
         self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
-        self.value = Value(obs_dim, config.critic.critic_hidden_dims, noise)
+        self.value = Value.of(config.critic, obs_dim, noise)
         self.value_optimizer = Adam(self.value.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.denoiser.parameters(), config.learning_rate)
 
@@ -72,19 +75,27 @@ class IDQL(Agent):
         x_0 = ddpm_sample(self.target_denoiser(obs), x_T, step_noise, self.schedule, clip="sample")
         return x_0.unflatten(-1, (self.chunk_length, -1))
 
-    def update(self, batch: Batch, noise: Noise) -> Metrics:
-        """One step of critics, value and policy."""
-        critic_loss, critic_metrics = self.critic_loss(batch, noise)
-        value_loss = self.value_loss(batch)
+    def update_offline(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of policy, V and Q."""
         policy_loss = denoising_loss(self.denoiser(batch.obs), batch.action_chunk, batch.valid, noise, self.schedule)
-        self.critic.follow()
+        gradient_step((self.policy_optimizer, policy_loss))
         polyak_update(self.target_denoiser, self.denoiser, self.config.ema_rate)
-        gradient_step(
-            (self.critic.optimizer, critic_loss),
-            (self.value_optimizer, value_loss),
-            (self.policy_optimizer, policy_loss),
-        )
-        return critic_metrics | {"value_loss": value_loss.detach(), "policy_loss": policy_loss.detach()}
+        return self.update_values(batch, noise) | {"policy_loss": policy_loss.detach()}
+
+    def update_online(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of V and Q, and of the policy if it goes on."""
+        if self.config.online_policy == "trained":
+            return self.update_offline(batch, noise)
+        return self.update_values(batch, noise)
+
+    def update_values(self, batch: Batch, noise: Noise) -> Metrics:
+        """One step of V, one of Q by the new V, and then of the target critics."""
+        value_loss = self.value_loss(batch)
+        gradient_step((self.value_optimizer, value_loss))
+        critic_loss, metrics = self.critic_loss(batch, noise)
+        gradient_step((self.critic.optimizer, critic_loss))
+        self.critic.follow()
+        return metrics | {"value_loss": value_loss.detach()}
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
         """Squared error (S,) to the chunk's return plus V of the next observation."""

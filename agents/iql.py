@@ -14,6 +14,7 @@ from torch import Tensor
 from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
 from agents.blocks.config import check_config
 from agents.blocks.critic import Critic, CriticConfig, Value, expectile_loss
+from agents.blocks.gaussian import gaussian_log_prob
 from agents.blocks.networks import MLP
 from datasets.batch import Batch
 
@@ -27,6 +28,7 @@ class IQLConfig:
     chunk_length: int = 1  # H, environment steps per action chunk
     expectile: float = 0.9  # kappa, of Q over the data's actions; 0.5 is their mean
     inverse_temperature: float = 10.0  # beta, of the advantage in the weights
+    policy_out_scale: float = 0.1  # of the initial weights of the policy's last layer
     collect_noise_std: float = 1.0  # of each coordinate while collecting; 1 is the policy's own
     # The Q of the targets is aggregated for V, that of the critics in training in the advantage.
     critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="min")
@@ -45,8 +47,10 @@ class IQL(Agent):
 
     def __init__(self, config: IQLConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
-        self.policy = MLP(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise)  # mean of the Gaussian
-        self.value = Value(obs_dim, config.critic.critic_hidden_dims, noise)
+        scale = config.policy_out_scale
+        # The mean of the Gaussian.
+        self.policy = MLP(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise, out_scale=scale)
+        self.value = Value.of(config.critic, obs_dim, noise)
         self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         self.value_optimizer = Adam(self.value.parameters(), config.learning_rate)
         self.policy_optimizer = Adam(self.policy.parameters(), config.learning_rate)
@@ -86,11 +90,12 @@ class IQL(Agent):
         return loss, {"value_loss": loss.detach(), "value_mean": value.detach().mean(1)}
 
     def policy_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """-log density (S,) of the batch's chunks, without its constant, weighted by `weights`."""
+        """-log density (S,) of the batch's chunks, weighted by `weights`."""
         weight = self.weights(batch)  # (S, B)
-        squared_distance = (self.policy(batch.obs) - batch.action_chunk.flatten(2)).square().sum(-1)
+        distance = batch.action_chunk.flatten(2) - self.policy(batch.obs)
+        log_prob = gaussian_log_prob(distance, torch.zeros_like(distance))
         # A chunk that runs into the next episode is no chunk of the data: weight 0.
-        loss = (batch.valid[..., -1] * weight * 0.5 * squared_distance).mean(1)
+        loss = -(batch.valid[..., -1] * weight * log_prob).mean(1)
         return loss, {"policy_loss": loss.detach(), "weight_mean": weight.mean(1)}
 
     @torch.no_grad()

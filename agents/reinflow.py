@@ -66,7 +66,7 @@ class ReinFlow(PPOAgent):
         super().__init__(config, obs_dim, action_dim, noise)
         self.velocity = PlainVelocity(obs_dim, self.chunk_dim, config.policy_hidden_dims, noise)
         self.noise_std = PlainVelocity(obs_dim, self.chunk_dim, config.noise_hidden_dims, noise)
-        self.value = Value(obs_dim, config.value_hidden_dims, noise, layer_norm=False, activation="mish")
+        self.value = Value(obs_dim, config.value_hidden_dims, noise, norm="none", activation="mish")
         self.matching_optimizer = Adam(self.velocity.parameters(), config.matching_learning_rate)
         policy_parameters = [*self.velocity.parameters(), *self.noise_std.parameters()]
         self.policy_optimizer = Adam(policy_parameters, config.learning_rate)

@@ -3,7 +3,8 @@
 A tanh-Gaussian policy maximises Q and its entropy; a learnt coefficient holds the entropy at a target. RLPD is SAC with
 ten normalised critics and no entropy in their target; its batches, half dataset and half replay, are made elsewhere.
 As in the Q-chunking release, RLPD's target is the mean of all critics and its evaluation samples; in its paper they are
-the minimum of a random pair, and the mean.
+the minimum of a random pair, and the mean. SAC's defaults are the paper's; the options below reach SAC as OGBench and
+FQL release it.
 """
 
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
 from agents.blocks.config import check_config
 from agents.blocks.critic import Critic, CriticConfig
-from agents.blocks.gaussian import TanhGaussian
+from agents.blocks.gaussian import MAX_LOG_STD, TanhGaussian
 from agents.blocks.networks import Activation
 from agents.blocks.temperature import Temperature, check_learnt_coef
 from datasets.batch import Batch
@@ -31,16 +32,20 @@ class SACConfig:
     target_entropy: float = -1.0  # nats per coordinate of the action chunk
     entropy_in_target: bool = True  # alpha times the next chunk's entropy is part of the critic's target
     evaluation: Literal["mean", "sample"] = "mean"  # tanh of the mean, or a sample as while collecting
+    policy_q_aggregation: Literal["as_target", "mean"] = "as_target"  # of Q in the policy loss
     bc_coef: float = 0.0  # weight of -log density of the batch's chunk; 0.01 is QC-RLPD
-    activation: Activation = "relu"  # of policy and critics
-    critic_layer_norm: bool = False
-    # Q is aggregated in the policy loss as in the target.
-    critic: CriticConfig = CriticConfig(num_critics=2, q_aggregation="min")
+    bc_mask: Literal["window", "none"] = "window"  # window: chunks that run into the next episode are not cloned
+    policy_activation: Activation = "relu"
+    policy_out_scale: float = 1.0  # of the initial weights of its last layer; 0.1 in OGBench's and FQL's releases
+    min_log_std: float = -20.0  # to which the log standard deviation is cut; -5 in OGBench's and FQL's releases
+    critic: CriticConfig = CriticConfig(
+        num_critics=2, q_aggregation="min", critic_norm="none", critic_activation="relu"
+    )
     learning_rate: float = 3e-4
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_entropy=(-math.inf, math.inf))
+        check_config(self, target_entropy=(-math.inf, math.inf), min_log_std=(-math.inf, MAX_LOG_STD))
         check_learnt_coef(self)
 
 
@@ -52,16 +57,9 @@ class SAC(Agent):
 
     def __init__(self, config: SACConfig, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__(config, obs_dim, action_dim, noise)
-        self.policy = TanhGaussian(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise, config.activation)
-        self.critic = Critic(
-            config.critic,
-            obs_dim,
-            self.chunk_dim,
-            config.learning_rate,
-            noise,
-            layer_norm=config.critic_layer_norm,
-            activation=config.activation,
-        )
+        kind = (config.policy_activation, config.policy_out_scale, config.min_log_std)
+        self.policy = TanhGaussian(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise, *kind)
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
         target_entropy = config.target_entropy * self.chunk_dim
         self.temperature = Temperature(config.entropy_coef, target_entropy, config.learning_rate, noise)
         self.policy_optimizer = Adam(self.policy.parameters(), config.learning_rate)
@@ -101,16 +99,18 @@ class SAC(Agent):
         return self.critic.loss(batch, target)
 
     def policy_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:
-        """alpha log pi - Q, aggregated as in the target, and cloning of the batch where it has a weight; (S,)."""
+        """alpha log pi - Q, aggregated as configured, and cloning of the batch where it has a weight; (S,)."""
         action_chunk, log_prob = self.sample(batch.obs, noise, "policy_noise")
         q = self.critic(batch.obs, action_chunk, constant=True)  # (S, N, B)
-        q_loss = -self.critic.aggregate(q).mean(1)
+        mean = self.config.policy_q_aggregation == "mean"
+        q_loss = -(q.mean(1) if mean else self.critic.aggregate(q)).mean(1)
         entropy = -log_prob.mean(1)
         loss = q_loss - self.temperature.coef * entropy
         metrics = {"q_loss": q_loss, "entropy": entropy}
         if self.config.bc_coef > 0:
-            # A chunk that runs into the next episode is no chunk of the data: weight 0.
-            data_log_prob = batch.valid[..., -1] * self.policy.log_prob(batch.obs, batch.action_chunk.flatten(2))
+            data_log_prob = self.policy.log_prob(batch.obs, batch.action_chunk.flatten(2))
+            if self.config.bc_mask == "window":  # a chunk that runs into the next episode is no chunk of the data
+                data_log_prob = batch.valid[..., -1] * data_log_prob
             metrics["nll_loss"] = -data_log_prob.mean(1)
             loss = loss + self.config.bc_coef * metrics["nll_loss"]
         metrics["policy_loss"] = loss

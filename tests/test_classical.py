@@ -109,7 +109,10 @@ def test_sac_and_rlpd_are_one_algorithm_with_the_published_settings(
     agent_class, config = AGENTS[name]
     assert agent_class is AGENTS["sac"][0]
     assert (config.entropy_coef, config.target_entropy, config.critic.num_critics) == (alpha, target, critics)
-    assert (config.activation, config.critic_layer_norm, config.chunk_length) == (activation, norms, chunk)
+    assert (config.policy_activation, config.critic.critic_activation, config.chunk_length) == (activation,) * 2 + (
+        chunk,
+    )
+    assert (config.critic.critic_norm != "none") == norms
     assert (config.critic.q_aggregation, config.entropy_in_target, config.bc_coef) == (aggregation, in_target, 0)
     agent = build(name)
     assert len(agent.critic.online.mlp.norms) == norms
@@ -145,6 +148,22 @@ def test_the_policy_loss_is_alpha_log_density_minus_the_same_aggregate(aggregati
     torch.testing.assert_close(metrics["entropy"], -log_prob.detach())
 
 
+@pytest.mark.parametrize("name", ["sac", "rlpd"])
+def test_the_policy_may_take_the_mean_where_the_target_takes_the_minimum(name: str) -> None:
+    agent = build(name, entropy_coef=0.3, q_aggregation="min", policy_q_aggregation="mean")
+    set_constant(agent.critic.online.mlp, 1.0, 5.0)
+    assert float(agent.policy_loss(batch_of(1), SeededNoise([0]))[1]["q_loss"]) == -3
+    set_constant(agent.critic.target.mlp, 1.0, 5.0)
+    assert float(agent.critic.target_value(batch_of(1).obs, batch_of(1).action_chunk)[0, 0]) == 1
+
+
+@pytest.mark.parametrize("least", [-20.0, -5.0])
+def test_the_log_deviation_is_cut_at_its_least(least: float) -> None:
+    agent = build("sac", min_log_std=least)
+    set_constant(agent.policy.mlp, *[0.0] * ACTION_DIM, *[-30.0] * ACTION_DIM)
+    assert float(agent.policy(batch_of(1).obs)[1].detach().unique()) == least
+
+
 @pytest.mark.parametrize("name", ["sac", "rlpd_ac"])
 def test_alpha_grows_below_the_target_entropy_and_shrinks_above(name: str) -> None:
     agent = build(name)
@@ -161,6 +180,8 @@ def test_cloning_in_rlpd_weighs_the_density_of_whole_chunks() -> None:
     data_log_prob = cloning.policy.log_prob(batch.obs, batch.action_chunk.flatten(2))
     found = [agent.policy_loss(batch, SeededNoise([0]))[0] for agent in (plain, cloning)]
     torch.testing.assert_close(found[1], found[0] - 0.01 * masked_mean(data_log_prob, batch))
+    unmasked = build("rlpd_ac", bc_coef=0.01, bc_mask="none").policy_loss(batch, SeededNoise([0]))[0]
+    torch.testing.assert_close(unmasked, found[0] - 0.01 * data_log_prob.mean(1))
 
 
 def test_a_coefficient_without_logarithm_is_refused() -> None:
@@ -251,7 +272,7 @@ def test_polyak_update_takes_the_rate_as_a_number_or_as_a_tensor() -> None:
 
 
 def test_rebrac_begins_near_the_middle_of_the_box() -> None:
-    agent, wide = build("rebrac", policy_noise=0.0), build("iql")
+    agent, wide = build("rebrac", policy_noise=0.0), build("iql", policy_out_scale=1.0)
     obs = torch.randn(1, 200, OBS_DIM)
     assert agent.act(obs, SeededNoise([0]), "evaluate").abs().max() < 0.5
     assert float(agent.policy.out.weight.detach().abs().max()) <= 0.1 * math.sqrt(6 / (8 + 10))
@@ -286,10 +307,7 @@ def test_weights_of_iql_are_exponential_and_end_at_100(advantage: float, weight:
     set_constant(agent.policy, 0.3, -0.3)
     torch.testing.assert_close(agent.weights(batch), torch.full((1, BATCH_SIZE), weight), rtol=1e-4, atol=0)
     density = Independent(Normal(torch.tensor([0.3, -0.3]), 1.0), 1).log_prob(batch.action_chunk.flatten(2))
-    constant = math.log(2 * math.pi)  # of two coordinates; no gradient
-    torch.testing.assert_close(
-        agent.policy_loss(batch)[0], masked_mean(-weight * (density + constant), batch), rtol=1e-4, atol=1e-6
-    )
+    torch.testing.assert_close(agent.policy_loss(batch)[0], masked_mean(-weight * density, batch), rtol=1e-4, atol=1e-6)
 
 
 def test_iql_acts_by_its_mean_and_collects_by_samples() -> None:

@@ -20,7 +20,7 @@ from agents.blocks.diffusion import (
     posterior,
 )
 from tests.seeded_noise import RecordedNoise, SeededNoise
-from tests.test_agents import OBS_DIM, batch_of, build, parameters_of, train
+from tests.test_agents import OBS_DIM, batch_of, build, changed, parameters_of, train
 from tests.test_networks import count, set_constant
 
 CPU = torch.device("cpu")
@@ -350,13 +350,48 @@ def test_diffusion_ql_takes_targets_from_its_average_and_actions_from_itself() -
 
 
 @pytest.mark.parametrize("name", ["diffusion_ql", "idql"])
-def test_the_averaged_policy_follows_the_policy_of_before_the_step(name: str) -> None:
+def test_the_averaged_policy_follows_the_policy_of_after_the_step(name: str) -> None:
     agent = build(name, [0], ema_rate=0.25)
-    train(agent, [0], offline=0, online=1)
-    policy, average = parameters_of(agent.denoiser), parameters_of(agent.target_denoiser)
-    train(agent, [0], offline=0, online=1)
+    average = parameters_of(agent.target_denoiser)
+    train(agent, [0], offline=1, online=0)
     for key, value in parameters_of(agent.target_denoiser).items():
-        torch.testing.assert_close(value, 0.75 * average[key] + 0.25 * policy[key])
+        torch.testing.assert_close(value, 0.75 * average[key] + 0.25 * agent.denoiser.get_parameter(key).detach())
+
+
+def test_the_average_of_diffusion_ql_moves_at_every_interval_th_update_from_the_first_on() -> None:
+    agent, moved = build("diffusion_ql", [0], ema_rate=0.25, ema_interval=3, first_ema_update=4), []
+    for update in range(1, 11):
+        before = parameters_of(agent.target_denoiser)
+        train(agent, [0], offline=update % 2, online=1 - update % 2)
+        if changed(agent.target_denoiser, before):
+            moved.append(update)
+    assert moved == [4, 7, 10]
+
+
+def test_diffusion_ql_steps_its_policy_by_the_new_critic_and_clips_the_sum_of_the_critics(
+    gradients: dict[Tensor, Tensor],
+) -> None:
+    agent, batch = build("diffusion_ql", [0]), batch_of([0], 5)
+    of_critic = torch.autograd.grad(
+        agent.critic_loss(batch, SeededNoise([0]))[0].sum(), agent.critic.online.mlp.out.bias
+    )
+    ahead = build("diffusion_ql", [0])
+    ahead.update(batch, SeededNoise([0]))
+    policy = build("diffusion_ql", [0])
+    policy.critic.online.load_state_dict(ahead.critic.online.state_dict())
+    of_policy = torch.autograd.grad(policy.policy_loss(batch, SeededNoise([0]))[0].sum(), policy.denoiser.mlp.out.bias)
+    agent.update(batch, SeededNoise([0]))
+    torch.testing.assert_close(gradients[agent.critic.online.mlp.out.bias], 2 * of_critic[0])
+    torch.testing.assert_close(gradients[agent.denoiser.mlp.out.bias], of_policy[0])
+
+
+@pytest.mark.parametrize("online_policy", ["fixed", "trained"])
+def test_the_policy_of_idql_stays_online_or_goes_on(online_policy: str) -> None:
+    agent = build("idql", [0], online_policy=online_policy)
+    for phase, moves in (("offline", True), ("online", online_policy == "trained")):
+        before = parameters_of(agent.denoiser), parameters_of(agent.target_denoiser)
+        train(agent, [0], **{"offline": 0, "online": 0, phase: 1})
+        assert changed(agent.denoiser, before[0]) == changed(agent.target_denoiser, before[1]) == moves
 
 
 def test_diffusion_ql_acts_by_the_softmax_of_q() -> None:

@@ -83,7 +83,7 @@ def test_the_batched_form_of_a_layer_equals_the_form_of_one_member() -> None:
     x, weight, bias = torch.randn(6, 5, 3), torch.randn(6, 3, 3), torch.randn(6, 3)
     torch.testing.assert_close(affine(x, weight, bias), by_member(affine, x, weight, bias))
     torch.testing.assert_close(layer_norm(x, bias, 1 + bias), by_member(layer_norm, x, bias, 1 + bias))
-    mlp = MLP(3, (7, 7), 2, SeededNoise(range(6)), layer_norm=True)
+    mlp = MLP(3, (7, 7), 2, SeededNoise(range(6)), norm="after")
     layers = [*mlp.hidden, *mlp.norms, mlp.out]
     parameters = [p for layer in layers for p in (layer.get_parameter("weight"), layer.get_parameter("bias"))]
     torch.testing.assert_close(mlp._of_member(x, *parameters), mlp(x))
@@ -100,7 +100,7 @@ def test_layer_norm_normalises_each_row_and_then_scales() -> None:
 
 
 def test_mlp_applies_gelu_then_the_norm() -> None:
-    mlp = MLP(2, (4,), 1, SeededNoise([0]), layer_norm=True)
+    mlp = MLP(2, (4,), 1, SeededNoise([0]), norm="after")
     x = torch.randn(1, 3, 2)
     hidden = nn.functional.gelu(x[0] @ mlp.hidden[0].get_parameter("weight")[0], approximate="tanh")
     expected = nn.functional.layer_norm(hidden, (4,), eps=1e-6) @ mlp.out.weight[0]

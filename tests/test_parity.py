@@ -5,11 +5,13 @@ PARITY_DIR names another folder of such files; `tests/official.py` says what is 
 
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from agents.diffusion_ql import DiffusionQL
 from bench.training.engine import set_up_compiler
 from datasets.batch import Batch
 from tests.official import Official
@@ -80,10 +82,14 @@ def test_updates_equal_those_of_the_official_code(
             checked.add(name)
     assert checked >= set(parameters) - {"temperature.log_coef"}
 
-    for prefix, obs, action_chunk in official.acts():
-        noise = official.noise(prefix, num_seeds)
-        acted = agent.act(torch.stack([obs] * num_seeds), noise, "collect")
-        far["action", prefix] = distance(acted.flatten(2), action_chunk)
+    for prefix, mode, obs, action_chunk in official.acts():
+        acted = agent.act(torch.stack([obs] * num_seeds), official.noise(prefix, num_seeds), mode)
+        far["action", f"{prefix} {mode}"] = distance(acted.flatten(2), action_chunk, official.port.action_size(agent))
+    if "act/probabilities" in official.arrays:  # of the samples among which Diffusion-QL chooses
+        found = official.under("act/")
+        obs = torch.stack([found["observations"]] * num_seeds)
+        q = cast(DiffusionQL, agent).candidates(obs, official.noise("act", num_seeds))[1]
+        far["action", "probabilities"] = distance(q.softmax(-1).flatten(1), found["probabilities"])
 
     largest: dict[str, float] = {}
     for (kind, _), value in far.items():

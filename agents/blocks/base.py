@@ -328,7 +328,7 @@ def gradient_step(*steps: tuple[Adam, Tensor], max_norm: float = math.inf) -> No
 def polyak_update(target: nn.Module, online: nn.Module, rate: float | Tensor) -> None:
     """target <- (1 - rate) target + rate online; a rate that depends on what happened is a scalar tensor.
 
-    Called before the gradient step: as in the official code the target follows the parameters before that step.
+    Most agents call it before the gradient step: in their official code the target follows the parameters before it.
     """
     if isinstance(rate, Tensor):  # which the fused operator does not take
         for old, new in zip(target.parameters(), online.parameters(), strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.blocks.base import Adam, Metrics, Noise, frozen_copy, polyak_update
 from agents.blocks.config import check_config
-from agents.blocks.networks import MLP, Activation, Dims
+from agents.blocks.networks import MLP, Activation, Dims, Norm
 from datasets.batch import Batch
 
 QAggregation = Literal["mean", "min", "pessimistic"]  # over an ensemble; pessimistic: mean - pessimism * std
@@ -27,6 +27,8 @@ class CriticConfig:
     pessimism: float = 0.5  # rho, standard deviations below the mean; pessimistic aggregation
     target_update_rate: float = 0.005  # tau
     critic_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)  # of Q, and of V where the agent has one
+    critic_norm: Norm = "after"  # LayerNorm of their hidden layers: after the activation, before it, or none
+    critic_activation: Activation = "gelu"
 
     def __post_init__(self) -> None:
         check_config(self, target_update_rate=(0, 1))
@@ -45,20 +47,18 @@ class QEnsemble(nn.Module):
         hidden_dims: Dims,
         num_critics: int,
         noise: Noise,
-        layer_norm: bool = True,
+        norm: Norm = "after",
         activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         self.num_critics = num_critics
-        self.mlp = MLP(
-            obs_dim + chunk_dim,
-            hidden_dims,
-            1,
-            noise,
-            members=(num_critics,),
-            layer_norm=layer_norm,
-            activation=activation,
-        )
+        members = (num_critics,)
+        self.mlp = MLP(obs_dim + chunk_dim, hidden_dims, 1, noise, members=members, norm=norm, activation=activation)
+
+    @classmethod
+    def of(cls, config: CriticConfig, obs_dim: int, chunk_dim: int, noise: Noise) -> "QEnsemble":
+        kind = (config.critic_norm, config.critic_activation)
+        return cls(obs_dim, chunk_dim, config.critic_hidden_dims, config.num_critics, noise, *kind)
 
     def forward(self, obs: Tensor, action_chunk: Tensor, constant: bool = False) -> Tensor:
         x = torch.cat([obs, action_chunk.flatten(2)], -1)
@@ -69,24 +69,13 @@ class Critic(nn.Module):
     """Critics in training, `online`, their slow copies, `target`, and the optimiser: an agent's `self.critic`.
 
     Called, it is the critics in training. An update takes `target_value` into the target of `loss`, calls `follow`, and
-    hands `optimizer` and loss to `gradient_step`.
+    hands `optimizer` and loss to `gradient_step`; agents whose official code does so step first and follow then.
     """
 
-    def __init__(
-        self,
-        config: CriticConfig,
-        obs_dim: int,
-        chunk_dim: int,
-        learning_rate: float,
-        noise: Noise,
-        layer_norm: bool = True,
-        activation: Activation = "gelu",
-    ) -> None:
+    def __init__(self, config: CriticConfig, obs_dim: int, chunk_dim: int, learning_rate: float, noise: Noise) -> None:
         super().__init__()
         self.config = config
-        self.online = QEnsemble(
-            obs_dim, chunk_dim, config.critic_hidden_dims, config.num_critics, noise, layer_norm, activation
-        )
+        self.online = QEnsemble.of(config, obs_dim, chunk_dim, noise)
         self.target = frozen_copy(self.online)
         self.optimizer = Adam(self.online.parameters(), learning_rate)
 
@@ -113,7 +102,7 @@ class Critic(nn.Module):
         return loss, {"critic_loss": loss.detach(), **metrics}
 
     def follow(self) -> None:
-        """The target critics' Polyak step; before the gradient step, as `polyak_update` says."""
+        """The target critics' Polyak step."""
         polyak_update(self.target, self.online, self.config.target_update_rate)
 
 
@@ -121,10 +110,15 @@ class Value(nn.Module):
     """V(s) -> (S, B) of obs (S, B, O)."""
 
     def __init__(
-        self, obs_dim: int, hidden_dims: Dims, noise: Noise, layer_norm: bool = True, activation: Activation = "gelu"
+        self, obs_dim: int, hidden_dims: Dims, noise: Noise, norm: Norm = "after", activation: Activation = "gelu"
     ) -> None:
         super().__init__()
-        self.mlp = MLP(obs_dim, hidden_dims, 1, noise, layer_norm=layer_norm, activation=activation)
+        self.mlp = MLP(obs_dim, hidden_dims, 1, noise, norm=norm, activation=activation)
+
+    @classmethod
+    def of(cls, config: CriticConfig, obs_dim: int, noise: Noise) -> "Value":
+        """A network of the kind of the critics."""
+        return cls(obs_dim, config.critic_hidden_dims, noise, config.critic_norm, config.critic_activation)
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.mlp(obs).squeeze(-1)

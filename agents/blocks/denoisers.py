@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from agents.blocks.base import Noise
 from agents.blocks.kernels import by_member, by_seed
-from agents.blocks.networks import MLP, Dims, LayerNorm, Linear
+from agents.blocks.networks import MLP, Dims, Init, LayerNorm, Linear
 
 # eps(t, x): t (S, B or 1, 1), a whole number as float, x (S, B, D) -> (S, B, D)
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -20,31 +20,35 @@ class FourierStep(nn.Module):
     """MLP of cos(2 pi w t) and sin(2 pi w t) with learnt frequencies w, which begin as N(0, .2^2).
 
     `dims`: widths of the MLP's layers; the last one, its output, has no activation.
+    `first`: the number under which it sees the step t = 1.
     """
 
-    def __init__(self, dims: Dims, noise: Noise, num_frequencies: int = 32) -> None:
+    def __init__(self, dims: Dims, noise: Noise, num_frequencies: int = 32, first: int = 1) -> None:
         super().__init__()
-        self.out_dim = dims[-1]
+        self.out_dim, self.first = dims[-1], first
         self.frequencies = nn.Parameter(0.2 * noise.normal("init", 1, num_frequencies))
         self.mlp = MLP(2 * num_frequencies, dims[:-1], dims[-1], noise, activation="mish")
 
     def forward(self, t: Tensor) -> Tensor:
-        angle = 2 * math.pi * by_member(torch.mul, t, self.frequencies)
+        angle = 2 * math.pi * by_member(torch.mul, t + (self.first - 1), self.frequencies)
         return self.mlp(torch.cat([angle.cos(), angle.sin()], -1))
 
 
 class SinusoidalStep(nn.Module):
-    """MLP (one hidden layer of twice the width) of sines and cosines with fixed frequencies from 1 to 1e-4."""
+    """MLP (one hidden layer of twice the width) of sines and cosines with fixed frequencies from 1 to 1e-4.
 
-    def __init__(self, dim: int, noise: Noise) -> None:
+    `first`: the number under which it sees the step t = 1.
+    """
+
+    def __init__(self, dim: int, noise: Noise, init: Init = "glorot", first: int = 1) -> None:
         super().__init__()
-        self.out_dim = dim
-        self.mlp = MLP(dim, (2 * dim,), dim, noise, activation="mish")
+        self.out_dim, self.first = dim, first
+        self.mlp = MLP(dim, (2 * dim,), dim, noise, activation="mish", init=init)
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.out_dim // 2
         exponents = torch.arange(half, dtype=t.dtype, device=t.device) / (half - 1)
-        angle = t * (-math.log(10_000) * exponents).exp()
+        angle = (t + (self.first - 1)) * (-math.log(10_000) * exponents).exp()
         return self.mlp(torch.cat([angle.sin(), angle.cos()], -1))
 
 
@@ -55,11 +59,18 @@ class MLPDenoiser(nn.Module):
     """
 
     def __init__(
-        self, obs_dim: int, chunk_dim: int, hidden_dims: Dims, step: FourierStep | SinusoidalStep, noise: Noise
+        self,
+        obs_dim: int,
+        chunk_dim: int,
+        hidden_dims: Dims,
+        step: FourierStep | SinusoidalStep,
+        noise: Noise,
+        init: Init = "glorot",
     ) -> None:
         super().__init__()
         self.step = step
-        self.mlp = MLP(chunk_dim + obs_dim + step.out_dim, hidden_dims, chunk_dim, noise, activation="mish")
+        in_dim = chunk_dim + obs_dim + step.out_dim
+        self.mlp = MLP(in_dim, hidden_dims, chunk_dim, noise, activation="mish", init=init)
 
     def forward(self, obs: Tensor) -> Predictor:
         return lambda t, x: self.mlp(_concat(x, obs, self.step(t)))

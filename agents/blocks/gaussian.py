@@ -10,22 +10,33 @@ from agents.blocks.flow import tanh_log_det
 from agents.blocks.kernels import by_seed
 from agents.blocks.networks import MLP, Activation, Dims
 
-LOG_STD_RANGE = (-20.0, 2.0)
+MAX_LOG_STD = 2.0
 
 
 class TanhGaussian(nn.Module):
-    """a = tanh(mean(x) + std(x) * eps) of input x (S, B, in), coordinates independent; log std is cut to [-20, 2]."""
+    """a = tanh(mean(x) + std(x) * eps) of input x (S, B, in), coordinates independent.
+
+    log std is cut to [min_log_std, 2]; `out_scale` multiplies the initial weights of both heads.
+    """
 
     def __init__(
-        self, in_dim: int, hidden_dims: Dims, out_dim: int, noise: Noise, activation: Activation = "gelu"
+        self,
+        in_dim: int,
+        hidden_dims: Dims,
+        out_dim: int,
+        noise: Noise,
+        activation: Activation = "gelu",
+        out_scale: float = 1.0,
+        min_log_std: float = -20.0,
     ) -> None:
         super().__init__()
-        self.mlp = MLP(in_dim, hidden_dims, 2 * out_dim, noise, activation=activation, heads=2)
+        self.min_log_std = min_log_std
+        self.mlp = MLP(in_dim, hidden_dims, 2 * out_dim, noise, activation=activation, out_scale=out_scale, heads=2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean before the tanh, and log standard deviation, both (S, B, out)."""
         mean, log_std = self.mlp(x).chunk(2, -1)
-        return mean, log_std.clamp(*LOG_STD_RANGE)
+        return mean, log_std.clamp(self.min_log_std, MAX_LOG_STD)
 
     def sample(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """tanh(u) (S, B, out) from standard normal eps of that shape, and its log density (S, B)."""

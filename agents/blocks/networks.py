@@ -1,8 +1,8 @@
 """Networks of S seeds at once: parameters are (S, ...), or (S, N, ...) for an ensemble of N members.
 
 Initial values are drawn from the noise source under the name "init", so a seed's network does not depend on its pack.
-Conventions of the official JAX code: GELU is the tanh approximation, LayerNorm has eps 1e-6, biases start at 0. How
-they are computed is in `agents.blocks.kernels`.
+Conventions of the official JAX code: GELU is the tanh approximation, LayerNorm has eps 1e-6, biases start at 0 unless
+`init` says otherwise. How they are computed is in `agents.blocks.kernels`.
 """
 
 import itertools
@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from agents.blocks.base import Noise
 from agents.blocks.kernels import affine, by_member, by_seed, gelu, layer_norm
 
-Init = Literal["glorot", "lecun", "zeros"]
+Init = Literal["glorot", "lecun", "torch", "zeros"]
 Activation = Literal["gelu", "relu", "mish"]
+Norm = Literal["none", "before", "after"]  # LayerNorm of hidden layers, where it stands to the activation
 Dims = tuple[int, ...]  # widths of hidden layers
 Members = tuple[int, ...]  # (N,) for an ensemble, () for a single network
 
@@ -27,7 +28,7 @@ class Linear(nn.Module):
     """x (S, *members, B, in) -> (S, *members, B, out), an affine map of its own for each seed and member.
 
     Glorot: uniform with variance 2 / (in + out), where out is that of one of the `heads`. LeCun: normal with variance
-    1 / in, cut at two standard deviations.
+    1 / in, cut at two standard deviations. Torch: weights and biases uniform within 1 / sqrt(in), PyTorch's default.
     """
 
     def __init__(
@@ -48,10 +49,16 @@ class Linear(nn.Module):
             # Inverse distribution function of the cut normal; .8796 is the standard deviation before rescaling.
             probability = 0.5 + math.erf(math.sqrt(2)) * (noise.uniform("init", *shape) - 0.5)
             weight = torch.special.ndtri(probability) / (0.87962566103423978 * math.sqrt(in_dim))
+        elif init == "torch":
+            weight = (2 * noise.uniform("init", *shape) - 1) / math.sqrt(in_dim)
         else:
             weight = torch.zeros(noise.num_seeds, *shape, device=noise.device)
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.full((noise.num_seeds, *members, out_dim), bias, device=noise.device))
+        if init == "torch":
+            start = (2 * noise.uniform("init", *members, out_dim) - 1) / math.sqrt(in_dim)
+        else:
+            start = torch.full((noise.num_seeds, *members, out_dim), bias, device=noise.device)
+        self.bias = nn.Parameter(start)
 
     def forward(self, x: Tensor) -> Tensor:
         return by_member(affine, x, self.weight, self.bias)
@@ -84,7 +91,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu
 
 
 class MLP(nn.Module):
-    """Linear, activation and, if asked for, LayerNorm for each hidden layer; a linear output layer.
+    """Linear, activation and, if asked for, LayerNorm before or after it for each hidden layer; a linear output layer.
 
     `out_scale` multiplies the initial weights of the output layer, which may be several `heads` side by side.
     """
@@ -96,17 +103,18 @@ class MLP(nn.Module):
         out_dim: int,
         noise: Noise,
         members: Members = (),
-        layer_norm: bool = False,
+        norm: Norm = "none",
         activation: Activation = "gelu",
+        init: Init = "glorot",
         out_scale: float = 1.0,
         heads: int = 1,
     ) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.norm = ACTIVATIONS[activation], norm
         dims = [in_dim, *hidden_dims]
-        self.hidden = nn.ModuleList(Linear(i, o, noise, members=members) for i, o in itertools.pairwise(dims))
-        self.norms = nn.ModuleList(LayerNorm(dim, noise, members) for dim in hidden_dims if layer_norm)
-        self.out = Linear(dims[-1], out_dim, noise, members=members, heads=heads)
+        self.hidden = nn.ModuleList(Linear(i, o, noise, init, members) for i, o in itertools.pairwise(dims))
+        self.norms = nn.ModuleList(LayerNorm(dim, noise, members) for dim in hidden_dims if norm != "none")
+        self.out = Linear(dims[-1], out_dim, noise, init, members, heads=heads)
         with torch.no_grad():
             self.out.weight.mul_(out_scale)
 
@@ -120,7 +128,10 @@ class MLP(nn.Module):
         pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
         hidden, norms, out = pairs[: len(self.hidden)], pairs[len(self.hidden) : -1], pairs[-1]
         for i, pair in enumerate(hidden):
-            x = self.activation(affine(x, *pair))
-            if norms:
+            x = affine(x, *pair)
+            if self.norm == "before":
+                x = layer_norm(x, *norms[i])
+            x = self.activation(x)
+            if self.norm == "after":
                 x = layer_norm(x, *norms[i])
         return affine(x, *out)

@@ -39,7 +39,10 @@ LATER_FIELDS = {
 }
 # The same for fields of agents' configs, and of those nested in them, by the name of the class that has the field.
 LATER_AGENT_FIELDS: dict[str, dict[str, Any]] = {
-    "CriticConfig": {"pessimism": 0.5},
+    "CriticConfig": {"pessimism": 0.5, "critic_norm": "after", "critic_activation": "gelu"},
+    "DiffusionQLConfig": {"ema_interval": 1, "first_ema_update": 1},
+    "IDQLConfig": {"online_policy": "trained"},
+    "IQLConfig": {"policy_out_scale": 1.0},
     "SACFlowConfig": {"bc_target": "batch", "behaviour_flow_steps": 10},
     "FQLConfig": {"window_mask": "steps"},
     "IFQLConfig": {"window_mask": "steps", "value_mask": "window"},

@@ -130,14 +130,15 @@ def baselines_quick() -> list[RunConfig]:
         **dict.fromkeys(("sac_flow_t", "sac_flow_g", "flow_mlp", "naive_sac_flow", "fql", "qc_fql"), held),
         "fbrac": {"bc_coef": 0.3},
         **{agent: {"num_candidates": 16} for agent in ("qc", "ifql", "idql")},
-        "diffusion_ql": {"num_candidates": 16, "q_coef": 0.1, "ema_rate": 0.005},
+        "diffusion_ql": {"num_candidates": 16, "q_coef": 0.1, "ema_rate": 0.025, "first_ema_update": 1},
         "dac": {"bc_coef": 5.0},
         "qsm": {"bc_coef": 10.0},
         "rebrac": {"bc_coef": 0.1},
         "dppo": {**on_policy, "cloning_learning_rate": 1e-3},
         "reinflow": {**on_policy, "matching_learning_rate": 1e-3},
     }
-    same = {**_SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96), "num_critics": 2}
+    same = {**_SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96)}
+    same |= {"num_critics": 2, "critic_norm": "after", "critic_activation": "gelu"}
     settings = {}
     for agent, (_, config) in AGENTS.items():
         every = {"q_aggregation": "mean", **same, **changes.get(agent, {})}

@@ -13,12 +13,14 @@ from agents.blocks.config import settings_of, with_settings
 Settings = dict[str, Any]
 
 # How an agent's runs differ from everyone's: RLPD (arXiv 2302.02948) and SAC have no offline phase, act at random until
-# their first update, and keep online transitions apart, half of each batch or all of it.
+# their first update, and keep online transitions apart, half of each batch or all of it. IDQL's fine-tuning
+# (github.com/philippe-eecs/IDQL, 7582571) has half of each batch from the replay, too.
 FROM_SCRATCH: Settings = {"offline_updates": 0, "warmup_actions": "random", "replay_capacity": 1_000_000}
 RUN_SETTINGS: dict[str, Settings] = {
     "rlpd": {**FROM_SCRATCH, "online_batch_share": 0.5},
     "rlpd_ac": {**FROM_SCRATCH, "online_batch_share": 0.5},
     "sac": {**FROM_SCRATCH, "online_batch_share": 1.0},
+    "idql": {"online_batch_share": 0.5},
 }
 
 # What a domain asks of every run in it: FQL and QAM look further ahead in the larger mazes.
@@ -89,7 +91,10 @@ _PAPERS: dict[str, dict[str, Settings]] = {
 # The 12-seed release of QAM (arXiv 2601.14234): every agent over chunks of 5 actions (1 in mazes), with the same ten
 # critics, whose targets are the mean less half a standard deviation (humanoidmaze: the mean); what it tuned is below,
 # by domain. Its FQL drops whole windows that run into the next episode, Q-chunking's their steps there.
-RELEASE_CRITIC: Settings = {"num_critics": 10, "q_aggregation": "pessimistic", "pessimism": 0.5}
+RELEASE_CRITIC: Settings = {
+    **{"num_critics": 10, "q_aggregation": "pessimistic", "pessimism": 0.5},
+    **{"critic_norm": "after", "critic_activation": "gelu"},
+}
 RELEASE_FIXED: Settings = {"chunk_length": 5, **RELEASE_CRITIC}
 RELEASE_DOMAINS = (
     *("cube-double", "cube-triple", "cube-quadruple", "scene", "puzzle-3x3", "puzzle-4x4"),
