@@ -1,7 +1,8 @@
 """Behaviour cloning by a flow (arXiv 2210.02747) or a diffusion (arXiv 2006.11239): what offline methods set out from.
 
 The policy is matched to the chunks of the batch and to nothing else; online it goes on cloning the replay, of which it
-never reads the rewards. The flow is that of QC-FQL, the diffusion that of DAC in the QAM release.
+never reads the rewards. The flow is that of QC-FQL, the diffusion that of DAC in the QAM release, which drops windows
+that run into the next episode; here their valid steps count in both.
 """
 
 from dataclasses import dataclass

@@ -173,7 +173,7 @@ def test_the_release_holds_chunks_and_critics_fixed():
     agents = {config.agent for config in configs} - {"dppo", "reinflow", "sac"}
     triple, quadruple = (
         {(domain, agent) for agent in agents - without}
-        for domain, without in (("cube-triple", {"rlpd_ac"}), ("cube-quadruple", set()))
+        for domain, without in (("cube-triple", {"rlpd_ac", "idql"}), ("cube-quadruple", set()))
     )
     assert others == triple | quadruple
     assert {config.online_dataset_rows for config in configs if "quadruple" in config.task} == {1_000_000}

@@ -1,0 +1,118 @@
+"""Initial values and optimisers of agents in tables, as their releases have them: what no number of an update shows."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents import AGENTS
+from agents.blocks.base import OnPolicyAgent
+from agents.blocks.config import settings_of, with_settings
+from agents.blocks.networks import LayerNorm, Linear
+from tests.seeded_noise import SeededNoise
+from tests.test_agents import batch_of, build
+
+SAC_OF_OGBENCH = {"policy_out_scale": 0.1, "policy_activation": "gelu", "critic_activation": "gelu"}
+# Agent and options -> layers whose weights begin otherwise than Glorot's: (rule, factor). Of layers with two heads side
+# by side the rule holds for each.
+STARTS: list[tuple[str, dict[str, Any], dict[str, tuple[str, float]]]] = [
+    *((name, {}, {}) for name in ("dac", "qsm", "bc", "bc_diffusion", "awac", "sac", "rlpd", "rlpd_ac")),
+    ("sac", SAC_OF_OGBENCH, {"policy.mlp.out": ("glorot", 0.1)}),
+    ("rebrac", {}, {"policy.out": ("glorot", 0.1), "target_policy.out": ("glorot", 0.1)}),
+    ("iql", {}, {"policy.out": ("glorot", 0.1)}),
+    (
+        "idql",
+        {},
+        {f"{d}.{kind}": ("lecun", 1.0) for d in ("denoiser", "target_denoiser") for kind in ("wide", "narrow")},
+    ),
+    (
+        "diffusion_ql",
+        {},
+        dict.fromkeys(("denoiser", "target_denoiser"), ("torch", 1.0)),
+    ),  # its critic is the shared one
+]
+TWO_HEADS = ("policy.mlp.out",)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "exceptions"), STARTS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_each_layer_begins_as_in_the_release(
+    name: str, options: dict[str, Any], exceptions: dict[str, tuple[str, float]]
+) -> None:
+    agent_class, config = AGENTS[name]
+    sizes = {"policy_hidden_dims": (64, 64), "critic_hidden_dims": (64, 64), "num_critics": 4}
+    config = with_settings(config, **{k: v for k, v in sizes.items() if k in settings_of(config)} | options)
+    agent = agent_class(config, 20, 4, SeededNoise(range(4)))
+    used: set[str] = set()
+    for path, layer in agent.named_modules():
+        if isinstance(layer, LayerNorm):
+            assert layer.weight.eq(1).all() and layer.bias.eq(0).all()
+        elif isinstance(layer, Linear):
+            exception = next((prefix for prefix in exceptions if path.startswith(prefix)), None)
+            used |= {exception} if exception else set()
+            rule, factor = exceptions[exception] if exception else ("glorot", 1.0)
+            check_start(path, layer, rule, factor)
+    for path, parameter in agent.named_parameters():
+        if path.endswith("frequencies"):
+            assert float(parameter.detach().std()) == pytest.approx(0.2, rel=0.2)
+    assert used == set(exceptions)
+
+
+def check_start(path: str, layer: Linear, rule: str, factor: float) -> None:
+    weight = layer.weight.detach() / factor
+    fan_in, fan_out = weight.shape[-2], weight.shape[-1] // (2 if path in TWO_HEADS else 1)
+    bound = {
+        "glorot": math.sqrt(6 / (fan_in + fan_out)),
+        "lecun": 2 / 0.87962566 / math.sqrt(fan_in),  # a normal of variance 1 / in, cut at two deviations
+        "torch": 1 / math.sqrt(fan_in),
+    }[rule]
+    variance = 1 / fan_in if rule == "lecun" else bound**2 / 3
+    assert 0.97 * bound < float(weight.abs().max()) <= bound * (1 + 1e-5), path
+    # Five deviations of the mean of n squares; of uniform numbers one has .9 / sqrt(n), of cut normal ones less than 1.
+    assert float(weight.square().mean()) == pytest.approx(variance, rel=5 / math.sqrt(weight.numel())), path
+    bias = layer.bias.detach()
+    if rule == "torch":
+        assert 0.5 * bound < float(bias.abs().max()) <= bound
+    else:
+        assert not bias.any(), path
+
+
+# --- optimisers
+
+LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY = 3e-4, (0.9, 0.999), 1e-8, 0.0
+# The norm to which gradients are cut; of all networks together, but of each alone in Diffusion-QL.
+CLIPPED: dict[str, float] = dict.fromkeys(("qam", "qam_e", "qam_f", "dac", "qsm", "diffusion_ql"), 1.0)
+OFF_POLICY = [name for name, (agent_class, _) in AGENTS.items() if not issubclass(agent_class, OnPolicyAgent)]
+
+
+@pytest.mark.parametrize("name", OFF_POLICY)
+def test_each_network_has_the_optimiser_of_the_release(
+    name: str, gradients: dict[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[dict[str, Any]] = []
+    fused = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
+    monkeypatch.setattr(torch, "_fused_adam_", lambda *a, **settings: (steps.append(settings), fused(*a, **settings)))
+    clip = settings_of(AGENTS[name][1]).get("max_gradient_norm")
+    assert clip == CLIPPED.get(name)
+    options: dict[str, Any] = {"online_policy": "trained"} if name == "idql" else {}
+    agent = build(name, [0], **options, **({"max_gradient_norm": clip} if clip else {}))
+    batch = batch_of([0], agent.chunk_length)
+    agent.update_online(replace(batch, chunk_return=batch.chunk_return - 1000), SeededNoise([0]))
+    assert len(steps) == len(agent.optimizers())
+    for settings in steps:
+        assert (settings["lr"], settings["weight_decay"], settings["eps"]) == (LEARNING_RATE, WEIGHT_DECAY, EPS)
+        assert (settings["beta1"], settings["beta2"], settings["amsgrad"]) == (*BETAS, False)
+    norms = {
+        path: math.sqrt(sum(float(gradients[parameter].square().sum()) for parameter in adam.parameters))
+        for path, adam in agent.optimizers().items()
+    }
+    if clip is None:
+        assert "critic.optimizer" not in norms or norms["critic.optimizer"] > 100
+    elif name == "diffusion_ql":
+        assert norms["critic.optimizer"] == pytest.approx(clip, rel=1e-4) and norms["policy_optimizer"] <= clip * 1.0001
+    else:
+        assert math.hypot(*norms.values()) == pytest.approx(clip, rel=1e-4)
