@@ -109,7 +109,7 @@ test-slurm: .venv/.complete ## the tests on a real, throw-away Slurm of this mac
 	@$(PY) -m pytest --all --slurm -m slurm $(ARGS)
 
 parity: setup ## agents against numbers of the official JAX code: [PARITY_DIR=folder] make parity
-	@$(PY) -m pytest tests/test_parity.py $(ARGS)
+	@$(PY) -m pytest tests/test_parity.py tests/test_parity_ppo.py $(ARGS)
 
 check: setup ## linter and type checker
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright

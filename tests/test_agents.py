@@ -21,6 +21,7 @@ from agents.sac import SAC as SACAgent
 from agents.sac_flow import SACFlow, SACFlowConfig
 from datasets.batch import Batch, Decisions, Trajectories
 from tests.seeded_noise import RecordedNoise, SeededNoise
+from tests.tiny_runs import RESIDUAL
 
 OBS_DIM, ACTION_DIM, BATCH_SIZE = 5, 2, 16
 NAMES = sorted(AGENTS)
@@ -54,6 +55,7 @@ def tiny_config(name: str, **changes: Any) -> Any:
         "max_gradient_norm": 1e9,  # whose clipping would mix the gradients of critic and policy
     }
     config = AGENTS[name][1]
+    small |= RESIDUAL if "residual" in settings_of(config) else {}
     return with_settings(config, **({k: v for k, v in small.items() if k in settings_of(config)} | changes))
 
 
@@ -536,7 +538,7 @@ def test_an_agent_reads_every_field_of_its_config(name: str) -> None:
             agent.act(torch.randn(1, 1, OBS_DIM), SeededNoise([0]), mode)
         read_in_use |= read
     if issubclass(agent_class, OnPolicyAgent):
-        read_in_use |= {"num_envs", "rollout_steps", "epochs"}  # by the driver
+        read_in_use |= {"num_envs", "rollout_decisions", "batch_decisions", "epochs"}  # by the driver
     assert names <= read_in_use, names - read_in_use
 
 
@@ -560,6 +562,9 @@ BAD_VALUES = [
     ("qsm", "sampler", "release", "one of 'released', 'ddpm' (did you mean 'released'?)"),
     ("diffusion_ql", "step_dim", 5, "even and at least 4"),
     ("idql", "policy_hidden_dims", (256, 128), "equal numbers"),
+    ("dppo", "policy_hidden_dims", (64, 64), "an odd number of equal widths, or residual false"),
+    ("reinflow", "value_hidden_dims", (64, 32, 64), "an odd number of equal widths, or residual false"),
+    ("dppo", "max_log_prob", -6.0, "a finite number in [-5.0, inf]"),
     ("sac_flow_g", "policy_noise_std", 0.0, "above 0 unless temperature = 'off'"),
     ("fql", "critic", None, "a CriticConfig"),
 ]
@@ -613,7 +618,13 @@ QAM_TWO_MODES = (
     {"inverse_temperature": 0.1},
     {"inverse_temperature": 10.0},
 )
-PPO = {"learning_rate": 3e-3, "value_learning_rate": 1e-2}
+PPO = {
+    "learning_rate": 3e-3,
+    "value_learning_rate": 1e-2,
+    "ema_rate": 0.1,
+    "policy_hidden_dims": (32, 32, 32),
+    "first_policy_rollout": 1,
+}
 TWO_MODES: dict[str, tuple[Settings, Settings, Settings]] = {
     "fql": ({}, {"bc_coef": 10.0}, {"bc_coef": 0.1}),
     "qc_fql": ({}, {"bc_coef": 10.0}, {"bc_coef": 0.1}),
@@ -714,6 +725,18 @@ def test_gradient_step_moves_each_loss_own_parameters_by_gradients_of_before_any
     gradient_step((step_a, a * b), (step_b, a * b.square()))
     assert (float(gradients[a]), float(gradients[b])) == (3.0, 12.0)
     torch.testing.assert_close(torch.cat([a, b]), torch.tensor([1.9, 2.9]))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_adam_and_its_weight_decay_are_those_of_torch(weight_decay: float) -> None:
+    ours, theirs = (nn.Parameter(torch.tensor([[2.0, -3.0], [0.5, 1.0]])) for _ in range(2))
+    adam = Adam([ours], 0.1, weight_decay)
+    reference = torch.optim.AdamW([theirs], lr=0.1, weight_decay=weight_decay)
+    for step in range(4):
+        theirs.grad = (1.0 + step) * theirs.detach() - 1
+        adam.step([(1.0 + step) * ours.detach() - 1])
+        reference.step()
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_parameters_out_of_reach_of_a_loss_go_on_by_momentum(gradients: dict[Tensor, Tensor]) -> None:

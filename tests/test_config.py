@@ -65,8 +65,8 @@ HASHES = {
     "baselines-cube/cube-double-task1/qsm": "7f73bf615359ae12",
     "baselines-cube/cube-double-task1/diffusion_ql": "1befc603a2a35d1f",
     "baselines-cube/cube-double-task1/idql": "9e5ed0ce8022988b",
-    "baselines-cube/cube-double-task1/dppo": "4051c6e5d657b9b6",
-    "baselines-cube/cube-double-task1/reinflow": "996ffc2eff1d4a23",
+    "baselines-cube/cube-double-task1/dppo": "24b684ef408c7c8c",
+    "baselines-cube/cube-double-task1/reinflow": "27038f490fab9159",
     "baselines-cube/cube-double-task1/rlpd_ac": "d0f98ef7264b2cbf",
     "baselines-cube/cube-double-task1/sac": "25901a0ff3e2874c",
     "baselines-cube/cube-double-task1/rebrac": "8bc967aabede4bb5",
@@ -337,17 +337,19 @@ def test_runs_of_before_a_setting_existed_keep_their_hash():
 
 
 def test_on_policy_runs_update_after_each_rollout():
-    config = tiny_config("dppo", batch_size=8)
+    config = tiny_config("dppo", batch_size=7)
     agent = config.agent_config
-    assert (agent.rollout_steps, agent.epochs, agent.chunk_length, config.online_steps) == (20, 2, 5, 40)
+    assert (agent.rollout_decisions, agent.epochs, agent.chunk_length, config.online_steps) == (4, 2, 5, 40)
+    assert (config.rollout_steps, config.online_batch_size) == (20, 8)
     assert [step for step in range(1, 41) if updates_after(config, step)] == [20, 40]
-    assert updates_after(config, 20) == 1  # 2 epochs of 20 / 5 decisions in batches of 8
+    assert updates_after(config, 20) == 1  # 2 epochs of 4 decisions in batches of 8
     assert total_updates(config) == 30 + 2
-    assert updates_after(config.replace(batch_size=2), 20) == 4
-    assert updates_after(config.replace(batch_size=100), 20) == 1
-    with pytest.raises(ConfigError, match="rollout_steps is 20; it must be a multiple of num_envs, 3"):
+    for batch_decisions, updates in ((2, 4), (100, 1)):
+        changed = config.replace(agent_config=dataclasses.replace(agent, batch_decisions=batch_decisions))
+        assert updates_after(changed, 20) == updates
+    with pytest.raises(ConfigError, match="rollout_decisions is 4; it must be a multiple of num_envs, 3"):
         config.replace(agent_config=dataclasses.replace(agent, num_envs=3))
-    with pytest.raises(ConfigError, match="must be at least two chunks in each environment, 40"):
+    with pytest.raises(ConfigError, match="must be at least two in each environment, 8"):
         config.replace(agent_config=dataclasses.replace(agent, num_envs=4))
     for change in ({"warmup_actions": "random"}, {"replay": "keep"}):
         with pytest.raises(ConfigError, match="dppo is on-policy: it has neither"):

@@ -61,6 +61,11 @@ def test_initial_weights_have_the_stated_distribution() -> None:
     assert float(lecun.var()) == pytest.approx(1 / 300, rel=0.02)
     assert float(lecun.abs().max()) == pytest.approx(2 / (0.87962566 * math.sqrt(300)), rel=1e-2)
     assert not Linear(3, 2, noise).bias.any()
+    theirs = nn.Linear(300, 2_000).requires_grad_(False)
+    layer = Linear(300, 2_000, noise, init="torch").requires_grad_(False)
+    for ours, reference in zip(layer.parameters(), theirs.parameters(), strict=True):
+        assert float(ours.abs().max()) == pytest.approx(float(reference.abs().max()), rel=1e-2)
+        assert float(ours.var()) == pytest.approx(float(reference.var()), rel=0.1)
 
 
 def test_seeds_and_critics_start_different_and_a_seed_does_not_depend_on_its_pack() -> None:
@@ -319,3 +324,18 @@ def test_out_scale_shrinks_the_initial_output_and_nothing_else() -> None:
     x = torch.randn(1, 5, 3)
     torch.testing.assert_close(scaled(x), 0.01 * plain(x))
     assert all(torch.equal(a, b) for a, b in zip(plain.hidden.parameters(), scaled.hidden.parameters(), strict=True))
+
+
+def test_a_residual_mlp_is_that_of_the_official_code_of_dppo() -> None:
+    """A first layer without activation; blocks x + l2(act(l1(act(x)))); an output layer."""
+    mlp = MLP(3, (8, 8, 8, 8, 8), 2, SeededNoise([0]), activation="mish", init="torch", residual=True)
+    layers = [nn.Linear(i, o) for i, o in ((3, 8), (8, 8), (8, 8), (8, 8), (8, 8), (8, 2))]
+    with torch.no_grad():
+        for layer, ours in zip(layers, [*mlp.hidden, mlp.out], strict=True):
+            layer.weight.copy_(ours.get_parameter("weight")[0].T)
+            layer.bias.copy_(ours.get_parameter("bias")[0])
+    x, act = torch.randn(4, 3), nn.functional.mish
+    y = layers[0](x)
+    for first, second in ((1, 2), (3, 4)):
+        y = y + layers[second](act(layers[first](act(y))))
+    torch.testing.assert_close(mlp(x.unsqueeze(0))[0], layers[-1](y))

@@ -20,9 +20,16 @@ OTHER = {
     "bc_coef_online": 3.0,
     "collect_noise_std": 0.5,
     "num_envs": 3,
-    "rollout_steps": 30,
+    "rollout_decisions": 6,
+    "batch_decisions": 4,
     "epochs": 1,
     "gae_lambda": 0.5,
+    "gae_at_time_limits": "released",
+    "max_reward": 1.0,
+    "max_step_noise": 1.0,
+    "count_start": False,
+    "min_log_prob": -0.5,
+    "max_log_prob": 0.5,
     "denoising_discount": 0.5,
     "clip_range": 0.2,
     "first_clip_range": 0.1,
@@ -34,6 +41,7 @@ OTHER = {
     "first_policy_rollout": 1,
     "learning_rate": 1e-2,
     "value_learning_rate": 1e-2,
+    "value_weight_decay": 0.1,
 }
 
 

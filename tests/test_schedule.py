@@ -95,7 +95,7 @@ def test_an_on_policy_agent_updates_after_each_rollout_alone(epochs, num_envs, o
     agent = config.agent_config
     config = config.replace(
         agent_config=type(agent)(
-            **{**vars(agent), "epochs": epochs, "num_envs": num_envs, "rollout_steps": 10 * num_envs}
+            **{**vars(agent), "epochs": epochs, "num_envs": num_envs, "rollout_decisions": 2 * num_envs}
         )
     )
     online = {step: updates_after(config, step) for step in range(1, online_steps + 1)}

@@ -31,10 +31,14 @@ SMALL = {
     "denoising_steps": 3,
     "fine_tuned_steps": 2,
     "num_envs": 2,
-    "rollout_steps": 20,
+    "rollout_decisions": 4,
+    "batch_decisions": 8,
     "epochs": 2,
     "first_policy_rollout": 2,
 }
+
+
+RESIDUAL = {"policy_hidden_dims": (16, 16, 16), "value_hidden_dims": (16, 16, 16)}  # which take no even number
 
 
 def once_per_class() -> list[Any]:
@@ -66,7 +70,8 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 def small_agent_config(agent: str) -> Any:
     """The agent's default config with networks of a few units."""
     default = AGENTS[agent][1]
-    return with_settings(default, **{name: value for name, value in SMALL.items() if name in settings_of(default)})
+    small = SMALL | (RESIDUAL if "residual" in settings_of(default) else {})
+    return with_settings(default, **{name: value for name, value in small.items() if name in settings_of(default)})
 
 
 def tiny_config(agent: str = "sac_flow_g", seed: int = 0, **changes: Any) -> RunConfig:

@@ -232,9 +232,9 @@ def _shapes(found: torch.Size, expected: torch.Size) -> str:
 class OnPolicyAgent(Agent):
     """An agent whose online phase trains on nothing but what its current policy has collected.
 
-    Its config has num_envs, E environments of each seed; rollout_steps, environment steps of a seed, over all of them,
-    between updates; and epochs, how often each decision is used. The driver collects, asks for `estimate`, and makes as
-    many updates as use each decision `epochs` times.
+    Its config has num_envs, E environments of each seed; rollout_decisions, chunks that a seed executes, over all of
+    them, between updates; and epochs, how often each decision is used. The driver collects, asks for `estimate`, and
+    makes as many updates as use each decision `epochs` times.
     """
 
     def collect(self, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -256,12 +256,13 @@ def frozen_copy(network: Network) -> Network:
 class Adam:
     """Adam (arXiv 1412.6980) with beta 0.9 and 0.999, eps 1e-8. Its state exists before the first step.
 
+    With `weight_decay` it is AdamW (arXiv 1711.05101): parameters shrink by that share of the learning rate.
     All of it lies on the parameters' device, so that it can be loaded, compiled and captured in a CUDA graph.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float = 0.0) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self.learning_rate = learning_rate
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.exp_avg = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.exp_avg_sq = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.steps = torch.zeros((), device=self.parameters[0].device)
@@ -270,6 +271,9 @@ class Adam:
     def step(self, gradients: Sequence[Tensor]) -> None:
         """One step down `gradients`, one for each parameter."""
         self.steps += 1
+        if self.weight_decay:
+            for parameter in self.parameters:
+                parameter.mul_(1 - self.learning_rate * self.weight_decay)
         gradients = [gradient.contiguous() for gradient in gradients]
         groups: list[Sequence[Tensor]] = [self.parameters, gradients, self.exp_avg, self.exp_avg_sq]
         if torch.compiler.is_compiling():

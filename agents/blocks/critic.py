@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.blocks.base import Adam, Metrics, Noise, frozen_copy, polyak_update
 from agents.blocks.config import check_config
-from agents.blocks.networks import MLP, Activation, Dims, Norm
+from agents.blocks.networks import MLP, Activation, Dims, Init, Norm
 from datasets.batch import Batch
 
 QAggregation = Literal["mean", "min", "pessimistic"]  # over an ensemble; pessimistic: mean - pessimism * std
@@ -110,10 +110,17 @@ class Value(nn.Module):
     """V(s) -> (S, B) of obs (S, B, O)."""
 
     def __init__(
-        self, obs_dim: int, hidden_dims: Dims, noise: Noise, norm: Norm = "after", activation: Activation = "gelu"
+        self,
+        obs_dim: int,
+        hidden_dims: Dims,
+        noise: Noise,
+        norm: Norm = "after",
+        activation: Activation = "gelu",
+        init: Init = "glorot",
+        residual: bool = False,
     ) -> None:
         super().__init__()
-        self.mlp = MLP(obs_dim, hidden_dims, 1, noise, norm=norm, activation=activation)
+        self.mlp = MLP(obs_dim, hidden_dims, 1, noise, norm=norm, activation=activation, init=init, residual=residual)
 
     @classmethod
     def of(cls, config: CriticConfig, obs_dim: int, noise: Noise) -> "Value":

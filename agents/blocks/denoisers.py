@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from agents.blocks.base import Noise
 from agents.blocks.kernels import by_member, by_seed
-from agents.blocks.networks import MLP, Dims, Init, LayerNorm, Linear
+from agents.blocks.networks import MLP, Activation, Dims, Init, LayerNorm, Linear
 
 # eps(t, x): t (S, B or 1, 1), a whole number as float, x (S, B, D) -> (S, B, D)
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -53,9 +53,10 @@ class SinusoidalStep(nn.Module):
 
 
 class MLPDenoiser(nn.Module):
-    """eps = MLP([x, s, features of t]) with Mish.
+    """eps = MLP([x, s, features of t]).
 
-    Like every predictor it is called with obs (S, B, O) and returns eps(t, x).
+    Like every predictor it is called with obs (S, B, O) and returns eps(t, x). The velocity of a flow has the same
+    form, and serves as one with flow time for t.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class MLPDenoiser(nn.Module):
         step: FourierStep | SinusoidalStep,
         noise: Noise,
         init: Init = "glorot",
+        activation: Activation = "mish",
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.step = step
         in_dim = chunk_dim + obs_dim + step.out_dim
-        self.mlp = MLP(in_dim, hidden_dims, chunk_dim, noise, activation="mish", init=init)
+        self.mlp = MLP(in_dim, hidden_dims, chunk_dim, noise, activation=activation, init=init, residual=residual)
 
     def forward(self, obs: Tensor) -> Predictor:
         return lambda t, x: self.mlp(_concat(x, obs, self.step(t)))

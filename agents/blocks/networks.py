@@ -18,7 +18,7 @@ from agents.blocks.base import Noise
 from agents.blocks.kernels import affine, by_member, by_seed, gelu, layer_norm
 
 Init = Literal["glorot", "lecun", "torch", "zeros"]
-Activation = Literal["gelu", "relu", "mish"]
+Activation = Literal["gelu", "relu", "mish", "tanh"]
 Norm = Literal["none", "before", "after"]  # LayerNorm of hidden layers, where it stands to the activation
 Dims = tuple[int, ...]  # widths of hidden layers
 Members = tuple[int, ...]  # (N,) for an ensemble, () for a single network
@@ -87,13 +87,20 @@ class Activated(nn.Module):
         return by_seed(self.function, x)
 
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": F.relu, "mish": F.mish}
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "relu": F.relu,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+}
 
 
 class MLP(nn.Module):
     """Linear, activation and, if asked for, LayerNorm before or after it for each hidden layer; a linear output layer.
 
     `out_scale` multiplies the initial weights of the output layer, which may be several `heads` side by side.
+    `residual`, as in DPPO's code: the first layer has no activation, each two that follow have theirs before them and
+    are added to what they are given; an odd number of equal widths, without LayerNorm.
     """
 
     def __init__(
@@ -108,9 +115,11 @@ class MLP(nn.Module):
         init: Init = "glorot",
         out_scale: float = 1.0,
         heads: int = 1,
+        residual: bool = False,
     ) -> None:
         super().__init__()
-        self.activation, self.norm = ACTIVATIONS[activation], norm
+        self.activation, self.residual = ACTIVATIONS[activation], residual
+        self.norm = norm
         dims = [in_dim, *hidden_dims]
         self.hidden = nn.ModuleList(Linear(i, o, noise, init, members) for i, o in itertools.pairwise(dims))
         self.norms = nn.ModuleList(LayerNorm(dim, noise, members) for dim in hidden_dims if norm != "none")
@@ -127,6 +136,11 @@ class MLP(nn.Module):
     def _of_member(self, x: Tensor, *parameters: Tensor) -> Tensor:
         pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
         hidden, norms, out = pairs[: len(self.hidden)], pairs[len(self.hidden) : -1], pairs[-1]
+        if self.residual:
+            x = affine(x, *hidden[0])
+            for first, second in zip(hidden[1::2], hidden[2::2], strict=True):
+                x = x + affine(self.activation(affine(self.activation(x), *first)), *second)
+            return affine(x, *out)
         for i, pair in enumerate(hidden):
             x = affine(x, *pair)
             if self.norm == "before":

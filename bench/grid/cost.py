@@ -39,7 +39,7 @@ def batch_bytes(config: RunConfig) -> int:
     hidden = sum(settings.get("policy_hidden_dims", ()))
     hidden += settings.get("num_critics", 1) * sum(settings.get("critic_hidden_dims", ()))
     numbers = 2 * task.obs_dim + config.agent_config.chunk_length * (task.action_dim + 1) + 2 + hidden
-    return 4 * config.batch_size * numbers
+    return 4 * max(config.batch_size, config.online_batch_size) * numbers
 
 
 def replay_bytes(config: RunConfig) -> int:

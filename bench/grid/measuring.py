@@ -55,13 +55,14 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
 
 def check_memory(config: RunConfig, device: torch.device) -> None:
     """ConfigError where one batch of one seed, with what its hidden layers make of it, is larger than the memory."""
+    rows, field = max((config.batch_size, "batch_size"), (config.online_batch_size, "batch_decisions"))
     needed = batch_bytes(config)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":
         _, memory = torch.cuda.mem_get_info(device)
     if needed > memory:
         raise ConfigError(
-            f"batch_size is {config.batch_size}: one batch of {config.label} takes at least {size(needed)}, and this "
+            f"{field} is {rows}: one batch of {config.label} takes at least {size(needed)}, and this "
             f"{'GPU' if device.type == 'cuda' else 'machine'} has {size(memory)}; it must be smaller"
         )
 
@@ -80,8 +81,9 @@ def made_up_batches(config: RunConfig, agent: Agent, noise: SeedStreams) -> tupl
     )
     if not isinstance(agent, OnPolicyAgent):
         return batch, batch
-    advantage = torch.randn(pack, rows, device=device)
-    return batch, Decisions(batch.obs, agent.collect(batch.obs, noise.at(0))[1], advantage, advantage)
+    obs = torch.randn(pack, config.online_batch_size, task.obs_dim, device=device)
+    advantage = torch.randn(pack, config.online_batch_size, device=device)
+    return batch, Decisions(obs, agent.collect(obs, noise.at(0))[1], advantage, advantage)
 
 
 @cache

@@ -156,7 +156,7 @@ def check_on_policy(configs: list[RunConfig], given: Collection[str]) -> None:
         f"{' and '.join(idle)}: nothing for {', '.join(on_policy)}, on-policy agents, which update after whole rollouts"
     )
     if all(config.rollout_steps is not None for config in configs):
-        raise ConfigError(f"{said} (rollout_steps and epochs of --agent-config)")
+        raise ConfigError(f"{said} (rollout_decisions, batch_decisions and epochs of --agent-config)")
     print(f"{said}; for all others as given", flush=True)
 
 

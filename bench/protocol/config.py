@@ -147,12 +147,13 @@ class RunConfig(RunSettings):
                 raise ConfigError(
                     f"{self.agent} is on-policy: it has neither online_batch_share, random warmup_actions nor a replay"
                 )
-            found = f"{self.agent}: rollout_steps is {self.rollout_steps}; it must be"
-            if self.rollout_steps % self.num_envs:
+            decisions = self.agent_config.rollout_decisions
+            found = f"{self.agent}: rollout_decisions is {decisions}; it must be"
+            if decisions % self.num_envs:
                 raise ConfigError(f"{found} a multiple of num_envs, {self.num_envs}")
-            least = 2 * self.agent_config.chunk_length * self.num_envs  # so that each holds a whole decision
-            if self.rollout_steps < least:
-                raise ConfigError(f"{found} at least two chunks in each environment, {least}")
+            least = 2 * self.num_envs  # so that each holds a whole decision
+            if decisions < least:
+                raise ConfigError(f"{found} at least two in each environment, {least}")
         if not 0.0 <= self.discount <= 1.0:
             raise ConfigError(f"discount is {self.discount!r}; it must lie in [0, 1]")
         if self.offline_updates + self.online_steps == 0:
@@ -171,7 +172,14 @@ class RunConfig(RunSettings):
     @property
     def rollout_steps(self) -> int | None:
         """Environment steps that an on-policy agent collects between updates; None for any other agent."""
-        return self.agent_config.rollout_steps if issubclass(AGENTS[self.agent][0], OnPolicyAgent) else None
+        if not issubclass(AGENTS[self.agent][0], OnPolicyAgent):
+            return None
+        return self.agent_config.rollout_decisions * self.agent_config.chunk_length
+
+    @property
+    def online_batch_size(self) -> int:
+        """Rows of an online update: transitions, or decisions of an on-policy agent."""
+        return self.batch_size if self.rollout_steps is None else self.agent_config.batch_decisions
 
     @property
     def num_envs(self) -> int:

@@ -56,7 +56,7 @@ def updates_after(config: RunConfig, env_step: int) -> int:
     if env_step % config.rollout_steps:
         return 0
     agent = config.agent_config
-    return max(1, agent.epochs * config.rollout_steps // (agent.chunk_length * config.batch_size))
+    return max(1, agent.epochs * agent.rollout_decisions // agent.batch_decisions)
 
 
 def updates_per_step(config: RunConfig) -> float:

@@ -125,7 +125,8 @@ def baselines_quick() -> list[RunConfig]:
     Small networks, and weights that suit a run of minutes; nothing here is a result about the methods.
     """
     held = {"bc_coef": 50.0, "bc_coef_online": 50.0, "temperature": "off"}
-    on_policy = {"num_envs": 4, "rollout_steps": 500, "learning_rate": 5e-5}
+    on_policy = {"num_envs": 4, "rollout_decisions": 100, "batch_decisions": 128, "learning_rate": 5e-5}
+    on_policy |= {"ema_rate": 0.005, "epochs": 10}
     changes: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("sac_flow_t", "sac_flow_g", "flow_mlp", "naive_sac_flow", "fql", "qc_fql"), held),
         "fbrac": {"bc_coef": 0.3},
@@ -137,7 +138,7 @@ def baselines_quick() -> list[RunConfig]:
         "dppo": {**on_policy, "cloning_learning_rate": 1e-3},
         "reinflow": {**on_policy, "matching_learning_rate": 1e-3},
     }
-    same = {**_SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96)}
+    same = {**_SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96, 96)}
     same |= {"num_critics": 2, "critic_norm": "after", "critic_activation": "gelu"}
     settings = {}
     for agent, (_, config) in AGENTS.items():

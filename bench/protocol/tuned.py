@@ -21,6 +21,9 @@ RUN_SETTINGS: dict[str, Settings] = {
     "rlpd_ac": {**FROM_SCRATCH, "online_batch_share": 0.5},
     "sac": {**FROM_SCRATCH, "online_batch_share": 1.0},
     "idql": {"online_batch_share": 0.5},
+    # .999 per decision of four steps, as DPPO and ReinFlow run Robomimic.
+    "dppo": {"discount": 0.99975},
+    "reinflow": {"discount": 0.99975},
 }
 
 # What a domain asks of every run in it: FQL and QAM look further ahead in the larger mazes.

@@ -96,6 +96,7 @@ class Engine:
         *,
         seeds: Sequence[int],
         batch_size: int,
+        online_batch_size: int | None = None,
         device: torch.device,
         mode: Mode = "eager",
         compiler: str = "inductor",
@@ -104,6 +105,7 @@ class Engine:
         """
         Args:
             metrics: every update's metrics are added to these.
+            online_batch_size: that of online updates where it differs.
             compiler: back end of torch.compile.
             on_policy: what online updates are made on instead of the replay.
         """
@@ -115,6 +117,7 @@ class Engine:
         self._host_starts = SeedStreams(seeds, "cpu", "batch", NOISE_BLOCK)
         self._starts = NoiseTape(self._host_starts, device)
         self._start = Stream("starts", 0, "uniform", (batch_size,), torch.float64)
+        self._online_start = self._start._replace(shape=(online_batch_size or batch_size,))
         self._noise = NoiseTape(SeedStreams(seeds, device, "update", NOISE_BLOCK), device)
         self._acting = NoiseTape(SeedStreams(seeds, device, "acting"), device)
         self._measured_starts = SeedStreams(seeds, "cpu", "gradient_norms_batch")
@@ -219,7 +222,7 @@ class Engine:
         source = self._sources[phase]
         batch = self._given if source is self._replay else None
         if batch is None:
-            batch = source.sample(self._starts.slice(self._start))
+            batch = source.sample(self._starts.slice(self._start if phase == "offline" else self._online_start))
         update: Callable[..., Metrics] = self._agent.update_offline
         if phase == "online":
             update = self._agent.update_online

@@ -145,6 +145,7 @@ class Training:
             self.metrics,
             seeds=self.seeds,
             batch_size=config.batch_size,
+            online_batch_size=config.online_batch_size,
             device=device,
             mode=pick_mode(execution.engine, device, total_updates(config)),
             on_policy=self.trajectories,
