@@ -326,3 +326,19 @@ def test_a_record_gives_back_the_chain_that_was_packed() -> None:
     assert record.shape == (2, 3, 5 * 4 + 6)
     for found, expected in zip(unpack_chain(record, 4, 6), (points, log_prob), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cloning_counts_no_step_of_the_next_episode(name: str) -> None:
+    batch = batch_of([0], 5)
+    assert 0 < float(batch.valid.mean()) < 1
+    other = torch.where(batch.valid.unsqueeze(-1) > 0, torch.full_like(batch.action_chunk, 0.5), torch.zeros(1))
+    losses = []
+    for valid in (batch.valid, torch.ones_like(batch.valid), torch.zeros_like(batch.valid)):
+        agent = build(name, [0])
+        losses.append(
+            float(
+                agent.update_offline(replace(batch, action_chunk=other, valid=valid), SeededNoise([0]))["policy_loss"]
+            )
+        )
+    assert losses[1] > losses[0] > losses[2] == 0
