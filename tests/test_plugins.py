@@ -141,7 +141,7 @@ def test_jobs_of_a_cluster_get_the_plugin_in_the_copy_of_the_code(folder):
 def test_workers_and_records_of_launches_keep_plugins(tmp_path):
     execution = Execution(plugins=("a", "b.c"))
     assert execution.arguments()[-2:] == ["--plugin=a", "--plugin=b.c"]
-    launch = Launch("x-1", "x", tmp_path, tmp_path, (), execution, gpus_per_job=0, cpus_per_job=1)
+    launch = Launch("x-1", "x", tmp_path, tmp_path, (), execution, gpus_per_job=0)
     launch.save()
     assert Launch.load(launch.folder) == launch
 

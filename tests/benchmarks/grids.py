@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.grid.launches import Array, Job, Launch, Need, array_name, launches, new_id, queued_runs
 from bench.grid.plan import make_packs, sort_out
 from bench.grid.slurm import Task
 from bench.grid.status import as_json
@@ -54,8 +54,8 @@ def measured(count: int, results: Path) -> dict[str, float]:
     packs = step("packs", lambda: make_packs(pending, results, 8))
     identity = new_id("grid")
     jobs = tuple(Job((pack.work,), 60.0) for pack in packs)
-    array = Array(array_name(identity, 0), jobs, (), "7")
-    launch = Launch(identity, "grid", results, results / "code", (), Execution(), 1, 4, arrays=(array,))
+    array = Array(array_name(identity, 0), jobs, Need(4, "8G"), (), "7")
+    launch = Launch(identity, "grid", results, results / "code", (), Execution(), 1, arrays=(array,))
     step("record", launch.save)
     tasks = {(array.name, index): Task(f"7_{index}", "PENDING", "Priority", "") for index in range(len(jobs))}
     step("runs in the queue", lambda: queued_runs(results, tasks))
