@@ -13,6 +13,7 @@ import pytest
 import analysis.__main__
 import bench.__main__
 import datasets
+from bench.grid import slurm
 from bench.protocol.config import default_agent_config
 from bench.protocol.suites import run_config
 from bench.runs.contract import NO_SUITES, ConfigError
@@ -152,6 +153,12 @@ WRONG = [  # a command, and what its line must say
     (f"{DATA} wide.npz", "wide.npz"),
     (f"{DATA} file.txt", "file.txt"),
     (f"{DATA} folder", "folder is a folder, not a data file"),
+    (
+        f"{PLAN} --replay-capacity 10000000000000 --online-steps 10000000000000",
+        "collects online takes 280.0 TB for 1 seed, beside",
+    ),
+    (f"{SLURM} --mem 1K", "replay and batches of a job of toy-reach qc_fql alone take"),
+    (f"{SLURM} --mem 30M --online-steps 1000000 --replay-capacity 1000000", "alone take"),
     (f"{DATA} good.npz --batch-size 1000000000000", "batch_size is 1000000000000: one batch of fql takes at least"),
 ]
 
@@ -196,7 +203,8 @@ def parameters() -> list[Any]:
 
 
 @pytest.mark.parametrize(("line", "said"), parameters())
-def test_a_wrong_input_is_one_line_and_nothing_is_written(line, said, folder, capsys):
+def test_a_wrong_input_is_one_line_and_nothing_is_written(line, said, folder, capsys, monkeypatch):
+    monkeypatch.setattr(slurm, "exists", lambda command: False)  # a plan for a cluster is made anywhere
     before = contents(folder)
     program, *words = shlex.split(line)
     main = {"bench": bench.__main__.main, "analysis": analysis.__main__.main}[program]

@@ -11,18 +11,18 @@ import torch
 import datasets
 from agents.blocks.base import Agent, OnPolicyAgent
 from agents.blocks.streams import SeedStreams
-from bench.grid.cost import Cost, batch_bytes
+from bench.grid.cost import Cost, batch_bytes, replay_bytes
 from bench.protocol.config import RunConfig
 from bench.protocol.schedule import updates_per_step
 from bench.runs.contract import ConfigError
-from bench.runs.quantities import size
+from bench.runs.quantities import counted, size
 from bench.training.policies import build_agent
 from datasets.batch import Batch, Decisions
 
 
 def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.device, threads: int) -> Cost:
-    """Measures one configuration for about a second. Raises ConfigError where its batches do not fit."""
-    check_memory(config, device)
+    """Measures one configuration for about a second. Raises ConfigError where batches or replay do not fit."""
+    check_memory(config, pack, device)
     torch.set_num_threads(threads)
     task = datasets.task(config.task)
     members = 1 if device.type == "cpu" else pack  # a CPU updates the seeds of a pack one after the other
@@ -53,17 +53,26 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
     )
 
 
-def check_memory(config: RunConfig, device: torch.device) -> None:
-    """ConfigError where one batch of one seed, with what its hidden layers make of it, is larger than the memory."""
+def check_memory(config: RunConfig, seeds: int, device: torch.device) -> None:
+    """ConfigError where a batch, or what a pack of so many seeds collects, is larger than this machine's memory.
+
+    A batch on a GPU must fit there; what of the replay does not stays in the machine's memory.
+    """
     rows, field = max((config.batch_size, "batch_size"), (config.online_batch_size, "batch_decisions"))
-    needed = batch_bytes(config)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    batch, replay = batch_bytes(config), seeds * replay_bytes(config)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    where, memory = "machine", machine
     if device.type == "cuda":
-        _, memory = torch.cuda.mem_get_info(device)
-    if needed > memory:
+        where, memory = "GPU", torch.cuda.mem_get_info(device)[1]
+    if batch > memory:
         raise ConfigError(
-            f"{field} is {rows}: one batch of {config.label} takes at least {size(needed)}, and this "
-            f"{'GPU' if device.type == 'cuda' else 'machine'} has {size(memory)}; it must be smaller"
+            f"{field} is {rows}: one batch of {config.label} takes at least {size(batch)}, and this "
+            f"{where} has {size(memory)}; it must be smaller"
+        )
+    if replay + batch > machine:
+        raise ConfigError(
+            f"what {config.label} collects online takes {size(replay)} for {counted(seeds, 'seed')}, beside "
+            f"{size(batch)} of a batch, and this machine has {size(machine)}; a smaller replay_capacity or --pack fits"
         )
 
 
