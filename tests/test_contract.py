@@ -108,6 +108,8 @@ def test_json_comes_back_and_what_is_none_is_refused_in_one_line(tmp_path):
     assert read_json(path) is None
     write_json(path, {"b": 1, "a": "ü"})
     assert read_json(path) == {"a": "ü", "b": 1} and list(json.loads(path.read_text())) == ["a", "b"]
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # with a mark, as Windows' editors save it
+    assert read_json(path) == {"a": "ü", "b": 1}
     for text in ('{"a": ', "[1, 2]", "3"):
         path.write_text(text)
         with pytest.raises(StorageError, match=r"x\.json") as error:

@@ -78,7 +78,10 @@ def write_seeds(path: Path, rows: list[str] | None = None) -> Path:
 
 
 def test_curves_are_read_with_their_spread(tmp_path: Path):
-    points = read_file(write_curves(tmp_path / "curves.csv"))
+    file = write_curves(tmp_path / "curves.csv")
+    points = read_file(file)
+    file.write_text(file.read_text(), encoding="utf-8-sig")  # with a mark, as spreadsheets save it
+    assert read_file(file) == points
     assert [(point.step, point.mean, point.num_seeds) for point in points] == [
         (-500_000, 0.1, 4),
         (0, 0.5, 4),

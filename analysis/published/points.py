@@ -131,7 +131,7 @@ def open_table(path: Path) -> tuple[tuple[str, ...], Iterator[tuple[int, list[st
     """The header, and the rows with their numbers of line; lines that begin with # stand before the header."""
     try:
         content = path.read_bytes()
-        text = (gzip.decompress(content) if path.name.endswith(".gz") else content).decode("utf-8")
+        text = (gzip.decompress(content) if path.name.endswith(".gz") else content).decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise PublishedError(f"{path} cannot be read as {'gzipped ' * path.name.endswith('.gz')}CSV: {error}") from None
     lines = text.splitlines()

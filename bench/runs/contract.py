@@ -249,7 +249,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The file's object, or None where there is no file. Raises StorageError where it is not a JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors add a mark
     except FileNotFoundError:
         return None
     except ValueError as error:
