@@ -19,7 +19,7 @@ from datasets.registry import (
     task,
     unavailable,
 )
-from datasets.spec import DataError, TaskSpec
+from datasets.spec import DataError, FileOptions, TaskSpec
 from datasets.store import check_dataset, describe, get, load, made_here, verify
 from datasets.transitions import Transitions
 from datasets.user_files.source import register
@@ -30,6 +30,7 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 __all__ = [
     "TASKS",
     "DataError",
+    "FileOptions",
     "TaskSpec",
     "Transitions",
     "check_dataset",

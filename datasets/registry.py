@@ -40,6 +40,7 @@ def task(name: str) -> TaskSpec:
                 max_episode_steps=played.max_episode_steps,
                 success_rule=played.success_rule,
                 reference_returns=returns,
+                least_reward=played.least_reward,
             )
     if why := _unsupported(name):
         raise DataError(f"unsupported task '{name}': {why}; python -m bench data list shows every task")

@@ -1,6 +1,6 @@
 """What the `source.py` of each family of tasks offers, and the rows in which it hands over data."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
 
     num_rows: int
     blocks: Iterator[Block]
-    warnings: tuple[str, ...] = ()  # a line each on what the data may not be meant to be
+    warnings: Sequence[str] = ()  # a line each on what the data may not be meant to be; whole once all blocks are read
 
 
 class Reader(Protocol):

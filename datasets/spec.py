@@ -3,9 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from bench.runs.contract import nearest
 
 SuccessRule = Literal["any", "last"]  # an episode is solved if any of its steps is a success; if its last one is
+Accepted = Literal["actions", "rewards"]  # what of data may be off the task's scale
 Origin = Literal["published", "generated", "user"]  # as released; made by a script here; a file that a user named
 ACTION_LIMIT = 1 - 1e-5  # of actions in data: keeps the inverse of a tanh squashing finite
 
@@ -29,6 +32,7 @@ class TaskSpec:
     success_timings: tuple[str, ...] = ("post",)  # success may be told of the state after the action, or before it
     success_rule: SuccessRule = "any"  # where episodes end at success both are one; "last" keeps hashes
     reference_returns: tuple[float, float] | None = None  # returns that score 0 and 1; None: none are published
+    least_reward: int | None = None  # a step gives whole numbers from here to 0, which is solved; None: any number
     played_in: str | None = None  # another task, whose environment this one is played in; None: its own
 
 
@@ -52,6 +56,32 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class FileOptions:
+    """How a user wants a file of theirs to be read: read in another way, it is another data set.
+
+    Raises DataError for what there is not to accept.
+    """
+
+    accept: tuple[str, ...] = ()  # of `Accepted`: what is taken although it is not on the task's scale
+    filter_key: str | None = None  # in robomimic's layout: the demonstrations of this filter key alone; None: all
+
+    def __post_init__(self) -> None:
+        known = get_args(Accepted)
+        for name in self.accept:
+            if name not in known:
+                raise DataError(f"unknown --accept {name!r}{nearest(name, known)}; it takes {', '.join(known)}")
+        object.__setattr__(self, "accept", tuple(sorted({*self.accept})))
+        if self.filter_key is not None and not self.filter_key.strip():
+            raise DataError("--filter-key: it needs the name of a filter key")
+
+    @property
+    def label(self) -> str:
+        """For the data set's name; empty where nothing is asked for."""
+        key = [] if self.filter_key is None else ["key", self.filter_key]
+        return "-".join([*key, *(["accept", *self.accept] if self.accept else [])])
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A data set's name, taken apart."""
 
@@ -62,6 +92,7 @@ class Dataset:
     folders: tuple[str, ...] = ()  # where users keep published files: "~/.ogbench/data"
     recipe: Recipe | None = None  # of a set made here; a file under a published name may be one as well
     substitute: str | None = None  # the generated set that resembles this published one most
+    options: FileOptions = FileOptions()  # of a user's file
 
     @property
     def made_by(self) -> Recipe:

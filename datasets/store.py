@@ -24,6 +24,7 @@ from bench.runs.contract import one_line
 from datasets.cache import ELSEWHERE, NO_LOCKS, cache_root, exclusive, file_sha256
 from datasets.registry import DOWNLOADERS, TASKS, parse_name, reader_of
 from datasets.registry import task as find_task
+from datasets.scale import RewardScale
 from datasets.spec import DataError, Dataset, TaskSpec
 from datasets.transitions import Transitions
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from datasets.download.fetch import ByteProgress
 
 OFFLINE = "O2O_BENCH_OFFLINE"  # an environment variable: nothing is ever downloaded
-FORMAT_VERSION = 2  # of the flat arrays and of how files are read: a change makes every set be converted anew
+FORMAT_VERSION = 3  # of the flat arrays and of how files are read: a change makes every set be converted anew
 
 
 def generated_dir(name: str) -> Path:
@@ -157,17 +158,19 @@ def check_dataset(spec: TaskSpec, name: str) -> Dataset:
     return dataset
 
 
-def load(task_name: str, dataset: str | None = None, data_dir: str | Path | None = None) -> Transitions:
+def load(
+    task_name: str, dataset: str | None = None, data_dir: str | Path | None = None, *, quiet: bool = False
+) -> Transitions:
     """Transitions of a task from `dataset`, or from the task's own data set, which is converted at its first use.
 
-    Looks in `data_dir`, where given, before the usual places. Raises DataError, which says what to do, for data that
-    are missing, damaged or of another domain.
+    Looks in `data_dir`, where given, before the usual places. Prints the data's warnings unless `quiet`. Raises
+    DataError, which says what to do, for data that are missing, damaged or of another domain.
     """
     spec = find_task(task_name)
-    return _load(spec, check_dataset(spec, dataset or spec.dataset), data_dir)
+    return _load(spec, check_dataset(spec, dataset or spec.dataset), data_dir, quiet)
 
 
-def _load(spec: TaskSpec, dataset: Dataset, data_dir: str | Path | None) -> Transitions:
+def _load(spec: TaskSpec, dataset: Dataset, data_dir: str | Path | None, quiet: bool) -> Transitions:
     files = find(dataset, data_dir)
     if not files:
         raise DataError(_missing(dataset, data_dir))
@@ -176,15 +179,15 @@ def _load(spec: TaskSpec, dataset: Dataset, data_dir: str | Path | None) -> Tran
         _convert(dataset, spec, files, flat)
     try:
         try:
-            return _mapped(flat, spec, dataset.name)
+            return _mapped(flat, spec, dataset.name, quiet)
         except FileNotFoundError:  # another process has taken it for outdated and removed it meanwhile
             _convert(dataset, spec, files, flat)
-            return _mapped(flat, spec, dataset.name)
+            return _mapped(flat, spec, dataset.name, quiet)
     except (OSError, ValueError) as error:
         raise DataError(f"{flat} is damaged ({error}); delete it and it is made again from {files[0]}") from error
 
 
-def _mapped(flat: Path, spec: TaskSpec, name: str) -> Transitions:
+def _mapped(flat: Path, spec: TaskSpec, name: str, quiet: bool) -> Transitions:
     """A conversion, which no other process removes while it is in use."""
     with ExitStack() as on_error:
         in_use = on_error.enter_context((flat / "meta.json").open())
@@ -201,9 +204,10 @@ def _mapped(flat: Path, spec: TaskSpec, name: str) -> Transitions:
                 "final": "final",
             }.items()
         }
-        for line in meta["warnings"]:
+        facts = {"origin": meta["origin"], "content_hash": meta["content_hash"][task]}
+        data = Transitions(**arrays, **facts, name=name, warnings=tuple(meta["warnings"]))
+        for line in () if quiet else data.warnings:
             print(f"warning: {line}", file=sys.stderr, flush=True)
-        data = Transitions(**arrays, name=name, origin=meta["origin"], content_hash=meta["content_hash"][task])
         weakref.finalize(data, in_use.close)
         on_error.pop_all()
     return data
@@ -339,6 +343,7 @@ def _write_arrays(
     of_domain = [task for task in TASKS.values() if task.domain == dataset.domain] or [spec]
     tasks = list({task.task_id: task for task in of_domain}.values())  # of those with one reward, one
     rows = reader_of(dataset).read(dataset, files, tasks)
+    rewards = [] if dataset.domain else [RewardScale(dataset, files[0], task) for task in tasks]
     layout = {
         "obs": (np.float32, (spec.obs_dim,)),
         "action": (np.float32, (spec.action_dim,)),
@@ -358,12 +363,14 @@ def _write_arrays(
             for task in tasks:
                 writers[f"task{task.task_id}-reward"].append(block.reward[task.name])
                 writers[f"task{task.task_id}-terminated"].append(block.terminated[task.name])
+            for scale, task in zip(rewards, tasks, strict=False):
+                scale.add(block.reward[task.name][~block.final], block.terminated[task.name][~block.final])
     hashes = {key: writer.digest.hexdigest() for key, writer in writers.items()}
     shared = hashes["obs"] + hashes["action"] + hashes["final"]
     return {
         task: hashlib.sha256((shared + hashes[f"{task}-reward"] + hashes[f"{task}-terminated"]).encode()).hexdigest()
         for task in (f"task{task.task_id}" for task in tasks)
-    }, list(rows.warnings)
+    }, [*rows.warnings, *(line for scale in rewards for line in scale.lines())]
 
 
 class _ArrayWriter:

@@ -26,6 +26,7 @@ class Transitions:
     name: str
     origin: Origin
     content_hash: str  # SHA-256, hexadecimal
+    warnings: tuple[str, ...] = ()  # a line each on what the data may not be meant to be
     episode_ends: np.ndarray = field(init=False)  # (E,) int64, transitions up to and including each episode
 
     def __post_init__(self) -> None:

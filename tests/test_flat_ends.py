@@ -434,7 +434,7 @@ def test_an_export_comes_back_with_terminals_inside_its_trajectories(tmp_path_fa
         original = Transitions(
             obs=rng.normal(size=(len(final), spec.obs_dim)).astype(np.float32),
             action=rng.uniform(-0.9, 0.9, (len(final), spec.action_dim)).astype(np.float32),
-            reward=np.where(final, 0, rng.normal(size=len(final))).astype(np.float32),
+            reward=np.where(final, 0, -rng.integers(0, 2, len(final))).astype(np.float32),
             terminated=terminated,
             final=final,
             name="walks",

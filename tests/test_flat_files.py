@@ -56,7 +56,7 @@ def read_with_warnings(file: Path, *tasks: TaskSpec, on_arrival: bool = False) -
         content_hash="",
     )
     assert rows.num_rows == len(data.obs) == data.num_transitions + data.num_episodes
-    return data, rows.warnings
+    return data, tuple(rows.warnings)
 
 
 def transitions(data: Transitions) -> list[tuple]:

@@ -19,7 +19,7 @@ from bench.training.train import run
 from datasets.minari import source as minari_source
 from datasets.minari.metadata import canonical_name, dataset_id, flatten, root
 from datasets.source import Block
-from datasets.spec import ACTION_LIMIT, DataError, TaskSpec
+from datasets.spec import ACTION_LIMIT, DataError, Dataset, FileOptions, RemoteFile, TaskSpec
 from datasets.transitions import Transitions
 from tests.conftest import CUBE_DATASET
 from tests.tiny_runs import python, status_of, tiny_config
@@ -30,6 +30,8 @@ h5py = pytest.importorskip("h5py", reason=REASON)
 gymnasium = pytest.importorskip("gymnasium")
 
 CUBE_TASK = "cube-single-task1"
+SET = Dataset("minari.mine.toy-v0", "minari", "toy", (RemoteFile("main_data.hdf5"),))
+USERS = Dataset("user-alone-0123456789", "user", "", (RemoteFile("alone.hdf5"),))
 
 pytestmark = [
     pytest.mark.extra("minari"),
@@ -87,7 +89,7 @@ def spec_of(obs_dim: int, action_dim: int) -> TaskSpec:
 
 def rows_of(folder: Path, obs_dim: int = 2, action_dim: int = 2) -> Block:
     """All rows of a set as one block, with the rewards of a task 'other'."""
-    rows = minari_source.read_file(folder / "metadata.json", [spec_of(obs_dim, action_dim)])
+    rows = minari_source.read(SET, [folder / "metadata.json"], [spec_of(obs_dim, action_dim)])
     blocks = list(rows.blocks)
     assert sum(len(block.final) for block in blocks) == rows.num_rows
     reward, terminated = (
@@ -278,14 +280,14 @@ def test_exported_file_alone_keeps_its_origin_and_task(cube_cache: Path, tmp_pat
     alone = tmp_path / "cube.hdf5"
     shutil.copyfile(folder / "data" / "main_data.hdf5", alone)
     task = datasets.task(CUBE_TASK)
-    (block,) = minari_source.read_file(alone, [task]).blocks
+    (block,) = minari_source.read(USERS, [alone], [task]).blocks
     np.testing.assert_array_equal(block.obs, original.obs)
     np.testing.assert_array_equal(block.reward[task.name][~block.final], original.reward[~original.final])
     dataset = minari_source.parse("minari:o2o/cube-v0")
     assert dataset is not None
     assert minari_source.origin(dataset, [alone]) == "generated"
     with pytest.raises(DataError, match="exported from task cube-single-task1"):
-        minari_source.read_file(alone, [datasets.task("cube-single-task2")])
+        minari_source.read(USERS, [alone], [datasets.task("cube-single-task2")])
 
 
 def test_flat_export_is_what_the_flat_reader_reads(cube_cache: Path, tmp_path: Path) -> None:
@@ -450,7 +452,7 @@ def test_a_lone_file_has_the_bounds_of_the_minari_task_that_it_is_for(tmp_path: 
     task = minari_source.task("minari:mine/toy-v0")
     assert task is not None
     shutil.copyfile(folder / "main_data.hdf5", tmp_path / "alone.hdf5")
-    (block,) = minari_source.read_file(tmp_path / "alone.hdf5", [task]).blocks
+    (block,) = minari_source.read(USERS, [tmp_path / "alone.hdf5"], [task]).blocks
     np.testing.assert_array_equal(block.action, rows_of(folder).action)
 
 
@@ -494,6 +496,56 @@ def test_metadata_decides_scores_limit_and_origin(minari_root: Path) -> None:
 
 
 # In: what is refused.
+
+
+def test_spaces_are_refused_by_name_also_where_no_environment_is_given() -> None:
+    spaces = gymnasium.spaces
+    box, wide = spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-np.inf, np.inf, (40,), np.float32)
+    pairs = (np.zeros((3, 2), np.float32), np.zeros(3, np.int64))
+    many = np.zeros((3, 40), np.float32)
+    for name, space, actions, said in (
+        ("discrete", spaces.Discrete(3), np.zeros(3, np.int64), "the action space is of kind Discrete; agents"),
+        ("many", spaces.MultiDiscrete([3, 4]), np.zeros((3, 2), np.int64), "the action space is of kind MultiDiscrete"),
+        ("tuple", spaces.Tuple((box, spaces.Discrete(2))), pairs, "the action space is of kind Tuple"),
+        ("dict", spaces.Dict({"arm": box}), {"arm": pairs[0]}, "the action space is of kind Dict"),
+        ("wide", wide, many, "the action space is a Box with bounds from -inf to inf; they must be finite"),
+    ):
+        create(f"mine/{name}-v0", [episode(3, actions=actions)], action_space=space)
+        with pytest.raises(DataError, match=said) as error:
+            minari_source.task(f"minari:mine/{name}-v0")
+        assert "\n" not in str(error.value)
+    digits = episode(3, observations=np.zeros((4, 2), np.int64))
+    create("mine/digits-v0", [digits], obs_space=spaces.MultiDiscrete([3, 4]))
+    with pytest.raises(DataError, match="the observation space is a MultiDiscrete"):
+        minari_source.task("minari:mine/digits-v0")
+
+
+def test_a_byte_order_mark_before_the_metadata_is_no_damage() -> None:
+    folder = create("mine/nowhere-v0", [episode(3)])
+    text = (folder / "metadata.json").read_text()
+    (folder / "metadata.json").write_text(text, encoding="utf-8-sig")
+    with pytest.raises(DataError, match="no environment is given"):
+        minari_source.task("minari:mine/nowhere-v0")
+
+
+def test_actions_beyond_the_bounds_of_a_users_file_are_refused_with_share(tmp_path: Path) -> None:
+    folder = create("mine/toy-v0", [episode(3), episode(3, actions=np.full((3, 2), 2.5, np.float32))])
+    said = "key 'episode_1/actions' is 1.25 in row 0; that is the largest in size, and 3 of 6 rows"
+    with pytest.raises(DataError, match=said):
+        list(minari_source.read(USERS, [folder / "main_data.hdf5"], [spec_of(2, 2)]).blocks)
+    for dataset in (SET, replace(USERS, options=FileOptions(("actions",)))):
+        rows = minari_source.read(dataset, [folder / "main_data.hdf5"], [spec_of(2, 2)])
+        assert np.abs(np.concatenate([block.action for block in rows.blocks])).max() == np.float32(ACTION_LIMIT)
+        assert said in rows.warnings[0]
+
+
+def test_a_group_where_an_array_is_wanted_is_told() -> None:
+    folder = create("mine/toy-v0", [episode(3)])
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        del file["episode_0/actions"]
+        file["episode_0/actions/arm"] = np.zeros((3, 2))
+    with pytest.raises(DataError, match="'episode_0/actions' is a group of arm, expected one array"):
+        rows_of(folder)
 
 
 def test_spaces_that_no_agent_here_can_use_are_refused() -> None:
@@ -543,14 +595,14 @@ def test_damaged_and_ill_fitting_sets_are_refused(tmp_path: Path) -> None:
     alone = tmp_path / "alone.hdf5"
     shutil.copyfile(folder / "main_data.hdf5", alone)
     with pytest.raises(DataError, match=r"no metadata.json lies beside"):
-        list(minari_source.read_file(alone, [spec_of(2, 2)]).blocks)
+        list(minari_source.read(USERS, [alone], [spec_of(2, 2)]).blocks)
     with h5py.File(folder / "main_data.hdf5", "a") as file:
         del file["episode_0/rewards"]
     with pytest.raises(DataError, match="'episode_0/rewards' is missing"):
         rows_of(folder)
     whole = (folder / "main_data.hdf5").read_bytes()
     (folder / "main_data.hdf5").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="not a whole HDF5 file"):
+    with pytest.raises(DataError, match="is not a whole HDF5 file"):
         rows_of(folder)
     (folder / "metadata.json").write_text("{")
     with pytest.raises(DataError, match=r"metadata.json cannot be read"):

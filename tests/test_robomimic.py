@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ import h5py
 import numpy as np
 import pytest
 
+import datasets
 from datasets.robomimic import source
 from datasets.robomimic.tasks import ENV_KWARGS, ENV_NAMES, OBS_KEYS, TASKS
 from datasets.source import Block
-from datasets.spec import ACTION_LIMIT, DataError, Dataset, RemoteFile
+from datasets.spec import ACTION_LIMIT, DataError, Dataset, FileOptions, RemoteFile
 from datasets.transitions import Transitions
 
 ROOT = Path(__file__).parents[1]
 HUMAN_LIFT = Path(__file__).parent / "fixtures" / "lift_human3_low_dim.hdf5"
 USER_SET = Dataset("user-file-0123456789", "user", "", (RemoteFile("file.hdf5"),))
+CLIPPED = replace(USER_SET, options=FileOptions(accept=("actions",)))
 OBJECT_DIM = {"lift": 10, "can": 14, "square": 14}
 
 simulated = pytest.mark.extra("robomimic")
@@ -120,8 +123,8 @@ def read_blocks(file: Path, task: str = "lift-mh", dataset: Dataset = USER_SET) 
     return blocks
 
 
-def transitions(file: Path, task: str = "lift-mh") -> Transitions:
-    blocks = read_blocks(file, task)
+def transitions(file: Path, task: str = "lift-mh", dataset: Dataset = USER_SET) -> Transitions:
+    blocks = read_blocks(file, task, dataset)
     return Transitions(
         obs=np.concatenate([block.obs for block in blocks]),
         action=np.concatenate([block.action for block in blocks]),
@@ -136,7 +139,7 @@ def transitions(file: Path, task: str = "lift-mh") -> Transitions:
 
 @cache
 def human_lift() -> Transitions:
-    return transitions(HUMAN_LIFT)
+    return transitions(HUMAN_LIFT, dataset=CLIPPED)
 
 
 def human_arrays(key: str) -> np.ndarray:
@@ -229,6 +232,105 @@ def test_spellings_of_the_same_environment(tmp_path: Path) -> None:
     assert len(read_blocks(file)) == 1
 
 
+def with_demos(file: Path, count: int = 3, **changes: Any) -> tuple[Path, dict[str, dict[str, np.ndarray]]]:
+    """Demonstrations of four steps, the last of which succeeds; `changes` replace arrays, None leaves one out."""
+    demos = {f"demo_{number}": demonstration("lift", [0, 0, 0, 1], seed=number) for number in range(count)}
+    for demo in demos.values():
+        for key, array in changes.items():
+            demo |= {key: array}
+        for key in [key for key in demo if changes.get(key.split("/")[0], demo) is None]:
+            del demo[key]
+    return write(file, "lift", demos), demos
+
+
+def warnings_of(file: Path, dataset: Dataset = USER_SET) -> list[str]:
+    rows = source.read(dataset, [file], [TASKS["lift-mh"]])
+    list(rows.blocks)
+    return list(rows.warnings)
+
+
+def test_without_next_obs_the_next_row_is_what_a_step_led_to(tmp_path: Path) -> None:
+    whole = transitions(with_demos(tmp_path / "whole.hdf5")[0])
+    file, _ = with_demos(tmp_path / "file.hdf5", next_obs=None)
+    data = transitions(file)
+    rows = np.flatnonzero(~data.final)
+    assert data.num_transitions == 12 and data.terminated[rows].tolist() == [False, False, False, True] * 3
+    assert (data.obs[rows] == whole.obs[np.flatnonzero(~whole.final)]).all()
+    (line,) = warnings_of(file)
+    assert "3 of 3 demonstrations have no 'next_obs': read as the next row's 'obs', without 0 last steps" in line
+    file, demos = with_demos(tmp_path / "failed.hdf5", next_obs=None, rewards=np.zeros(4), dones=np.zeros(4, np.int64))
+    data = transitions(file)
+    assert data.episode_ends.tolist() == [3, 6, 9] and not data.terminated.any()
+    last = np.concatenate([demos["demo_2"][f"obs/{key}"][-1] for key in OBS_KEYS]).astype(np.float32)
+    assert (data.obs[-1] == last).all()
+    assert "without 3 last steps that do not succeed" in warnings_of(file)[0]
+
+
+def test_demonstrations_of_one_open_step_without_next_obs_hold_nothing(tmp_path: Path) -> None:
+    demo = {key: array[:1] for key, array in demonstration("lift", [0, 0]).items() if "next_obs" not in key}
+    refused(write(tmp_path / "file.hdf5", "lift", {"demo_0": demo}), "no transition's next observation is known")
+    long = {key: array for key, array in demonstration("lift", [0, 0, 1]).items() if "next_obs" not in key}
+    assert transitions(write(tmp_path / "two.hdf5", "lift", {"demo_0": demo, "demo_1": long})).num_transitions == 3
+
+
+def test_success_ends_the_task_where_dones_do_not_tell(tmp_path: Path) -> None:
+    file, _ = with_demos(tmp_path / "zero.hdf5", dones=np.zeros(4, np.int64))
+    assert transitions(file).terminated.sum() == 3
+    (line,) = warnings_of(file)
+    assert "'dones' is 0 in 3 of 12 rows (25%) that succeed: read as ends of the task" in line
+
+
+def test_the_end_of_a_recording_without_success_is_no_end_of_the_task(tmp_path: Path) -> None:
+    file, _ = with_demos(tmp_path / "fail.hdf5", rewards=np.zeros(4))
+    data = transitions(file)
+    assert data.episode_ends.tolist() == [4, 8, 12] and not data.terminated.any()
+    (line,) = warnings_of(file)
+    assert "'dones' is 1 in 3 of 12 rows (25%) without success: episodes end there, the task does not" in line
+
+
+def test_a_filter_key_chooses_demonstrations_and_makes_another_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "cache"))
+    file, demos = with_demos(tmp_path / "file.hdf5")
+    with h5py.File(file, "a") as content:
+        content["mask/20_percent"] = np.array([b"demo_2", b"demo_0"])
+        content["mask/text"] = np.array(["demo_1"], h5py.string_dtype())
+        content["mask/none"] = np.array([], "S8")
+        content["mask/wrong"] = np.array([b"demo_9"])
+
+    def chosen(key: str) -> Transitions:
+        name = datasets.register(file, options=FileOptions(filter_key=key))
+        assert name != datasets.register(file) and "-key-" in name
+        return datasets.load("lift-mh", name)
+
+    firsts = [demos[f"demo_{number}"]["actions"][0].astype(np.float32).tolist() for number in range(3)]
+    data = chosen("20_percent")
+    assert data.num_episodes == 2 and [data.action[0].tolist(), data.action[5].tolist()] == [firsts[0], firsts[2]]
+    assert chosen("text").action[0].tolist() == firsts[1]
+    for key, said in {
+        "30_percent": r"no filter key '30_percent' \(did you mean '20_percent'\?\); it has 20_percent, none, text",
+        "none": "filter key 'none' names no demonstration",
+        "wrong": "filter key 'wrong' names demo_9, which is not in group 'data'",
+    }.items():
+        with pytest.raises(DataError, match=said):
+            chosen(key)
+    file, _ = with_demos(tmp_path / "other.hdf5")
+    with pytest.raises(DataError, match=r"no filter key 'train'; it has none \(no group 'mask'\)"):
+        chosen("train")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_absolute_poses_are_refused_with_share_and_largest(share: float, tmp_path: Path) -> None:
+    actions = np.zeros((4, 7))
+    actions[: int(4 * share), 2] = -7.5
+    file, _ = with_demos(tmp_path / "file.hdf5", actions=actions)
+    said = f"key 'data/demo_0/actions' is 7.5 in row 0; that is the largest in size, and {int(12 * share)} of 12 rows"
+    refused(file, said)
+    (line,) = warnings_of(file, CLIPPED)
+    assert said in line and line.endswith("they are clipped")
+
+
 # Files that are refused
 
 
@@ -248,6 +350,10 @@ REFUSED_ENVIRONMENTS = {
         "lift", env_kwargs=controller(type="JOINT_POSITION")
     ),
     "has controller kp 100": env_args("lift", env_kwargs=controller(kp=100)),
+    "has controller control_delta False, the task's has True": env_args(
+        "lift", env_kwargs=controller(control_delta=False)
+    ),
+    "its 'env_args' have no env_version": json.dumps({"env_name": "Lift", "env_kwargs": ENV_KWARGS}),
     "has controller input_type absolute": env_args("lift", env_kwargs=controller(input_type="absolute")),
     "has controller None": env_args("lift", env_kwargs={"robots": ["Panda"]}),
     "is no JSON object": "{'env_name': 'Lift'}",
@@ -315,6 +421,27 @@ def test_missing_arrays_are_refused(key: str, tmp_path: Path) -> None:
     refused(write(tmp_path / "file.hdf5", "lift", {"demo_0": demo}), f"key 'data/demo_0/{key}' is missing")
 
 
+def test_raw_recordings_are_refused_with_what_converts_them(tmp_path: Path) -> None:
+    states = {"states": np.zeros((3, 32)), "actions": np.zeros((3, 7))}
+    file = write(tmp_path / "demo.hdf5", "lift", {"demo_1": states})
+    refused(file, f"python -m robomimic.scripts.dataset_states_to_obs --dataset {file}")
+    with h5py.File(file, "a") as content:
+        del content["data"].attrs["env_args"]
+    refused(file, f"python -m robomimic.scripts.conversion.convert_robosuite --dataset {file}, then python -m")
+
+
+def test_a_group_where_an_array_is_wanted_is_told(tmp_path: Path) -> None:
+    file, _ = with_demos(tmp_path / "file.hdf5", 1, actions=None)
+    with h5py.File(file, "a") as content:
+        content["data/demo_0/actions/arm"] = np.zeros((4, 6))
+    refused(file, "key 'data/demo_0/actions' is a group of arm, expected one array")
+
+
+def test_shaped_rewards_are_refused_with_a_value(tmp_path: Path) -> None:
+    file, _ = with_demos(tmp_path / "file.hdf5", rewards=np.linspace(0, 1, 4))
+    refused(file, "'data/demo_0/rewards' is float64 (4,), expected a 0 or 1 per step, but it is 0.333333 in row 1")
+
+
 def test_files_without_demonstrations_are_refused(tmp_path: Path) -> None:
     refused(write(tmp_path / "none.hdf5", "lift", {}), "no demonstration (demo_0, demo_1, …)")
     with h5py.File(tmp_path / "other.hdf5", "w") as content:
@@ -344,14 +471,14 @@ def test_files_cut_anywhere_are_refused(tmp_path: Path) -> None:
 def test_damage_inside_a_file_is_never_read_as_data(tmp_path: Path) -> None:
     """Bytes of the file's tables overwritten: it is refused in one line, or nothing that is read has changed."""
     whole, file = HUMAN_LIFT.read_bytes(), tmp_path / "file.hdf5"
-    expected = [block.obs.tobytes() for block in read_blocks(HUMAN_LIFT)]
+    expected = [block.obs.tobytes() for block in read_blocks(HUMAN_LIFT, dataset=CLIPPED)]
     rng = np.random.default_rng(0)
     tables = [match for match in range(0, len(whole) - 8, 8) if whole[match : match + 4] in (b"TREE", b"SNOD", b"HEAP")]
     reasons = 0
     for place in rng.choice(tables, 25, replace=False).tolist():
         file.write_bytes(whole[:place] + bytes(rng.integers(0, 256, 64, np.uint8)) + whole[place + 64 :])
         try:
-            assert [block.obs.tobytes() for block in read_blocks(file)] == expected
+            assert [block.obs.tobytes() for block in read_blocks(file, dataset=CLIPPED)] == expected
         except DataError as error:
             assert str(file) in str(error)
             assert "\n" not in str(error)
@@ -577,7 +704,7 @@ def test_the_file_of_the_humans_was_made_in_this_environment() -> None:
 def test_offline_rewards_and_observations_are_those_of_replayed_states(number: int) -> None:
     from datasets.robomimic.env import observation
 
-    (block,) = read_blocks(HUMAN_LIFT)[number : number + 1]
+    (block,) = read_blocks(HUMAN_LIFT, dataset=CLIPPED)[number : number + 1]
     task_env = env()
     task_env.reset(seed=0)
     suite = task_env.robosuite
@@ -600,7 +727,7 @@ def test_offline_rewards_and_observations_are_those_of_replayed_states(number: i
 @pytest.mark.parametrize("number", range(3))
 def test_actions_of_the_humans_solve_the_task_again(number: int) -> None:
     """Clipped as they are read, from the first state of their demonstration."""
-    (block,) = read_blocks(HUMAN_LIFT)[number : number + 1]
+    (block,) = read_blocks(HUMAN_LIFT, dataset=CLIPPED)[number : number + 1]
     task_env = env()
     task_env.reset(seed=0)
     with h5py.File(HUMAN_LIFT) as content:
@@ -634,4 +761,4 @@ def test_a_file_is_read_wherever_it_lies(tmp_path: Path) -> None:
     copy = tmp_path / "some folder" / "demonstrations.h5"
     copy.parent.mkdir()
     shutil.copyfile(HUMAN_LIFT, copy)
-    assert (transitions(copy).obs == human_lift().obs).all()
+    assert (transitions(copy, dataset=CLIPPED).obs == human_lift().obs).all()

@@ -18,7 +18,7 @@ from bench.tools.export import write_flat
 from bench.training.execution import Execution, Preemption
 from bench.training.train import run
 from datasets.registry import EXTRAS, SOURCES, missing_extra, source_of
-from datasets.spec import DataError
+from datasets.spec import DataError, FileOptions
 from datasets.transitions import Transitions
 from tests.tiny_runs import ROOT, provenance_of, python, status_of, tiny_config
 
@@ -148,7 +148,7 @@ def test_a_run_on_a_file_of_the_users_stops_and_goes_on_to_the_same_bytes(task: 
     config = tiny_config(
         "qc_fql",
         task=task,
-        dataset=datasets.register(file),
+        dataset=datasets.register(file, options=FileOptions(("actions",) if file == HUMAN_LIFT else ())),
         offline_updates=0,
         online_steps=24,
         eval_interval_steps=24,
@@ -191,8 +191,8 @@ def export_of(task: str, file: Path) -> Path:
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(22, spec.obs_dim)).astype(np.float32)
     action = rng.uniform(-1, 1, (22, spec.action_dim)).astype(np.float32)
-    final = np.arange(22) == 21
-    write_flat(task, Transitions(obs, action, obs[:, 0], np.zeros(22, bool), final, "any", "generated", "hash"), file)
+    reward, final = -rng.integers(0, 2, 22).astype(np.float32), np.arange(22) == 21
+    write_flat(task, Transitions(obs, action, reward, np.zeros(22, bool), final, "any", "generated", "hash"), file)
     return file
 
 

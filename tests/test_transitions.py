@@ -25,7 +25,7 @@ def arrays_of(lengths: list[int]) -> dict[str, np.ndarray]:
 
 
 def transitions(arrays: dict[str, np.ndarray]) -> Transitions:
-    return Transitions(**arrays, name="toy", origin="generated", content_hash="")
+    return Transitions(**arrays, name="toy", origin="generated", content_hash="", warnings=())
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6))

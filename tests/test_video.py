@@ -73,7 +73,7 @@ def toy(cache, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lift(cache, tmp_path_factory) -> Path:
-    dataset = datasets.register(HUMAN_LIFT, copy=True)
+    dataset = datasets.register(HUMAN_LIFT, copy=True, options=datasets.FileOptions(("actions",)))
     return finish(tmp_path_factory.mktemp("lift"), task="lift-mh", dataset=dataset)[0]
 
 

@@ -153,6 +153,19 @@ WRONG = [  # a command, and what its line must say
     (f"{DATA} wide.npz", "wide.npz"),
     (f"{DATA} file.txt", "file.txt"),
     (f"{DATA} folder", "folder is a folder, not a data file"),
+    (f"{DATA} empty.npz", "empty.npz is empty"),
+    (f"{DATA} degrees.npz", "in row 0; that is the largest in size, and 40 of 40 rows (100%) lie beyond [-1, 1]"),
+    (f"{DATA} ones.npz", "they reach from 1 to 1, the task's are -1 until solved, then 0"),
+    (f"{DATA} ones.npz --accept actions", "its actions lie in [-1, 1]; leave out --accept actions"),
+    (f"{DATA} good.npz --accept rewards", "its rewards are those that toy-reach gives; leave out --accept rewards"),
+    (f"{DATA} good.npz --accept reward", "unknown --accept 'reward' (did you mean 'rewards'?)"),
+    (f"{DATA} good.npz --accept", "--accept: it needs a value"),
+    (f"{DATA} good.npz --filter-key train", "--filter-key is for files in robomimic's layout"),
+    (f"{DATA} good.npz --filter-key ''", "--filter-key: it needs the name of a filter key"),
+    (f"{PLAN} --accept rewards", "--accept is for a file of yours: name it with --data FILE"),
+    (f"{PLAN} --filter-key train", "--filter-key is for a file of yours: name it with --data FILE"),
+    ("bench data import degrees.npz --task toy-reach", "have them clipped with --accept actions"),
+    ("bench data import ones.npz --task toy-reach --accept actions", "leave out --accept actions"),
     (
         f"{PLAN} --replay-capacity 10000000000000 --online-steps 10000000000000",
         "collects online takes 280.0 TB for 1 seed, beside",
@@ -163,13 +176,15 @@ WRONG = [  # a command, and what its line must say
 ]
 
 
-def toy_file(path: Path, rows: int = 40, width: int = 2, value: float = 0.5) -> None:
+def toy_file(
+    path: Path, rows: int = 40, width: int = 2, value: float = 0.5, action: float = 0.0, reward: float = -1.0
+) -> None:
     np.savez(
         path,
         observations=np.full((rows, width), value, np.float32),
         next_observations=np.full((rows, width), value, np.float32),
-        actions=np.zeros((rows, 2), np.float32),
-        rewards=-np.ones(rows, np.float32),
+        actions=np.full((rows, 2), action, np.float32),
+        rewards=np.full(rows, reward, np.float32),
         terminals=np.arange(rows) == rows - 1,
     )
 
@@ -186,6 +201,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     toy_file(here / "nan.npz", value=np.nan)
     toy_file(here / "wide.npz", width=3)
     toy_file(here / "short.npz", rows=3)
+    toy_file(here / "degrees.npz", action=-90.0)
+    toy_file(here / "ones.npz", reward=1.0)
+    (here / "empty.npz").touch()
     monkeypatch.chdir(here)
     return here
 

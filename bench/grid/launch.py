@@ -87,11 +87,11 @@ def launch_runs(options: LaunchOptions) -> int:
         launch = design(plan, options, costs_of(plan, options.site), queued)
         describe_launch(launch, options.site)
         pending = [config for pack in plan.packs for config in pack.configs]
-        describe_data(pending, data_dir)
+        said = describe_data(pending, data_dir)
         if options.dry_run:
             print_request(launch, options.site)
             return 0
-        ensure_data(pending, data_dir)
+        ensure_data(pending, data_dir, said)
         for pack in plan.packs:
             for config in pack.configs:
                 prepare_directory(config, pack.results)

@@ -34,6 +34,8 @@ class Selection:
     name: str = "single"  # folder of single runs under the results
     dataset: str | None = None  # default: the task's published set
     data: Path | None = None  # train on an npz or HDF5 file of yours
+    accept: tuple[str, ...] = ()  # of --data: actions (clipped) or rewards (as they are) that are not the task's
+    filter_key: str | None = None  # of --data in robomimic's layout: only this filter key's demonstrations
     agent_config: Annotated[
         dict[str, str],
         arg(metavar="FIELD V …", help="any fields of the agent's config, also each as --agent-config.FIELD V"),
@@ -84,7 +86,8 @@ def selected_configs(options: PlanOptions) -> list[RunConfig]:
     if selection.data is not None:
         if selection.dataset is not None:
             raise ConfigError("--data and --dataset exclude each other: a file of yours, or a set by its name")
-        settings["dataset"] = datasets.register(selection.data)
+        reading = datasets.FileOptions(selection.accept, selection.filter_key)
+        settings["dataset"] = datasets.register(selection.data, options=reading)
     elif selection.dataset is not None:
         settings["dataset"] = datasets.parse_name(selection.dataset).name  # in the form that fits a folder's name
     configs = _configs(selection, settings)
@@ -115,6 +118,9 @@ def check_selection(selection: Selection, typed: set[str]) -> None:
     instead = FOR_A_RUN if selection.suite else FOR_A_SUITE
     for name in sorted(typed & instead.keys()):
         raise ConfigError(f"{flag(name)} {instead[name]}")
+    for name in sorted(typed & {"accept", "filter_key"}):
+        if selection.data is None:
+            raise ConfigError(f"{flag(name)} is for a file of yours: name it with --data FILE")
     if {"seed", "seeds"} <= typed:
         raise ConfigError("--seed and --seeds exclude each other; --seeds takes one or several")
 

@@ -67,7 +67,7 @@ def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> i
     if not plan.packs:
         return 0
     pending = [config for pack in plan.packs for config in pack.configs]
-    describe_data(pending, data_dir)
+    said = describe_data(pending, data_dir)
     costs = estimate_plan(plan)
     disk = size(sum(c.bytes for c in costs.values()))
     seconds = max(sum(c.seconds() for c in costs.values()) / plan.jobs, max(c.seconds() for c in costs.values()))
@@ -91,7 +91,7 @@ def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> i
         for pack, cost in costs.items():
             print(f"  {pack.work.name}: {duration(cost.seconds())} ({1 / cost.offline_update:.1f} offline updates/s)")
         return 0
-    ensure_data(pending, data_dir)
+    ensure_data(pending, data_dir, said)
     stop = StopFlag()
     failures = run_plan(plan, costs, stop)
     for failure in failures:

@@ -28,11 +28,13 @@ if TYPE_CHECKING:  # it brings torch, which takes seconds
 # What `run` does about the data of its configs.
 
 
-def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None:
-    """One line per data set that the runs need. Raises DataError, before any is made, for one of another domain.
+def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> set[str]:
+    """Prints a line per data set that the runs need, and warnings; returns these.
 
-    A user's file is converted, as a run would, so that whatever is wrong with its arrays shows here.
+    A user's file is converted, as a run would, so that whatever is wrong with its arrays shows here. Raises DataError,
+    before any data are made, also for a set of another domain.
     """
+    said: set[str] = set()
     for task, name in dict.fromkeys((config.task, config.dataset) for config in configs):
         datasets.check_dataset(datasets.task(task), name)
     for name in dict.fromkeys(config.dataset for config in configs):
@@ -40,8 +42,8 @@ def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None
         generated = facts["origin"] == "generated"
         if facts["present"]:
             state = f"in {facts['path']}"
-            if not datasets.parse_name(name).domain:  # a user's file
-                data = [_loaded(task, name, configs, data_dir) for task in _tasks_on(name, configs)]
+            if facts["origin"] == "user" or not datasets.parse_name(name).domain:  # also a Minari set of the user's
+                data = [_loaded(task, name, configs, data_dir, said) for task in _tasks_on(name, configs)]
                 state += f" ({data[0].num_transitions:,} transitions in {data[0].num_episodes:,} episodes)"
         elif generated:
             state = "will be generated here first"
@@ -55,22 +57,23 @@ def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None
             else " - not the published set, never compare it with published numbers"
         )
         print(f"data {name}: {facts['origin']}, {state}{note}", flush=True)
+    return said
 
 
-def ensure_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> None:
-    """Makes or fetches sets that are absent and converts each once, so that an error shows before a run starts."""
+def ensure_data(configs: Sequence["RunConfig"], data_dir: Path | None, said: set[str]) -> None:
+    """Makes or fetches sets that are absent and converts each once, so that an error shows before a run starts.
+
+    Args:
+        said: warnings that need no repetition.
+    """
     for name, task in dict.fromkeys((config.dataset, config.task) for config in configs):
         datasets.ensure(name, available_cores(), episode_progress(), data_dir, byte_progress())
-        transitions = _loaded(task, name, configs, data_dir)
+        transitions = _loaded(task, name, configs, data_dir, said)
         print(
             f"{task}: {transitions.num_transitions:,} {transitions.origin} transitions "
             f"in {transitions.num_episodes:,} episodes",
             flush=True,
         )
-        of_data = [config for config in configs if (config.dataset, config.task) == (name, task)]
-        for chunk_length in sorted({config.agent_config.chunk_length for config in of_data}):
-            if line := few_chunks(transitions, chunk_length):
-                print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def few_chunks(transitions: datasets.Transitions, chunk_length: int) -> str | None:
@@ -89,16 +92,26 @@ def _tasks_on(name: str, configs: Sequence["RunConfig"]) -> list[str]:
     return list(dict.fromkeys(config.task for config in configs if config.dataset == name))
 
 
-def _loaded(task: str, name: str, configs: Sequence["RunConfig"], data_dir: Path | None) -> datasets.Transitions:
-    """The data of a task's runs. Raises DataError, also where they are fewer transitions than a chunk has."""
-    data = datasets.load(task, name, data_dir)
-    for config in configs:
-        length = config.agent_config.chunk_length
-        if (config.task, config.dataset) == (task, name) and data.num_transitions < length:
+def _loaded(
+    task: str, name: str, configs: Sequence["RunConfig"], data_dir: Path | None, said: set[str]
+) -> datasets.Transitions:
+    """The data of a task's runs; prints and adds warnings that are not yet among those `said`. Raises DataError, also
+    where they are fewer transitions than a chunk has."""
+    data = datasets.load(task, name, data_dir, quiet=True)
+    warnings = list(data.warnings)
+    of_data = [config for config in configs if (config.task, config.dataset) == (task, name)]
+    for length, config in sorted({config.agent_config.chunk_length: config for config in of_data}.items()):
+        if data.num_transitions < length:
             raise DataError(
                 f"data set '{name}' has {data.num_transitions} transitions, fewer than one chunk of {config.label} "
                 f"(chunk_length {length}); use more data, or shorter chunks"
             )
+        if line := few_chunks(data, length):
+            warnings.append(line)
+    for line in dict.fromkeys(warnings):
+        if line not in said:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+    said.update(warnings)
     return data
 
 
@@ -206,6 +219,8 @@ class ImportOptions:
     task: str | None = None  # convert it for this task now, so that an error shows at once
     copy: bool = False  # keep a copy in the cache instead of the path
     plugins: Plugins = Plugins()
+    accept: tuple[str, ...] = ()  # actions (clipped) or rewards (as they are) that are not the task's
+    filter_key: str | None = None  # in robomimic's layout: only this filter key's demonstrations
 
 
 def list_command(options: ListOptions) -> int:
@@ -317,7 +332,8 @@ def _roll_out_run(options: GenerateOptions, run: Path) -> int:
 
 
 def import_command(options: ImportOptions) -> int:
-    name = datasets.register(options.file, copy=options.copy)
+    reading = datasets.FileOptions(options.accept, options.filter_key)
+    name = datasets.register(options.file, options.copy, reading)
     if options.task:
         data = datasets.load(options.task, name)
         print(f"{data.num_transitions:,} transitions in {data.num_episodes:,} episodes fit {options.task}")

@@ -56,7 +56,7 @@ class PackFiles:
         for run in self.runs:
             run.checkpoints.adopt(run.claim, run.state, run.offline)
         for run in self.runs:
-            add_start(run.claim, facts_of_data(transitions), facts_of_run(run), start)
+            add_start(run.claim, facts_of_data(transitions), facts_of_run(run, transitions), start)
 
     def close(self) -> None:
         for writer in self._writers:
@@ -182,7 +182,7 @@ def facts_of_data(transitions: Transitions) -> dict[str, Any]:
     }
 
 
-def facts_of_run(run: PackedRun) -> dict[str, Any]:
+def facts_of_run(run: PackedRun, transitions: Transitions) -> dict[str, Any]:
     """What provenance.json says of a run from its first start on."""
     phase = None
     if run.offline is not None:
@@ -192,4 +192,5 @@ def facts_of_run(run: PackedRun) -> dict[str, Any]:
         "reference_returns": datasets.task(run.config.task).reference_returns,
         "departures": departures(run.config),
         "offline_phase": phase,
+        "data_warnings": transitions.warnings,
     }

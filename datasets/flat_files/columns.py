@@ -10,8 +10,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from bench.runs.contract import one_line
 from datasets.spec import DataError
+from datasets.unreadable import why_unreadable
 
 KEYS = {  # what an array means: the keys it goes by
     "obs": ("observations", "observation", "obs", "states"),  # (N, O)
@@ -131,6 +131,7 @@ class Content(NamedTuple):
         """The first column of a meaning. Raises DataError where there is none."""
         found = self.spelled(meaning)
         if not found:
+            self.check_no_group(meaning)
             raise DataError(f"{self.file}: key '{KEYS[meaning][0]}' is missing, it has {self._keys()}")
         return found[0]
 
@@ -145,6 +146,15 @@ class Content(NamedTuple):
             f"{line}; '{other[0]}' tells where episodes end, which may be ends of the task or time limits: add "
             "'terminals' (1 where the task ends, else 0), or 'masks' (0 there, else 1)"
         )
+
+    def check_no_group(self, meaning: str) -> None:
+        """Raises DataError where a key of the meaning is a group of an HDF5 file in place of an array."""
+        for key in KEYS[meaning]:
+            if key in self.groups:
+                inside = ", ".join(name.partition("/")[2] for name in self.groups if name.startswith(f"{key}/"))
+                raise DataError(
+                    f"{self.file}: '{key}' is a group of {inside or 'nothing'}, expected one array with a row per step"
+                )
 
     def _keys(self) -> str:
         return ", ".join(sorted({*self.columns, *(name.split("/")[0] for name in self.groups)})) or "none"
@@ -175,6 +185,8 @@ def open_file(file: Path) -> Iterator[Content]:
         for start, what in _OTHERS.items():
             if magic.startswith(start):
                 raise DataError(f"{file} {what}; {SAVE_FLAT}")
+        if not magic:
+            raise DataError(f"{file} is empty; {SAVE_FLAT}")
         raise DataError(f"{file} is neither an npz nor an HDF5 file, or not a whole one")
 
 
@@ -186,8 +198,8 @@ def _reading(file: Path, key: str | None = None) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"no data file {file}") from error
     except _DAMAGE as error:
-        which = f"{file}: key '{key}'" if key else str(file)
-        raise DataError(f"{which} cannot be read ({one_line(error)}); get the file again") from error
+        what = f"key '{key}'" if key else ""
+        raise DataError(why_unreadable(file, error, "get the file again", what=what)) from error
 
 
 def _hdf5_content(file: Path, root: Any) -> Content:

@@ -14,10 +14,9 @@ import numpy as np
 from datasets.flat_files.columns import FLAGS, KEYS, PER_EPISODE, REQUIRED, Content, open_file
 from datasets.flat_files.ends import read_ends, starts_of, steps_since_end
 from datasets.flat_files.steps import follow
+from datasets.scale import ActionScale
 from datasets.source import Block, Rows
-from datasets.spec import ACTION_LIMIT, DataError, Dataset, Origin, TaskSpec
-
-_ACTION_SLACK = 1e-3  # of rounding beyond [-1, 1]
+from datasets.spec import DataError, Dataset, Origin, TaskSpec
 
 
 def origin(dataset: Dataset, files: list[Path]) -> Origin:
@@ -68,7 +67,9 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec], *, on_arriv
         plan = (_plan_on_arrival if on_arrival else _plan)(content, num_rows, task.max_episode_steps)
     if not (plan.copies.astype(bool) & ~plan.is_final).any():
         raise DataError(f"{file} holds no transition whose end is known, only {num_rows} rows that end episodes")
-    return Rows(int(plan.copies.sum()), _blocks(file, plan, tasks), tuple(f"{file}: {line}" for line in plan.warnings))
+    warnings = [f"{file}: {line}" for line in plan.warnings]
+    scale = ActionScale(dataset, file, refuses=True)
+    return Rows(int(plan.copies.sum()), _blocks(file, plan, tasks, scale, warnings), warnings)
 
 
 def is_told_on_arrival(file: Path) -> bool:
@@ -148,7 +149,7 @@ def _flagged_ends(content: Content) -> np.ndarray:
     return ends
 
 
-def _blocks(file: Path, plan: _Plan, tasks: list[TaskSpec]) -> Iterator[Block]:
+def _blocks(file: Path, plan: _Plan, tasks: list[TaskSpec], scale: ActionScale, warnings: list[str]) -> Iterator[Block]:
     with open_file(file) as content:
         start = 0
         action_key = content.key("action")
@@ -156,13 +157,8 @@ def _blocks(file: Path, plan: _Plan, tasks: list[TaskSpec]) -> Iterator[Block]:
         streams = [column.blocks() for column in columns]
         for obs, action, *next_obs in zip(*streams, strict=True):
             rows = slice(start, start + len(obs))
-            beyond = np.abs(action).max(1) > 1 + _ACTION_SLACK
-            if beyond.any():
-                row = int(beyond.argmax())
-                raise DataError(
-                    f"{file}: key '{action_key}' is {np.abs(action[row]).max():.4g} in row {start + row}; "
-                    "actions must be scaled to [-1, 1]"
-                )
+            is_transition = (plan.copies[rows] > 0) & ~plan.is_final[rows]
+            action = scale.clipped(action, action_key, start, counted=is_transition)
             source = np.repeat(np.arange(len(obs)), plan.copies[rows])
             is_second = np.append(False, source[1:] == source[:-1]) if len(source) else np.zeros(0, bool)
             block_obs = obs[source]
@@ -176,11 +172,12 @@ def _blocks(file: Path, plan: _Plan, tasks: list[TaskSpec]) -> Iterator[Block]:
             if len(source):
                 yield Block(
                     obs=block_obs,
-                    action=action[source].clip(-ACTION_LIMIT, ACTION_LIMIT),
+                    action=action[source],
                     final=final,
                     reward={task.name: reward for task in tasks},
                     terminated={task.name: terminated for task in tasks},
                 )
+        warnings += scale.lines()
 
 
 def _check_shapes(content: Content, task: TaskSpec) -> int:
@@ -201,7 +198,8 @@ def _check_shapes(content: Content, task: TaskSpec) -> int:
         if not column.shape or column.shape[0] == 0:
             raise DataError(f"{where}, expected at least one row")
         if meaning in widths and column.shape[1:] != (widths[meaning],):
-            raise DataError(f"{where}, task {task.name} needs rows of {widths[meaning]} numbers")
+            turned = "; is it transposed?" if column.shape[:1] == (widths[meaning],) and len(column.shape) == 2 else ""
+            raise DataError(f"{where}, task {task.name} needs rows of {widths[meaning]} numbers{turned}")
         if meaning not in widths and column.shape[1:] not in ((), (1,)):
             raise DataError(f"{where}, expected one number per row")
         if meaning not in PER_EPISODE and column.shape[0] != num_rows:

@@ -16,9 +16,11 @@ import numpy as np
 from bench.runs.contract import error_line, one_line
 from datasets.minari.metadata import FILE, MAIN_FILE, NOTE, ActionBox, Metadata, Space, checked_note, flat_dim, flatten
 from datasets.minari.tasks import SUITE
+from datasets.scale import ActionScale
 from datasets.source import Block, Rows
-from datasets.spec import ACTION_LIMIT, DataError, TaskSpec
+from datasets.spec import DataError, Dataset, TaskSpec
 from datasets.transitions import row_form
+from datasets.unreadable import why_unreadable
 
 if TYPE_CHECKING:
     import h5py
@@ -35,8 +37,8 @@ class _Episode(NamedTuple):
     truncated: np.ndarray  # (T,)
 
 
-def read(file: Path, metadata: Metadata | None, box: ActionBox | None, tasks: list[TaskSpec]) -> Rows:
-    """The rows of a data set, with the one reward that it has for each of `tasks` (see `source.read_file`).
+def read(dataset: Dataset, file: Path, metadata: Metadata | None, box: ActionBox | None, tasks: list[TaskSpec]) -> Rows:
+    """The rows of a data set, with the one reward that it has for each of `tasks` (see `source.read`).
 
     `box`: of the data's actions; None: they are in [-1, 1] already. Raises DataError for data that do not fit the
     tasks, also later on from the iterator.
@@ -59,7 +61,12 @@ def read(file: Path, metadata: Metadata | None, box: ActionBox | None, tasks: li
             if box and box.dim != task.action_dim:
                 raise DataError(f"{file}: actions are {box.dim} numbers, task {task.name} takes {task.action_dim}")
         num_rows = sum(_num_rows(file, name, episodes) for name in episodes.names)
-    return Rows(num_rows, _blocks(file, metadata, space, box, tasks))
+    remedy = "the action space in metadata.json has other bounds"
+    if box is None:
+        remedy = "no metadata.json lies beside the file to tell the bounds; put it there, or scale actions to [-1, 1]"
+    scale = ActionScale(dataset, file, refuses=not dataset.domain, remedy=remedy)
+    warnings: list[str] = []
+    return Rows(num_rows, _blocks(file, metadata, space, box, tasks, scale, warnings), warnings)
 
 
 def data_path(metadata: Metadata) -> Path:
@@ -104,7 +111,7 @@ def _open_hdf5(file: Path) -> Iterator["_Hdf5Episodes"]:
     try:
         handle = h5py.File(file, "r")
     except OSError as error:
-        raise DataError(f"{file} is not a whole HDF5 file ({one_line(error)}); get it again") from error
+        raise DataError(why_unreadable(file, error, "get it again", damage="is not a whole HDF5 file")) from error
     with handle:
         yield _Hdf5Episodes(file, handle)
 
@@ -126,18 +133,25 @@ def _ends(truncated: np.ndarray) -> np.ndarray:
 
 
 def _blocks(
-    file: Path, metadata: Metadata | None, space: Space, box: ActionBox | None, tasks: list[TaskSpec]
+    file: Path,
+    metadata: Metadata | None,
+    space: Space,
+    box: ActionBox | None,
+    tasks: list[TaskSpec],
+    scale: ActionScale,
+    warnings: list[str],
 ) -> Iterator[Block]:
     waiting: list[tuple[np.ndarray, ...]] = []
     with _open(file, metadata) as episodes:
         for name in episodes.names:
             episode = episodes.read(name, space)
-            waiting.append(_rows(file, name, episode, space, box, tasks))
+            waiting.append(_rows(file, name, episode, space, box, tasks, scale))
             if sum(len(final) for _, _, final, _, _ in waiting) >= _BLOCK_ROWS:
                 yield _block(waiting, tasks)
                 waiting = []
     if waiting:
         yield _block(waiting, tasks)
+    warnings += scale.lines()
 
 
 def _block(episodes: list[tuple[np.ndarray, ...]], tasks: list[TaskSpec]) -> Block:
@@ -146,7 +160,13 @@ def _block(episodes: list[tuple[np.ndarray, ...]], tasks: list[TaskSpec]) -> Blo
 
 
 def _rows(
-    file: Path, name: str, episode: _Episode, space: Space, box: ActionBox | None, tasks: list[TaskSpec]
+    file: Path,
+    name: str,
+    episode: _Episode,
+    space: Space,
+    box: ActionBox | None,
+    tasks: list[TaskSpec],
+    scale: ActionScale,
 ) -> tuple[np.ndarray, ...]:
     """obs, action, final, reward and terminated of one episode, or of several that truncations part."""
     length = len(episode.reward)
@@ -169,15 +189,9 @@ def _rows(
             raise DataError(f"{file}: {name}/{key} is not finite in row {row}")
     if box is not None:
         action = box.scaled(action)
-    elif np.abs(action).max() > 1:
-        raise DataError(
-            f"{file}: {name}/actions reaches {np.abs(action).max():.6g} and no metadata.json lies beside the file to "
-            "tell the bounds; put it there, or scale actions to [-1, 1]"
-        )
-
     return row_form(
         obs[:-1],
-        action.clip(-ACTION_LIMIT, ACTION_LIMIT),
+        scale.clipped(action, f"{name}/actions"),
         reward,
         episode.terminated,
         next_obs=obs[1:],
@@ -216,14 +230,18 @@ class _Hdf5Episodes:
         try:
             return self._member(key)[()]
         except OSError as error:
-            raise DataError(f"{self.file}: {key} is damaged ({one_line(error)}); get the file again") from error
+            line = why_unreadable(self.file, error, "get the file again", what=key, damage="is damaged")
+            raise DataError(line) from error
 
     def _member(self, key: str) -> Any:
         import h5py
 
         member = self.handle.get(key)
+        if isinstance(member, h5py.Group):
+            inside = ", ".join(map(str, member)) or "nothing"
+            raise DataError(f"{self.file}: '{key}' is a group of {inside}, expected one array")
         if not isinstance(member, h5py.Dataset):
-            raise DataError(f"{self.file}: '{key}' is {'missing' if member is None else 'no array'}")
+            raise DataError(f"{self.file}: '{key}' is missing")
         return member
 
 

@@ -13,7 +13,8 @@ from typing import Any, get_args
 import numpy as np
 
 from bench.runs.contract import one_line
-from datasets.spec import ACTION_LIMIT, DataError, Origin
+from datasets.spec import DataError, Origin
+from datasets.unreadable import why_unreadable
 
 FILE = "metadata.json"
 MAIN_FILE = "main_data.hdf5"
@@ -133,9 +134,8 @@ class ActionBox:
         return len(self.low)
 
     def scaled(self, action: np.ndarray) -> np.ndarray:
-        """Actions (n, A) in [-1, 1], float32; those beyond the bounds are clipped, as actuators do."""
-        unit = (action - self._centre) / self._half_range  # exact where the bounds are -1 and 1
-        return unit.clip(-ACTION_LIMIT, ACTION_LIMIT).astype(np.float32)
+        """Actions (n, A), those within the bounds in [-1, 1]."""
+        return (action - self._centre) / self._half_range  # exact where the bounds are -1 and 1
 
     def unscaled(self, unit: np.ndarray) -> np.ndarray:
         """The environment's action, of its shape, float64, of one (A,) in [-1, 1]; clipped to the bounds."""
@@ -184,7 +184,10 @@ class Metadata:
             raise DataError(f"{self.where}: the action space is {what}; agents here act in a Box of floats")
         low, high = (np.asarray(space[key], np.float64).reshape(-1) for key in ("low", "high"))
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-            raise DataError(f"{self.where}: the action space has bounds {low} to {high}; they must be finite")
+            raise DataError(
+                f"{self.where}: the action space is a Box with bounds from {low.min():g} to {high.max():g}; they must "
+                "be finite, each lower one below the upper one"
+            )
         return ActionBox(low, high, tuple(space["shape"]))
 
     @property
@@ -265,9 +268,9 @@ def read_metadata(folder: Path) -> Metadata | None:
     """The metadata of the data set whose files are in `folder`; None where no such set is there. Raises DataError for a
     file that cannot be read."""
     try:
-        fields = json.loads((folder / FILE).read_text())
+        fields = json.loads((folder / FILE).read_text(encoding="utf-8-sig"))  # Windows' editors add a mark
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / FILE} cannot be read ({one_line(error)}); get the data set again") from error
+        raise DataError(why_unreadable(folder / FILE, error, "get the data set again")) from error
     return Metadata(folder, fields) if isinstance(fields, dict) and "dataset_id" in fields else None

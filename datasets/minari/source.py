@@ -31,7 +31,6 @@ __all__ = [
     "origin",
     "parse",
     "read",
-    "read_file",
     "task",
     "unsupported",
 ]
@@ -49,6 +48,7 @@ def task(name: str) -> TaskSpec | None:
     if set_id is None:
         return None
     metadata = _local(set_id)
+    obs_dim, action_dim = metadata.obs_dim, metadata.action_box.dim  # of spaces that agents can use
     env = metadata.played_env
     if env is None and "task" not in metadata.note:
         raise DataError(
@@ -63,8 +63,8 @@ def task(name: str) -> TaskSpec | None:
         suite=SUITE,
         domain=metadata.domain,
         task_id=1,
-        obs_dim=metadata.obs_dim,
-        action_dim=metadata.action_box.dim,
+        obs_dim=obs_dim,
+        action_dim=action_dim,
         max_episode_steps=int(limit),
         dataset=canonical_name(set_id),
         reference_returns=metadata.reference_returns,
@@ -141,20 +141,17 @@ def origin(dataset: Dataset, files: list[Path]) -> Origin:
 
 
 def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
-    """The rows of a data set in Minari's folder, or of one main_data.hdf5 that lies anywhere."""
-    return read_file(files[0], tasks)
+    """The rows of a data set in Minari's folder, or of one main_data.hdf5 that lies anywhere.
 
-
-def read_file(file: Path, tasks: list[TaskSpec]) -> Rows:
-    """The rows of a set, given metadata.json or main_data.hdf5 of it; spaces come from the former where it is there.
-
-    Without it, actions have the bounds of the task where that is one of Minari's, else -1 and 1. Rewards are the same
-    for all tasks. Raises DataError for data that do not fit the tasks, also later on from the iterator.
+    Spaces come from the metadata.json beside it. Without it, actions have the bounds of the task where that is one of
+    Minari's, else -1 and 1. Rewards are the same for all tasks. Raises DataError for data that do not fit the tasks,
+    also later on from the iterator.
     """
+    file = files[0]
     metadata = bounds = read_metadata(file.parent)
     if metadata is None and (set_id := dataset_id(tasks[0].name)):
         bounds = _local(set_id)
-    return minari_files.read(file, metadata, bounds.action_box if bounds else None, tasks)
+    return minari_files.read(dataset, file, metadata, bounds.action_box if bounds else None, tasks)
 
 
 def make_env(spec: TaskSpec, success_timing: str) -> "gymnasium.Env":

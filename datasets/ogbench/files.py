@@ -15,9 +15,11 @@ import numpy as np
 
 from bench.runs.contract import one_line
 from datasets.ogbench.tasks import DOMAINS, TASK_IDS, relabel
+from datasets.scale import ActionScale
 from datasets.source import Block, Rows
-from datasets.spec import ACTION_LIMIT, DataError, Dataset, Origin, TaskSpec
+from datasets.spec import DataError, Dataset, Origin, TaskSpec
 from datasets.transitions import episode_ends
+from datasets.unreadable import why_unreadable
 
 _BLOCK_ROWS = 250_000  # at a time: rewards are computed in float64
 
@@ -43,10 +45,14 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
     for file in files:
         with NpzFile(file) as source:
             finals.append(source.flags("terminals"))
-    return Rows(sum(map(len, finals)), _blocks(files, finals, tasks))
+    warnings: list[str] = []
+    scale = ActionScale(dataset, files[0], refuses=not dataset.domain)
+    return Rows(sum(map(len, finals)), _blocks(files, finals, tasks, scale, warnings), warnings)
 
 
-def _blocks(files: list[Path], finals: list[np.ndarray], tasks: list[TaskSpec]) -> Iterator[Block]:
+def _blocks(
+    files: list[Path], finals: list[np.ndarray], tasks: list[TaskSpec], scale: ActionScale, warnings: list[str]
+) -> Iterator[Block]:
     from datasets.ogbench.env import task_goals
 
     domain = DOMAINS[tasks[0].domain]
@@ -54,7 +60,8 @@ def _blocks(files: list[Path], finals: list[np.ndarray], tasks: list[TaskSpec]) 
     for file, final in zip(files, finals, strict=True):
         with NpzFile(file) as source:
             obs = source.numbers("observations", (len(final), domain.obs_dim))
-            action = source.numbers("actions", (len(final), domain.action_dim)).clip(-ACTION_LIMIT, ACTION_LIMIT)
+            action = source.numbers("actions", (len(final), domain.action_dim))
+            action = scale.clipped(action, "actions", counted=~final)
             qpos = source.numbers("qpos", (len(final), domain.qpos_dim))
             buttons = source.states("button_states", (len(final), domain.num_buttons)) if domain.num_buttons else None
         for start in range(0, len(final), _BLOCK_ROWS):
@@ -68,6 +75,7 @@ def _blocks(files: list[Path], finals: list[np.ndarray], tasks: list[TaskSpec]) 
                 reward={name: reward for name, (reward, _) in labels.items()},
                 terminated={name: terminated for name, (_, terminated) in labels.items()},
             )
+    warnings += scale.lines()
 
 
 def recipe_of(file: Path) -> object:
@@ -135,9 +143,8 @@ class NpzFile:
             self.arrays = np.load(self.file)
             self.keys = set(self.arrays.keys())
         except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{self.file} is not a whole npz file ({one_line(error)}); delete it and get it again"
-            ) from error
+            damage = "is not a whole npz file"
+            raise DataError(why_unreadable(self.file, error, "delete it and get it again", damage=damage)) from error
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -135,6 +135,7 @@ TASKS = {
             dataset=f"{name}-{domain.dataset}-v0",
             success_timings=("post", "pre"),
             success_rule="last",  # as OGBench's evaluation reads it; an episode ends at its first success
+            least_reward=-1 if domain.sparse else -max(1, domain.num_cubes),
         )
         for name, domain in DOMAINS.items()
         for task_id in TASK_IDS

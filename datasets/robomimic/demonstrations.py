@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.runs.contract import one_line
+from bench.runs.contract import nearest, one_line
 from datasets.download.checksums import to_replace
 from datasets.robomimic.tasks import (
     ACTION_DIM,
@@ -22,12 +22,17 @@ from datasets.robomimic.tasks import (
     SUITE,
     obs_widths,
 )
+from datasets.scale import ActionScale, share_of
 from datasets.source import Block, Rows
-from datasets.spec import ACTION_LIMIT, DataError, Dataset, Origin, TaskSpec
+from datasets.spec import DataError, Dataset, Origin, TaskSpec
 from datasets.transitions import row_form
+from datasets.unreadable import why_unreadable
 
 _DECISIVE_KWARGS = ("robots", "gripper_types", "control_freq", "reward_shaping")
-_DECISIVE_GAINS = ("type", "input_max", "input_min", "output_max", "output_min", "kp", "impedance_mode", "input_type")
+_DECISIVE_GAINS = (
+    *("type", "input_max", "input_min", "output_max", "output_min", "kp", "impedance_mode", "input_type"),
+    "control_delta",  # the older name of input_type
+)
 _SAME_OBS = 1e-5  # next_obs[t] and obs[t + 1] are the same observation
 
 
@@ -46,38 +51,95 @@ def origin(dataset: Dataset, files: list[Path]) -> Origin:
 
 
 def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
-    """The rows of a file's demonstrations, in order of their numbers; filter keys (`mask/…`) are not looked at.
+    """The rows of a file's demonstrations, or of those of the filter key asked for, in order of their numbers.
 
     As published, each transition with `dones` = 1 ends an episode and is terminated: the few that follow the first
-    success within a demonstration are episodes of their own. Raises DataError, also later on from the iterator, for a
-    damaged file and for one of another environment.
+    success within a demonstration are episodes of their own. In a user's file the reward tells where the task ends,
+    since `dones` may tell ends of recordings. Without `next_obs` the next row's observation is taken. Raises DataError,
+    also later on from the iterator, for a damaged file and for one of another environment.
     """
     (file,) = files
     domain = tasks[0].domain
     with _demonstrations(file) as data:
+        _check_recording(file, data)
         _check_environment(file, data, domain)
-        names = _names(file, data)
-        ends = [_ends(file, data, name) for name in names]
-        num_transitions = sum(map(len, ends))
+        names = _names(file, data, dataset.options.filter_key)
+        demos = [_told(file, data, name, success_ends=not dataset.domain) for name in names]
+        num_transitions = sum(len(demo.ends) for demo in demos)
         if dataset.name in PUBLISHED and data.attrs.get("origin") != "generated":
             _check_published(file, dataset, {"transitions": num_transitions, "demonstrations": len(names)})
-    num_rows = num_transitions + sum(int(end.sum()) for end in ends)
-    return Rows(num_rows, _blocks(file, names, domain, [task.name for task in tasks]))
+    if not num_transitions:
+        raise DataError(f"{file}: no transition's next observation is known: there is no next_obs, and no second step")
+    num_rows = num_transitions + sum(int(demo.ends.sum()) for demo in demos)
+    warnings = [f"{file}: {line}" for line in _doubts(demos)]
+    # Beyond [-1, 1], where devices of humans go, robosuite's controller clips as well.
+    scale = ActionScale(dataset, file, refuses=not dataset.domain)
+    return Rows(num_rows, _blocks(file, demos, domain, [task.name for task in tasks], scale, warnings), warnings)
 
 
-def _blocks(file: Path, names: list[str], domain: str, task_names: list[str]) -> Iterator[Block]:
+class _Demo(NamedTuple):
+    """What a demonstration of T steps tells of the n of them whose next observation is known."""
+
+    name: str
+    num_steps: int  # T
+    knows_next: bool  # there is next_obs
+    reward: np.ndarray  # (n,) float32, -1 until solved
+    terminated: np.ndarray  # (n,) bool
+    ends: np.ndarray  # (n,) bool, the transitions that end an episode: the last one, and those that are done
+    misread: tuple[int, int]  # steps that succeed and are not done, and that are done without success
+
+
+def _told(file: Path, data: Any, name: str, *, success_ends: bool) -> _Demo:
+    done = _flags(file, data, f"{name}/dones")
+    solved = _flags(file, data, f"{name}/rewards", len(done))
+    terminated, ends = (solved, done | solved) if success_ends else (done, done.copy())
+    knows_next = "next_obs" in data[name]
+    # Nothing is bootstrapped from beyond a last step that terminated; one that did not is of no use without its next
+    # observation.
+    num = len(done) - int(not knows_next and not terminated[-1])
+    ends[num - 1 :] = True
+    misread = (int((solved & ~done).sum()), int((done & ~solved).sum())) if success_ends else (0, 0)
+    return _Demo(name, len(done), knows_next, solved[:num] - np.float32(1), terminated[:num], ends[:num], misread)
+
+
+def _doubts(demos: list[_Demo]) -> Iterator[str]:
+    """A line each on what is read in another way than a file may mean it."""
+    steps = sum(demo.num_steps for demo in demos)
+    late, early = (sum(demo.misread[kind] for demo in demos) for kind in (0, 1))
+    if late:
+        yield f"'dones' is 0 in {share_of(late, steps)} that succeed: read as ends of the task"
+    if early:
+        yield f"'dones' is 1 in {share_of(early, steps)} without success: episodes end there, the task does not"
+    if without := sum(not demo.knows_next for demo in demos):
+        dropped = sum(demo.num_steps - len(demo.ends) for demo in demos)
+        yield (
+            f"{without:,} of {len(demos):,} demonstrations have no 'next_obs': read as the next row's 'obs', without "
+            f"{dropped:,} last steps that do not succeed"
+        )
+
+
+def _blocks(
+    file: Path, demos: list[_Demo], domain: str, task_names: list[str], scale: ActionScale, warnings: list[str]
+) -> Iterator[Block]:
     """A block for each demonstration."""
     with _demonstrations(file) as data:
-        for name in names:
-            done, end = _flags(file, data, f"{name}/dones"), _ends(file, data, name)
-            num = len(end)
-            obs, next_obs = (_observations(file, data, f"{name}/{key}", num, domain) for key in ("obs", "next_obs"))
-            _check_succession(file, name, obs, next_obs)
-            # Beyond [-1, 1], where devices of humans go, robosuite's controller clips as well.
-            action = _numbers(file, data, f"{name}/actions", (num, ACTION_DIM)).clip(-ACTION_LIMIT, ACTION_LIMIT)
-            reward = _flags(file, data, f"{name}/rewards", num).astype(np.float32) - 1
-            obs, action, final, reward, done = row_form(obs, action, reward, done, next_obs=next_obs, ends=end)
-            yield Block(obs, action, final, dict.fromkeys(task_names, reward), dict.fromkeys(task_names, done))
+        for name, num_steps, knows_next, reward, terminated, ends, _ in demos:
+            obs = _observations(file, data, f"{name}/obs", num_steps, domain)
+            if knows_next:
+                next_obs = _observations(file, data, f"{name}/next_obs", num_steps, domain)
+                _check_succession(file, name, obs, next_obs)
+            else:
+                next_obs = np.concatenate([obs[1:], obs[-1:]])
+            num = len(ends)
+            action = _numbers(file, data, f"{name}/actions", (num_steps, ACTION_DIM))[:num]
+            action = scale.clipped(action, f"data/{name}/actions")
+            if not num:
+                continue
+            obs, action, final, reward, terminated = row_form(
+                obs[:num], action, reward, terminated, next_obs=next_obs[:num], ends=ends
+            )
+            yield Block(obs, action, final, dict.fromkeys(task_names, reward), dict.fromkeys(task_names, terminated))
+    warnings += scale.lines()
 
 
 def _check_published(file: Path, dataset: Dataset, counts: dict[str, int]) -> None:
@@ -92,6 +154,19 @@ def _check_published(file: Path, dataset: Dataset, counts: dict[str, int]) -> No
                 f"{file} holds {count:,} {what}, the published {name} has {expected[what]:,}; "
                 f"{to_replace(name, dataset.files[0].name, file)}; a file of your own goes by --data FILE"
             )
+
+
+def _check_recording(file: Path, data: Any) -> None:
+    """Raises DataError for a recording whose states have not been made into observations."""
+    names = [name for name in map(str, data) if name.startswith("demo_")]
+    if not names or "obs" in data[names[0]] or "states" not in data[names[0]]:
+        return
+    scripts = (
+        f"python -m robomimic.scripts.dataset_states_to_obs --dataset {file} --output_name low_dim.hdf5 --done_mode 2"
+    )
+    if "env_args" not in data.attrs:  # as robosuite writes it
+        scripts = f"python -m robomimic.scripts.conversion.convert_robosuite --dataset {file}, then {scripts}"
+    raise DataError(f"{file} is a raw recording, states without observations; convert it with robomimic: {scripts}")
 
 
 def _check_environment(file: Path, data: Any, domain: str) -> None:
@@ -110,10 +185,12 @@ def _check_environment(file: Path, data: Any, domain: str) -> None:
     if env_name != ENV_NAMES[domain]:
         raise DataError(f"{file} holds data of {env_name}, the task is {ENV_NAMES[domain]}")
     if ".".join(str(version).split(".")[:2]) != ROBOSUITE_GENERATION:
-        since = "before 1.4" if version is None else version
+        found = f"was made with robosuite {version}"
+        if version is None:
+            found = "was made with robosuite before 1.4 or by other tools: its 'env_args' have no env_version"
         raise DataError(
-            f"{file} was made with robosuite {since}, the task is that of {ROBOSUITE_GENERATION}: between them the "
-            "order and signs of `object` and the controllers changed; get a file of version 1.5 (low_dim_v15.hdf5)"
+            f"{file} {found}, the task is that of {ROBOSUITE_GENERATION}: between them the order and signs of `object` "
+            "and the controllers changed; get a file of version 1.5 (low_dim_v15.hdf5)"
         )
     for key, (has, needs) in differences.items():
         raise DataError(f"{file}: its environment has {key} {has}, the task's has {needs}")
@@ -162,21 +239,47 @@ def _demonstrations(file: Path) -> Iterator[Any]:
                 raise DataError(f"{file}: group 'data' is missing, it has {', '.join(map(str, content)) or 'nothing'}")
             yield content["data"]
     except (OSError, RuntimeError) as error:  # h5py's, of cut files and damaged parts
-        raise DataError(f"{file} is not a whole HDF5 file ({one_line(error)}); delete it and get it again") from error
+        damage = "is not a whole HDF5 file"
+        raise DataError(why_unreadable(file, error, "delete it and get it again", damage=damage)) from error
 
 
-def _names(file: Path, data: Any) -> list[str]:
-    """`demo_2` comes before `demo_10`."""
+def _names(file: Path, data: Any, filter_key: str | None) -> list[str]:
+    """Of all demonstrations, or those of a filter key; `demo_2` comes before `demo_10`."""
     numbers = sorted(int(match[1]) for name in map(str, data) if (match := re.fullmatch(r"demo_([0-9]+)", name)))
     if not numbers:
         raise DataError(f"{file}: no demonstration (demo_0, demo_1, …) in group 'data'")
-    return [f"demo_{number}" for number in numbers]
+    names = [f"demo_{number}" for number in numbers]
+    if filter_key is None:
+        return names
+    members = _members(file, data.file, filter_key)
+    if absent := [name for name in members if name not in names]:
+        raise DataError(f"{file}: filter key '{filter_key}' names {absent[0]}, which is not in group 'data'")
+    return [name for name in names if name in members]
+
+
+def _members(file: Path, content: Any, filter_key: str) -> set[str]:
+    """The demonstrations of a filter key, `mask/KEY` in the file."""
+    import h5py
+
+    masks = content.get("mask")
+    known = sorted(map(str, masks)) if isinstance(masks, h5py.Group) else []
+    mask = masks[filter_key] if filter_key in known else None
+    if not isinstance(mask, h5py.Dataset):
+        has = f"it has {', '.join(known)}" if known else "it has none (no group 'mask')"
+        raise DataError(f"{file}: no filter key {filter_key!r}{nearest(filter_key, known)}; {has}")
+    names = np.asarray(mask[()]).reshape(-1).tolist()
+    if not names:
+        raise DataError(f"{file}: filter key '{filter_key}' names no demonstration")
+    return {name.decode() if isinstance(name, bytes) else str(name) for name in names}
 
 
 def _array(file: Path, data: Any, path: str) -> np.ndarray:
     import h5py
 
     array = data.get(path)
+    if isinstance(array, h5py.Group):
+        inside = ", ".join(map(str, array)) or "nothing"
+        raise DataError(f"{file}: key 'data/{path}' is a group of {inside}, expected one array")
     if not isinstance(array, h5py.Dataset):
         parent = data.get(path.rpartition("/")[0])
         has = f", beside it are {', '.join(map(str, parent))}" if isinstance(parent, h5py.Group) and len(parent) else ""
@@ -207,13 +310,11 @@ def _flags(file: Path, data: Any, path: str, num: int | None = None) -> np.ndarr
     """(T,) bool of zeros and ones; `num` is T where it is known."""
     array = _array(file, data, path)
     is_series = array.ndim == 1 and len(array) > 0 and num in (None, len(array))
-    if not is_series or array.dtype.kind not in "bfiu" or not np.isin(array, (0, 1)).all():
-        raise DataError(f"{file}: key 'data/{path}' is {array.dtype} {array.shape}, expected a 0 or 1 per step")
+    where = f"{file}: key 'data/{path}' is {array.dtype} {array.shape}"
+    if not is_series or array.dtype.kind not in "bfiu":
+        raise DataError(f"{where}, expected a 0 or 1 per step")
+    wrong = ~np.isin(array, (0, 1))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(f"{where}, expected a 0 or 1 per step, but it is {array[row]:g} in row {row}")
     return array.astype(bool)
-
-
-def _ends(file: Path, data: Any, name: str) -> np.ndarray:
-    """(T,) bool, the transitions that end an episode: those that are done, and the demonstration's last."""
-    end = _flags(file, data, f"{name}/dones")
-    end[-1] = True
-    return end

@@ -82,6 +82,7 @@ TASKS = {
             max_episode_steps=_MAX_EPISODE_STEPS[domain],
             dataset=f"{domain}-{proficiency}-v15",
             success_rule="last",  # an episode ends at its first success, as in Q-chunking's evaluation
+            least_reward=-1,
         )
         for domain in ENV_NAMES
         for proficiency in _PROFICIENCIES

@@ -14,6 +14,7 @@ TASKS = {
         obs_dim=2,  # x, y
         action_dim=2,
         max_episode_steps=20,
+        least_reward=-1,
         dataset=generated_name(DOMAIN, Recipe("mixed", episodes=200, seed=0)),
         success_rule="last",  # an episode ends at its first success
     )

@@ -57,7 +57,10 @@ def main() -> None:
 def in_memory(batches: int) -> str:
     """Cost of a batch by data set size, all sizes in turns."""
     sizes, rows = (100_000, 1_000_000, 5_000_000), []
-    sets = {size: Transitions(**random_arrays(size), name="", origin="generated", content_hash="") for size in sizes}
+    sets = {
+        size: Transitions(**random_arrays(size), name="", origin="generated", content_hash="", warnings=())
+        for size in sizes
+    }
     for num_seeds in SEEDS:
         replays = {size: make_replay(data, num_seeds) for size, data in sets.items()}
         timings = interleaved({str(size): sampler(replay) for size, replay in replays.items()}, calls=batches)
@@ -144,7 +147,7 @@ def fill() -> list[tuple[str, int]]:
     """What a process holds after each step of its life."""
     torch.set_num_threads(1)
     steps = [("importing torch and this package", status_bytes("VmRSS"))]
-    data = Transitions(**random_arrays(1_000_000), name="", origin="generated", content_hash="")
+    data = Transitions(**random_arrays(1_000_000), name="", origin="generated", content_hash="", warnings=())
     replay = make_replay(data, 1)
     steps.append(("a data set of 1M rows", status_bytes("VmRSS")))
     replay.open_ring(2_000_000, ONLINE_STEPS)
