@@ -122,7 +122,7 @@ def test_a_dry_run_shows_plan_and_script_and_writes_nothing(tmp_path):
         *("kill-on-invalid-dep = yes", "setup: module load cuda"),
     ):
         assert f"\n  {line}\n" in printed, line
-    assert "each of 1 jobs of array o2o-grid-" in printed
+    assert "each job of array o2o-grid-" in printed
     assert not list(tmp_path.iterdir())
 
 
@@ -494,7 +494,7 @@ def test_status_logs_and_cancel_say_in_one_line_what_they_lack(capsys, no_slurm,
     assert "no runs of quick under" in fails(capsys, "status", "quick")
     assert "there is no run 'quick/x'" in fails(capsys, "logs", "quick/x")
     assert "no launch is recorded under" in fails(capsys, "cancel")
-    assert "no launch of quick is recorded" in fails(capsys, "retry", "--failed", "quick")
+    assert "no launch of quick is recorded" in fails(capsys, "retry", "quick")
     a_launch(tmp_path / "results").save()
     assert "there is no squeue here" in fails(capsys, "cancel", code=1)
 
@@ -508,11 +508,11 @@ def test_a_retry_reads_the_options_of_the_record(capsys, no_slurm, tmp_path):
     configs = selected_configs(options)
     assert len(configs) == 3 and all(config.agent_config.bc_coef == 5.0 for config in configs)
     write_json(prepare_directory(configs[1], results) / "status.json", {"state": "failed", "error": "boom"})
-    assert main(["retry", "--failed", "grid"]) == 0
+    assert main(["retry", "grid"]) == 0
     printed = capsys.readouterr().out
-    assert "1 run: 0 complete, 1 to do" in printed and "each of 1 jobs of array o2o-grid-" in printed
+    assert "1 run: 0 complete, 1 to do" in printed and "each job of array o2o-grid-" in printed
+    assert "1 job array: 1 job with 1 pack of seeds, 1 run; " in printed
     assert "\n  mem = 9G\n" in printed
-    assert "say what to launch again" in fails(capsys, "retry", "grid")
 
 
 def test_an_option_that_does_nothing_is_refused(capsys, no_slurm):

@@ -58,7 +58,7 @@ def test_a_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_path):
     grid = ["--slurm", "--gpus-per-node", "1", "--cpus-per-task", "2", "--mem", "7000M"]
     submitted = cluster.bench(*command, str(tmp_path / "grid"), *grid)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert "1 job arrays: 6 jobs with 6 packs of seeds, 6 runs" in submitted.stdout
+    assert "1 job array: 6 jobs with 6 packs of seeds, 6 runs" in submitted.stdout
     again = cluster.bench(*command, str(tmp_path / "grid"), *grid)
     assert "6 are in Slurm's queue already (6 jobs): not submitted twice" in again.stdout
     # A login shell that knows nothing but where Slurm is sees the same.
@@ -230,7 +230,7 @@ def test_failed_runs_are_launched_again_by_retry(cluster, tmp_path):
     told = cluster.status(tmp_path, "again")
     assert told["counts"] == {"complete": 1, "failed": 1} and told["failures"][0]["cause"] == "Diverged: at 5"
     assert cluster.bench("logs", str(first)).stdout.startswith("again/toy-reach/fql/seed_000: failed (Diverged")
-    done = cluster.bench("retry", "--failed", "again", "--results", str(tmp_path))
+    done = cluster.bench("retry", "again", "--results", str(tmp_path))
     assert done.returncode == 0 and "submitted 1 jobs" in done.stdout, done.stdout + done.stderr
     cluster.drain()
     assert cluster.status(tmp_path, "again")["counts"] == {"complete": 2}

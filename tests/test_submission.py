@@ -170,7 +170,7 @@ def test_a_retry_goes_through_all_suites_and_names_those_that_it_cannot_launch(s
     site.ends(2)
     (tmp_path / "site.toml").unlink()
     capsys.readouterr()
-    assert main(["retry", "--failed"]) == 2
+    assert main(["retry"]) == 2
     printed = capsys.readouterr()
     assert printed.err == "error: first: cannot read the profile site.toml: No such file or directory\n"
     (job,) = site.jobs

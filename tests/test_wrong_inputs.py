@@ -75,7 +75,7 @@ WRONG = [  # a command, and what its line must say
     ("bench plan --suite toy --results file.txt", "file.txt is a file; name a folder"),
     ("bench run --suite toy --results file.txt/below/it", "file.txt is a file; name a folder"),
     ("bench launch toy --slurm --results file.txt", "file.txt is a file; name a folder"),
-    ("bench retry --failed --results file.txt", "file.txt is a file; name a folder"),
+    ("bench retry --results file.txt", "file.txt is a file; name a folder"),
     ("bench status --results file.txt", "file.txt is a file; name a folder"),
     ("bench cancel toy --results file.txt", "file.txt is a file; name a folder"),
     ("bench logs toy --results file.txt", "file.txt is a file; name a folder"),

@@ -29,7 +29,7 @@ from bench.grid.submission import print_request, submit
 from bench.protocol.config import RunConfig
 from bench.runs.claims import Claim, Claims
 from bench.runs.contract import GRIDS, OFFLINE_PHASES, ConfigError, StorageError, make_folder
-from bench.runs.quantities import duration
+from bench.runs.quantities import counted, duration
 from bench.tools.data import describe_data, ensure_data
 from bench.training.execution import Execution
 from bench.training.extension import extend
@@ -43,7 +43,6 @@ class RetryOptions:
     """Launch again, as before, what has failed."""
 
     suite: Positional[str | None] = None  # default: every suite that was launched
-    failed: bool = False  # must be said
     results: Path = Path("results")
 
     def __post_init__(self) -> None:
@@ -81,7 +80,8 @@ def launch_runs(options: LaunchOptions) -> int:
         describe_plan(plan, len(configs) - len(waiting), options.selection.suite)
         if waiting:
             jobs = {queued[config.directory(results)].job for config in waiting}
-            print(f"{len(waiting)} are in Slurm's queue already ({len(jobs)} jobs): not submitted twice")
+            there = f"{counted(len(waiting), 'run')} in Slurm's queue already ({counted(len(jobs), 'job')})"
+            print(f"{there}: not submitted twice")
         if not plan.packs:
             return 0
         launch = design(plan, options, costs_of(plan, options.site), queued)
@@ -104,8 +104,6 @@ def launch_runs(options: LaunchOptions) -> int:
 
 def retry_command(options: RetryOptions) -> int:
     """The newest launch of each suite once more, for what has failed; its options are read as they were."""
-    if not options.failed:
-        raise ConfigError("say what to launch again: retry --failed")
     newest = {launch.suite: launch for launch in launches(options.results.absolute(), options.suite)}
     if not newest:
         raise ConfigError(
@@ -238,7 +236,8 @@ def describe_launch(launch: Launch, site: Site) -> None:
     packs = sum(len(job.works) for job in jobs)
     gpus = site.gres or (f"{launch.gpus_per_job} GPU" if launch.gpus_per_job else "no GPU")
     print(
-        f"{len(launch.arrays)} job arrays: {len(jobs)} jobs with {packs} packs of seeds, {runs} runs; "
+        f"{counted(len(launch.arrays), 'job array')}: {counted(len(jobs), 'job')} with "
+        f"{counted(packs, 'pack')} of seeds, {counted(runs, 'run')}; "
         f"each job {gpus}, up to {duration(60 * minutes_of(site.time))}, {site.max_parallel} of an array at a time"
     )
     describe_needs(launch)
@@ -247,7 +246,7 @@ def describe_launch(launch: Launch, site: Site) -> None:
     estimates = [job.seconds for job in jobs if job.seconds is not None]
     if len(estimates) < len(jobs):
         unknown = len(jobs) - len(estimates)
-        print(f"cost: unknown for {unknown} jobs, since no run of their kind has finished on such a GPU")
+        print(f"cost: unknown for {counted(unknown, 'job')}, since no run of their kind has finished on such a GPU")
     if estimates:
         hours, longest = sum(estimates) / 3600, max(estimates)
         cores = sum((job.seconds or 0) / 3600 * array.need.cores for array in launch.arrays for job in array.jobs)

@@ -13,6 +13,7 @@ from bench.grid.launch_options import Site, minutes_of
 from bench.grid.launches import Array, Launch
 from bench.grid.snapshot import plugin_root
 from bench.protocol.plugins import loaded_plugins
+from bench.runs.quantities import counted
 
 SIGNAL_SECONDS = 120  # of warning before the time limit; a third of a short one
 
@@ -40,7 +41,10 @@ def submit(launch: Launch, site: Site) -> None:
             if len(array.jobs) == 1:
                 raise slurm.SlurmError(refusal(launch, len(ids), str(error))) from error
             if not array.name.endswith((".0", ".1")):  # said once, and not of its halves
-                print(f"the site does not take {len(array.jobs)} jobs at once ({error}): fewer at a time", flush=True)
+                print(
+                    f"the site does not take {counted(len(array.jobs), 'job')} at once ({error}): fewer at a time",
+                    flush=True,
+                )
             launch = launch.divided(len(ids))
             launch.save()
             continue
@@ -55,7 +59,7 @@ def submit(launch: Launch, site: Site) -> None:
         ids[array.name] = job
         launch = launch.with_job_id(array, job)
         launch.save()
-        print(f"submitted {len(array.jobs)} jobs as {job} ({array.name})", flush=True)
+        print(f"submitted {counted(len(array.jobs), 'job')} as {job} ({array.name})", flush=True)
 
 
 def refusal(launch: Launch, submitted: int, why: str) -> str:
@@ -161,7 +165,7 @@ def print_request(launch: Launch, site: Site) -> None:
     makes of this is kept beside the record of a launch; its public interface has none before a submission."""
     array = launch.arrays[0]
     parameters = executor_of(launch, array, site, dependency=None).parameters
-    print(f"each of {len(array.jobs)} jobs of array {array.name}:")
+    print(f"each job of array {array.name}:")
     for name, value in (parameters | parameters.get("additional_parameters", {})).items():
         if name == "setup":
             print("\n".join(f"  setup: {line}" for line in value))
