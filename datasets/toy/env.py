@@ -53,7 +53,7 @@ class ToyReach(gymnasium.Env):
             x, y = self._path[-1]
         self._path.append((x, y))
         success = math.hypot(x - GOAL[0], y - GOAL[1]) <= GOAL_RADIUS
-        truncated = len(self._path) > self._max_steps
+        truncated = len(self._path) > self._max_steps and not success
         return np.array((x, y), np.float32), 0.0 if success else -1.0, success, truncated, {"success": success}
 
     def view(self) -> View:
