@@ -9,7 +9,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if importlib.util.find_spec("tyro") is None or importlib.util.find_spec("pandas") is None:
@@ -32,6 +32,7 @@ class FiguresOptions:
     out: Path | None = None  # a folder; default: figures inside the results folder
     suite: tuple[str, ...] = ()  # only these suites; default: all
     allow_incomplete: bool = False  # also use runs that are not complete; figures and tables say how many
+    code_names: bool = False  # call agents by their names in commands and files: qc_fql, not QC-FQL
     published: Path | None = None  # curves or rates per seed, a CSV file or a folder; default: end points, built in
 
     def __post_init__(self) -> None:
@@ -48,6 +49,7 @@ def figures(options: FiguresOptions) -> int:
     # Whatever may be refused is read before the first file is written.
     published = read_published(options.published)
     suites = load_results(options.results, options.suite or None, options.allow_incomplete)
+    suites = [replace(suite, code_names=options.code_names) for suite in suites]
     norms = {suite.name: load_norms(suite, options.results) for suite in suites}
     from analysis.output import write_all
 
@@ -71,6 +73,7 @@ class ReportOptions:
     results: Path = Path("results")
     out: Path | None = None  # a file; default: figures/report.html inside the results folder
     suite: tuple[str, ...] = ()  # only these suites; default: all
+    code_names: bool = False  # call agents by their names in commands and files: qc_fql, not QC-FQL
     embed_videos: float = 8.0  # put so many megabytes of recorded videos into the page and link the others
 
     def __post_init__(self) -> None:
@@ -86,7 +89,9 @@ def report(options: ReportOptions) -> int:
         raise ConfigError(f"--out {out} is a folder; name the HTML file to write")
     from analysis.report.page import write_report
 
-    written = write_report(options.results, out, options.suite or None, int(options.embed_videos * 1e6))
+    written = write_report(
+        options.results, out, options.suite or None, int(options.embed_videos * 1e6), options.code_names
+    )
     for name, reason in written.refused.items():
         print(f"warning: suite {name} is left out of the report: {reason}", file=sys.stderr)
     print("\n".join(f"wrote {path}" for path in written.written))
@@ -101,7 +106,7 @@ class ExplainOptions:
     """The runs and episodes behind one point of a figure."""
 
     figure: Positional[str]  # a figure's file or name: results/figures/quick_success.pdf
-    curve: str  # the agent whose curve it is
+    curve: str  # the agent whose curve it is: qc_fql or QC-FQL
     step: str  # online environment step (0: the hand-over), or offline:UPDATES
     task: str | None = None  # the panel of this task, or this task's part of a mean
     results: Path = Path("results")

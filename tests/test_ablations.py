@@ -77,7 +77,7 @@ def test_ablation_figure_has_a_panel_for_each_and_legends_by_value(tmp_path: Pat
         figure = ablations.ablation_figure(suite, ablations_of(suite))
         figure.draw_without_rendering()
     panels = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title() for axes in panels] == ["sac_flow_g: bc_coef, hidden_dims", "sac_flow_g: flow_steps"]
+    assert [axes.get_title() for axes in panels] == ["SAC Flow-G: bc_coef, hidden_dims", "SAC Flow-G: flow_steps"]
     legends = [axes.get_legend() for axes in panels]
     words = [[text.get_text() for text in legend.get_texts()] for legend in legends if legend]
     assert words == [["10, 2x64 (default)", "0, 3x8"], ["4 (default)", "8", "16"]]
@@ -107,8 +107,8 @@ def test_protocol_card_has_the_settings_of_each_variant(tmp_path: Path):
     (suite,) = load_results(write_ablation(tmp_path))
     (settings,) = [section.facts for section in protocol(suite, []) if section.title == "Settings of the agents"]
     assert {agent: "flow_steps 8" in facts for agent, facts in settings} == {
-        "sac_flow_g": False,
-        "sac_flow_g@both": False,
-        "sac_flow_g@k16": False,
-        "sac_flow_g@k8": True,
+        "SAC Flow-G (sac_flow_g)": False,
+        "SAC Flow-G@both (sac_flow_g@both)": False,
+        "SAC Flow-G@k16 (sac_flow_g@k16)": False,
+        "SAC Flow-G@k8 (sac_flow_g@k8)": True,
     }

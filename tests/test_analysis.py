@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from agents import AGENTS
 from analysis.__main__ import main
 from analysis.figures import curves as figures
+from analysis.labels.names import DISPLAY_NAMES, named_agent
 from analysis.labels.style import AGENT_STYLES, FALLBACK_STYLES, styles_of
 from analysis.labels.wording import count_label, seeds_label
 from analysis.loading.gradients import load_norms
@@ -651,7 +654,7 @@ def test_markdown_says_what_its_numbers_rest_on(tmp_path: Path):
         assert heading in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {8}
-    assert sum(line.startswith("| sac_flow_g ") for line in rows) == 3
+    assert sum(line.startswith("| SAC Flow-G ") for line in rows) == 3
 
 
 def test_latex_table_is_a_well_formed_tabular(tmp_path: Path):
@@ -681,7 +684,7 @@ def test_latex_table_is_a_well_formed_tabular(tmp_path: Path):
             assert not re.search(r"[%#_~^]", plain)
             assert plain.count("$") == 2 * plain.count("$-$")
     overall = (tmp_path / "out/quick_table.tex").read_text()
-    assert r"sac\_flow\_g & " in overall
+    assert r"SAC Flow-G & " in overall
     assert r"odd\_50\%\&\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}name & " in overall
     assert "generated data; 3 seeds (smoke); 5 evaluation episodes per point" in overall
 
@@ -838,7 +841,7 @@ def test_figure_says_what_it_rests_on(tmp_path: Path):
         assert "1 run missing" in words
         assert "1 run incomplete" in words
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert labels == ["sac_flow_g (1 missing)", "fql (1 incomplete)"]
+        assert labels == ["SAC Flow-G (1 missing)", "FQL (1 incomplete)"]
 
 
 def test_axis_names_both_units_and_the_hand_over(tmp_path: Path):
@@ -881,7 +884,9 @@ def test_many_agents_have_a_panel_each_with_the_others_behind_it(tmp_path: Path)
         (whole,), panels = figures.suite_figure(suite).axes, figures.agents_figure(suite).axes
     lines = {line.get_color(): np.asarray(line.get_xydata()) for line in whole.lines}
     for axes in filter(lambda axes: axes.axison, panels):
-        color = figures.styles_of(suite.agents)[axes.get_title()].color
+        agent = named_agent(axes.get_title(), suite.agents)
+        assert agent and agent != axes.get_title(), "people read names of papers"
+        color = figures.styles_of(suite.agents)[agent].color
         (mean,) = (line for line in axes.lines if line.get_color() == color)
         assert np.asarray(mean.get_xydata()) == pytest.approx(lines.pop(color))
         others, runs = (axes.collections[index] for index in (0, 1))
@@ -1130,7 +1135,7 @@ def test_command_prints_the_table_and_writes_figures_that_show_something(
     write_grid(tmp_path)
     assert main(["--results", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "| sac_flow_g |" in printed
+    assert "| SAC Flow-G |" in printed
     assert f"wrote {tmp_path}/figures/quick_success.pdf" in printed
     out = tmp_path / "figures"
     assert {path.name for path in out.iterdir()} == WRITTEN | AGAINST | COMPARED | PROFILE
@@ -1141,6 +1146,32 @@ def test_command_prints_the_table_and_writes_figures_that_show_something(
     for agent in ("fql", "sac_flow_g"):
         color = to_rgb(AGENT_STYLES[agent].color)
         assert (np.abs(picture - color).max(axis=-1) < 0.02).sum() > 500
+
+
+def test_people_read_names_of_papers_unless_they_ask_for_those_of_the_registry(tmp_path: Path):
+    write_grid(tmp_path, agents=("sac_flow_g", "my_agent"), seeds=2)
+    write_grid(tmp_path, agents=("sac_flow_g",), seeds=2, variant="wide")
+    names = {"paper": ("SAC Flow-G", "SAC Flow-G@wide"), "code": ("sac_flow_g", "sac_flow_g@wide")}
+    for kind, options in (("paper", []), ("code", ["--code-names"])):
+        out = tmp_path / "out" / kind
+        assert main(["--results", str(tmp_path), "--out", str(out), *options]) == 0
+        assert main(["report", "--results", str(tmp_path), "--out", str(out / "report.html"), *options]) == 0
+        for table in ("table", "offline_to_online", "comparisons", "metrics"):
+            words = (out / f"quick_{table}.md").read_text().split("\n* ")[0]  # notes speak of runs
+            assert all(re.search(rf"\| {name} +\|", words) for name in (*names[kind], "my_agent")), table
+            assert not any(name in words for name in set(names["paper" if kind == "code" else "code"]))
+        page = (out / "report.html").read_text()
+        assert all(f"<span>{name}</span></button>" in page for name in (*names[kind], "my_agent"))
+        assert set(pd.read_csv(out / "quick_table.csv").agent) == {*names["code"], "my_agent"}, "files for programs"
+    suite = replace(load_one(tmp_path), code_names=True)
+    with figures.house_style():
+        (legend,) = figures.suite_figure(suite).legends
+    assert {text.get_text() for text in legend.get_texts()} == {*names["code"], "my_agent"}
+
+
+def test_every_agent_of_the_registry_has_a_name_for_people():
+    assert set(AGENTS) == set(DISPLAY_NAMES) == set(AGENT_STYLES)
+    assert len(set(DISPLAY_NAMES.values())) == len(DISPLAY_NAMES)
 
 
 def test_refusal_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -39,6 +39,12 @@ def test_the_point_is_the_one_that_the_figure_draws(tmp_path: Path):
         assert of_task["mean"] == pytest.approx(curves[1][place])
 
 
+def test_a_curve_has_the_name_of_the_figure_and_that_of_the_registry(tmp_path: Path):
+    write_grid(tmp_path, agents=("sac_flow_g", "fql"))
+    found = point(tmp_path, curve="SAC Flow-G")
+    assert found == point(tmp_path, curve="sac_flow_g") and found["agent"] == "sac_flow_g"
+
+
 def test_a_panel_of_many_agents_is_the_mean_of_the_suite_s_figure(tmp_path: Path):
     write_grid(tmp_path, agents=("fql", "qc_fql", "qc", "bfn", "ifql", "dsrl", "qam", "dac", "qsm"))
     assert point(tmp_path, "quick_agents.svg")["mean"] == point(tmp_path)["mean"]

@@ -115,7 +115,7 @@ def test_curve_begins_at_the_hand_over(suite: Suite):
         online = [0.0, 0.12, 0.24, 0.36, 0.48, 0.6]
         assert x == pytest.approx(online if agent in SCRATCH else [-0.4, -0.2, *online])
     assert [text.get_text() for text in axes.get_xticklabels()][:2] == ["0", "200 | 0"]
-    assert "from scratch: rlpd, sac" in axes.figure.get_suptitle()  # type: ignore[union-attr]
+    assert "from scratch: RLPD, SAC" in axes.figure.get_suptitle()  # type: ignore[union-attr]
 
 
 def test_suite_of_nothing_else_is_drawn_over_its_steps(tmp_path: Path):
@@ -170,8 +170,8 @@ def test_no_file_holds_a_nan_and_fields_are_empty(root: Path, tmp_path: Path, ca
         assert (row["worst_dip"] == "") == (row["agent"] in SCRATCH)
         assert row["final_iqm"] and row["steps_to_50"]
     text = (tmp_path / "quick_table.md").read_text()
-    assert "No offline phase (hence no end of offline and no improvement): rlpd, sac." in text
-    cells = re.findall(r"^\| rlpd +\| (\S+) +\| (\S+)", text, flags=re.M)
+    assert "No offline phase (hence no end of offline and no improvement): RLPD, SAC." in text
+    cells = re.findall(r"^\| RLPD +\| (\S+) +\| (\S+)", text, flags=re.M)
     assert len(cells) == 3
     assert all(end == "-" and final != "-" for end, final in cells)
     paper = (tmp_path / "quick_offline_to_online.md").read_text()
@@ -193,9 +193,9 @@ def test_card_and_page_say_who_has_no_offline_phase(root: Path, tmp_path: Path):
     text = (tmp_path / "quick_protocol.md").read_text()
     assert "* **offline\\_updates**" not in text
     assert "* **offline_updates**: 200 gradient updates" in text
-    assert "* **no offline phase**: rlpd, sac: the online phase begins with an untrained policy" in text
+    assert "* **no offline phase**: RLPD, SAC: the online phase begins with an untrained policy" in text
     page = (tmp_path / "report.html").read_text()
-    assert "from scratch: rlpd, sac" in page
+    assert "from scratch: RLPD, SAC" in page
     assert ">nan<" not in page
     chart = json.loads(re.search(r'<script[^>]*id="chart-data"[^>]*>(.*?)</script>', page, flags=re.S)[1])  # type: ignore[index]
     assert chart["suites"][0]["offline"] == 200
@@ -294,7 +294,7 @@ def test_dressed_runs_of_both_kinds_make_a_page(tmp_path: Path):
     for agent, offline in (("fql", (0.0, 0.2, 0.4)), ("rlpd", (0.0,))):
         dress(write_run(tmp_path, agent=agent, offline=offline), np.random.default_rng(0))
     report.write_report(tmp_path, tmp_path / "report.html")
-    assert "from scratch: rlpd" in (tmp_path / "report.html").read_text()
+    assert "from scratch: RLPD" in (tmp_path / "report.html").read_text()
 
 
 def test_published_points_are_read_beside_such_a_suite(suite: Suite):

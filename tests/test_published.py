@@ -730,8 +730,8 @@ def test_command_writes_verdicts_and_figure(tmp_path: Path, capsys: pytest.Captu
     assert (row.ours_seeds_min, row.published_seeds_min) == (6, 4)
     text = (out / "ogbench-cube-triple_verdicts.md").read_text()
     assert "| cube-triple-task2 | +1M " in text
-    assert "### qc_fql against QC-FQL, Q-chunking release" in text
-    assert "qc_fql" in capsys.readouterr().out.split("against published numbers")[1]
+    assert "### QC-FQL against QC-FQL, Q-chunking release" in text
+    assert "| QC-FQL |" in capsys.readouterr().out.split("against published numbers")[1]
     image = imread(out / "ogbench-cube-triple_published.png")[..., :3]
     colours = (np.array(to_rgb("#E69F00")), np.array(to_rgb(overlay.GREYS[0].color)))
     for colour in colours:

@@ -21,6 +21,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.figures.ablations import ablations_of
+from analysis.labels.names import named_agent
 from analysis.labels.style import AGENT_STYLES
 from analysis.loading.load import load_results
 from analysis.loading.read import ResultsError
@@ -157,7 +158,8 @@ def test_tables_have_the_numbers_of_the_csv(results: Path, page: Page):
         for row in rows:
             texts = [text for text, _ in row]
             task = texts[0] if task_column else "all tasks"
-            expected = table.loc[(task, texts[columns.index("agent")])]
+            agent = named_agent(texts[columns.index("agent")], suite.agents)
+            expected = table.loc[(task, agent)]
             value = float(row[columns.index("final")][1] or "nan")
             assert value == pytest.approx(float(expected["score_final"]), abs=1e-6)
             assert texts[columns.index("final")].startswith(f"{value:.2f} [{float(expected['score_final_low']):.2f}, ")
@@ -175,7 +177,7 @@ def test_curves_are_those_of_the_figures(results: Path, page: Page):
     data = page.json("chart-data")
     (suite,) = load_results(results, ["cube-double"], allow_incomplete=True)
     double = next(entry for entry in data["suites"] if entry["name"] == "cube-double")
-    names = [agent["name"] for agent in data["agents"]]
+    names = [agent["code"] for agent in data["agents"]]
     assert [agent["color"] for agent in data["agents"]][:2] == [AGENT_STYLES[name].color for name in names[:2]]
     assert len(double["curves"]) == 5 * (1 + 4)
     for curve in double["curves"]:
@@ -315,8 +317,8 @@ def test_videos_are_embedded_as_far_as_they_fit_and_linked_beyond(results: Path,
 
 def test_the_best_are_bold_as_in_the_other_tables(tmp_path: Path):
     text = write_page(write_three(tmp_path)).source
-    bold = re.findall(r'<th scope="row">(\w+)</th>(?:<td[^>]*>[^<]*</td>)*<td[^>]*><strong>', text)
-    assert set(bold) == {"fql", "qc_fql"}
+    bold = re.findall(r'<th scope="row">([\w-]+)</th>(?:<td[^>]*>[^<]*</td>)*<td[^>]*><strong>', text)
+    assert set(bold) == {"FQL", "QC-FQL"}
 
 
 def test_same_results_give_the_same_bytes(tmp_path: Path):
@@ -415,9 +417,9 @@ def test_card_says_by_whom_a_value_is_used(tmp_path: Path):
         write_run(tmp_path, task=task, agent="sac_flow_g", agent_config={"chunk_length": 5, "bc_coef": weight})
         write_run(tmp_path, task=task, agent="fql", agent_config={"chunk_length": 1, "bc_coef": 10.0})
     facts = card(tmp_path)
-    assert facts["Budgets"]["chunk_length"] == "1 (fql), 5 (sac_flow_g) environment steps executed open loop"
+    assert facts["Budgets"]["chunk_length"] == "1 (FQL), 5 (SAC Flow-G) environment steps executed open loop"
     assert facts["Budgets"]["offline_updates"] == "200 gradient updates"
-    assert facts["Settings of the agents"]["sac_flow_g"] == "bc_coef 100 (a), 300 (b); chunk_length 5"
+    assert facts["Settings of the agents"]["SAC Flow-G (sac_flow_g)"] == "bc_coef 100 (a), 300 (b); chunk_length 5"
     assert facts["Evaluation"]["episode seeds"] == "1000 to 1004: the same in every run"
     assert facts["Evaluation"]["success timing"].startswith("post: ")
     assert facts["Evaluation"]["success rule"] == "last: an episode counts as solved if its last step is a success"
@@ -462,7 +464,7 @@ def test_card_names_the_departures_that_runs_have_recorded(tmp_path: Path):
         depart(write_run(tmp_path, task=task, agent="fql"))
     depart(write_run(tmp_path, task="a", agent="my_agent", variant="deep"), num_critics=(10, 2))
     departures = card(tmp_path)["Departures from released code"]
-    assert departures["fql"] == "none in its settings"
+    assert departures["FQL"] == "none in its settings"
     assert departures["my_agent"] == (
         "bc_coef 100 instead of 10; bc_coef 300 instead of 10; temperature off instead of released"
     )
@@ -479,8 +481,8 @@ def test_card_of_older_runs_invents_no_departure(tmp_path: Path):
     departures = card(tmp_path)["Departures from released code"]
     older = "were written before departures were recorded"
     assert departures["my_agent"] == f"not known: its runs {older}"
-    assert departures["fql"] == f"bc_coef 1 instead of 10; not known: 1 of 2 runs {older}"
-    assert departures["qc_fql"] == f"none in its settings; not known: 1 of 2 runs {older}"
+    assert departures["FQL"] == f"bc_coef 1 instead of 10; not known: 1 of 2 runs {older}"
+    assert departures["QC-FQL"] == f"none in its settings; not known: 1 of 2 runs {older}"
 
 
 @pytest.mark.parametrize("departures", [None, [], {"bc_coef": 1.0}, {"bc_coef": {"value": 1.0}}])
@@ -495,15 +497,15 @@ def test_field_of_a_config_that_nobody_listed_is_shown_by_name_and_compared(tmp_
     write_run(tmp_path, agent="fql", replay_ratio=4, mixing={"share": 0.5})
     write_run(tmp_path, agent="sac_flow_g")
     budgets = card(tmp_path)["Budgets"]
-    assert budgets["replay_ratio"] == "4 (fql), not set (sac_flow_g)"
-    assert budgets["mixing.share"] == "0.5 (fql), not set (sac_flow_g)"
+    assert budgets["replay_ratio"] == "4 (FQL), not set (SAC Flow-G)"
+    assert budgets["mixing.share"] == "0.5 (FQL), not set (SAC Flow-G)"
     write_run(tmp_path, agent="fql", seed=1, replay_ratio=8, mixing={"share": 0.5})
     with pytest.raises(ResultsError, match=r"configs differ beyond the seed: replay_ratio is 4 in .* but 8 in"):
         load_results(tmp_path)
     write_run(tmp_path / "variants", agent="my_agent")
     write_run(tmp_path / "variants", agent="my_agent", variant="often", replay_ratio=8)
     (ablation,) = ablations_of(load_results(tmp_path / "variants")[0])
-    assert ablation.heading == "my_agent: replay_ratio"
+    assert (ablation.agent, ablation.settings) == ("my_agent", ("replay_ratio",))
 
 
 def test_latex_card_is_plain_ascii_with_balanced_groups(tmp_path: Path):

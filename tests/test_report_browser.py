@@ -81,7 +81,7 @@ def test_heading_that_is_pressed_sorts_by_number_and_back(page: Any):
     assert heading.get_attribute("aria-sort") == "ascending"
     assert [float(text.split()[0]) for text in column(table, 3)] == falling[::-1]
     table.locator("th", has_text="agent").get_by_role("button").click()
-    assert column(table, 1) == ["fql", "my_agent", "qc_fql", "sac_flow_g", "sac_flow_t"]
+    assert column(table, 1) == ["FQL", "my_agent", "QC-FQL", "SAC Flow-G", "SAC Flow-T"]
     assert heading.get_attribute("aria-sort") is None
 
 
@@ -113,12 +113,12 @@ def test_point_that_is_hovered_tells_its_step_and_value(page: Any):
 
 def test_keyboard_moves_along_the_means(page: Any):
     figure = page.locator("#suite-cube-double figure.whole")
-    place_of(page, figure, "fql")
+    place_of(page, figure, "FQL")
     figure.focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)
     title, _, step = page.locator("#tooltip").inner_text().split("\n")
-    assert (title, step) == ("sac_flow_t, mean of 20 runs", "offline update 100")
+    assert (title, step) == ("SAC Flow-T, mean of 20 runs", "offline update 100")
     page.keyboard.press("Escape")
     assert not page.locator("#tooltip").is_visible()
 
@@ -128,8 +128,8 @@ def test_legend_hides_an_agent_in_every_chart(page: Any):
         page.locator("#suite-cube-double figure.whole"),
         page.locator("#suite-cube-double .panels figure").first,
     ):
-        place_of(page, figure, "fql")
-    button = page.locator("#suite-cube-double .agent", has_text="sac_flow_t")
+        place_of(page, figure, "FQL")
+    button = page.locator("#suite-cube-double .agent", has_text="SAC Flow-T")
     number = button.get_attribute("data-toggle")
     lines = page.locator(f'.chart [data-agent="{number}"] .mean')
     count = lines.count()
@@ -144,30 +144,30 @@ def test_legend_hides_an_agent_in_every_chart(page: Any):
 
 def test_run_that_is_pressed_in_a_chart_opens_its_page(page: Any):
     figure = page.locator("#suite-raw figure.whole")
-    x, y = place_of(page, figure, "sac_flow_g", "runs")
+    x, y = place_of(page, figure, "SAC Flow-G", "runs")
     page.mouse.move(x, y)
     title, value, step = page.locator("#tooltip").inner_text().split("\n")
-    assert (title, value, step) == ("sac_flow_g on reach, seed 0", "return -9", "online step 20")
+    assert (title, value, step) == ("SAC Flow-G on reach, seed 0", "return -9", "online step 20")
     page.mouse.click(x, y)
-    assert page.locator("#run h1").inner_text() == "sac_flow_g on reach, seed 0"
+    assert page.locator("#run h1").inner_text() == "SAC Flow-G on reach, seed 0"
     assert page.locator("#run figcaption").first.inner_text() == "mean return"
 
 
 def test_finger_reads_a_run_first_and_opens_it_then(browser: Any, report: str):
     page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page.goto(report)
-    x, y = place_of(page, page.locator("#suite-raw figure.whole"), "sac_flow_g", "runs")
+    x, y = place_of(page, page.locator("#suite-raw figure.whole"), "SAC Flow-G", "runs")
     page.touchscreen.tap(x, y)
-    assert page.locator("#tooltip").inner_text().startswith("sac_flow_g on reach, seed 0")
+    assert page.locator("#tooltip").inner_text().startswith("SAC Flow-G on reach, seed 0")
     assert page.locator("#report").is_visible()
     page.touchscreen.tap(x, y)
-    assert page.locator("#run h1").inner_text() == "sac_flow_g on reach, seed 0"
+    assert page.locator("#run h1").inner_text() == "SAC Flow-G on reach, seed 0"
     page.close()
 
 
 def test_single_runs_can_be_left_out(page: Any):
     figure = page.locator("#suite-raw figure.whole")
-    x, y = place_of(page, figure, "sac_flow_g", "runs")
+    x, y = place_of(page, figure, "SAC Flow-G", "runs")
     page.locator("#suite-raw [data-runs]").uncheck()
     assert not figure.locator(".runs").is_visible()
     page.mouse.move(x, y)
@@ -180,7 +180,7 @@ def test_run_page_opens_and_goes_back_to_where_the_reader_was(page: Any):
     before = page.evaluate("scrollY")
     link.click()
     run = page.locator("#run")
-    assert run.locator("h1").inner_text() == "fql on cube-double-task2, seed 3"
+    assert run.locator("h1").inner_text() == "FQL on cube-double-task2, seed 3"
     assert not page.locator("#report").is_visible()
     assert page.title() == f"{RUN}: run"
     assert "critic_loss is not finite at online step 31" in run.locator(".banner").inner_text()

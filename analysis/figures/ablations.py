@@ -19,6 +19,7 @@ from analysis.figures.curves import (
     save,
     title,
 )
+from analysis.labels.names import name_in
 from analysis.labels.style import PAGE_WIDTH, VARIANT_STYLES, AgentStyle, styles_of
 from analysis.loading.load import Suite, task_order
 from analysis.loading.read import Run
@@ -36,10 +37,6 @@ class Ablation:
     agent: str
     settings: tuple[str, ...]  # names, in alphabetical order
     values: dict[str, str]  # label -> values of the settings, of the agent itself first
-
-    @property
-    def heading(self) -> str:
-        return f"{self.agent}: {', '.join(self.settings)}"
 
 
 def ablations_of(suite: Suite) -> list[Ablation]:
@@ -105,7 +102,7 @@ def ablation_figure(suite: Suite, ablations: list[Ablation]) -> Figure:
             draw_curve(axes, suite, cells[label], style, order, len(styles))
         dress(axes, suite, narrow=True)
         dress_score(axes, suite.measure, [cell for of_agent in cells.values() for cell in of_agent])
-        axes.set_title(ablation.heading, pad=3)
+        axes.set_title(f"{name_in(suite, ablation.agent)}: {', '.join(ablation.settings)}", pad=3)
         axes.legend(
             [legend_mark(style) for style in styles.values()],
             [legend_label(suite, ablation, label) for label in styles],

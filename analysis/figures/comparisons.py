@@ -8,6 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from analysis.figures.curves import house_style, legend, legend_height, new_figure, save, title
+from analysis.labels.names import name_in
 from analysis.labels.style import COLUMN_WIDTH, PAGE_WIDTH, styles_of
 from analysis.loading.load import Suite
 from analysis.loading.read import SUCCESS
@@ -91,8 +92,9 @@ def matrix_figure(suite: Suite, pairs: list[Pair]) -> Figure:
     sns.heatmap(
         probability, vmin=0.0, vmax=1.0, cmap=COLORS, annot=words, fmt="", annot_kws={"size": 6.0}, ax=axes, **options
     )
-    axes.set_xticks(np.arange(len(agents)) + 0.5, agents, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(np.arange(len(agents)) + 0.5, agents, rotation=0)
+    names = [name_in(suite, agent) for agent in agents]
+    axes.set_xticks(np.arange(len(agents)) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(np.arange(len(agents)) + 0.5, names, rotation=0)
     axes.tick_params(length=0)
     axes.grid(visible=False)
     axes.set_ylabel("a run of this agent …")

@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from analysis.labels.names import display_name
 from analysis.labels.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
 from analysis.labels.wording import agent_label, count_label, counted, provenance_facts, wrapped
 from analysis.loading.load import Cell, Suite, task_order
@@ -195,7 +196,7 @@ def overview_figure(suites: Sequence[Suite]) -> Figure:
     handles = [legend_mark(style) for style in styles.values()]
     figure.legend(
         handles,
-        list(styles),
+        [display_name(agent, suites[0].code_names) for agent in styles],
         loc="outside lower center",
         ncols=min(OVERVIEW_LEGEND_COLUMNS, len(styles)),
         title="offline: gradient updates  |  online: environment steps · 95 % t bands, pointwise · thin: single runs",

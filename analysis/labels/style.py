@@ -42,6 +42,7 @@ AGENT_STYLES: dict[str, AgentStyle] = {
     "iql": AgentStyle("#777722", (0, (1, 1)), "D"),
     # The other agents of the registry, in colours as far from those above as there is room.
     "rlpd_ac": AgentStyle("#E0115F", "-", "v"),
+    "awac": AgentStyle("#8A5A00", "-", "h"),
     "sac": AgentStyle("#3A3AE8", (0, (6, 1.5)), "o"),
     "idql": AgentStyle("#004B23", (0, (4, 1.2, 1, 1.2)), "h"),
     "diffusion_ql": AgentStyle("#9A7FD1", (0, (6, 1.5)), "X"),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from analysis.labels.names import name_in
 from analysis.loading.load import Suite
 from analysis.loading.read import NORMALISED_RETURN, RETURN
 from analysis.statistics.metrics import FLOOR_SEEDS, SMOKE_SEEDS
@@ -51,7 +52,9 @@ def provenance_facts(suite: Suite) -> list[str]:
         seeds_label([len(cell.seeds) for cell in suite.cells.values()]),
         f"{counted(suite.eval_episodes, 'evaluation episode')} per point",
     ]
-    facts += [f"from scratch: {', '.join(suite.from_scratch)}"] * bool(suite.from_scratch)
+    facts += [f"from scratch: {', '.join(name_in(suite, agent) for agent in suite.from_scratch)}"] * bool(
+        suite.from_scratch
+    )
     missing = sum(suite.missing(agent) for agent in suite.agents)
     incomplete = sum(suite.incomplete(agent) for agent in suite.agents)
     facts += [f"{counted(missing, 'run')} missing"] * bool(missing)
@@ -82,7 +85,8 @@ def agent_label(suite: Suite, agent: str) -> str:
         marks.append(f"{missing} missing")
     if incomplete := suite.incomplete(agent):
         marks.append(f"{incomplete} incomplete")
-    return f"{agent} ({', '.join(marks)})" if marks else agent
+    name = name_in(suite, agent)
+    return f"{name} ({', '.join(marks)})" if marks else name
 
 
 def alternatives(name: str, names: Iterable[str]) -> str:

@@ -67,6 +67,7 @@ class Suite:
     cells: dict[tuple[str, str], Cell]  # (task, agent); absent where an agent has no run on a task
     runs: tuple[Run, ...]  # by name
     notes: tuple[str, ...]
+    code_names: bool = False  # people read the names of the registry too, not those of the papers
 
     @property
     def measure(self) -> Measure | None:

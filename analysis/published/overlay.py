@@ -30,6 +30,7 @@ from analysis.figures.curves import (
     phase_widths,
     save,
 )
+from analysis.labels.names import name_in
 from analysis.labels.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
 from analysis.labels.wording import counted, provenance_facts, wrapped
 from analysis.loading.load import Suite
@@ -89,7 +90,7 @@ def published_figure(suite: Suite, found: Counterparts) -> Figure:
             if row == 0 or deep > 1:
                 axes.set_title(task, pad=3)
             if index % columns == 0:
-                axes.set_ylabel(agent)
+                axes.set_ylabel(name_in(suite, agent))
             else:
                 axes.tick_params(labelleft=False)
             if row < len(agents) - 1 or index + columns < len(suite.tasks):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.labels.names import name_in
 from analysis.loading.load import Suite
 from analysis.published.sources import source_of
 from analysis.published.verdicts import (
@@ -58,7 +59,7 @@ def to_markdown(suite: Suite, rows: Sequence[Verdict], margin: float = MARGIN) -
     for row in rows:
         families.setdefault((row.agent, row.source, row.method), []).append(row)
     for (agent, source, method), members in families.items():
-        blocks.append(f"### {agent} against {method}, {source_of(source).label}")
+        blocks.append(f"### {name_in(suite, agent)} against {method}, {source_of(source).label}")
         lines = []
         for row in members:
             lines.append(
@@ -92,7 +93,7 @@ def summarised(suite: Suite, rows: Sequence[Verdict], margin: float = MARGIN) ->
         kinds = (BELOW, ABOVE, CONFORMANT, NOT_ENOUGH, NOT_COMPARABLE)
         counts = [f"{n} {kind}" for kind in kinds if (n := sum(row.verdict == kind for row in single))]
         name = f"{method}, {source_of(source).label}"
-        lines.append([agent, name, step_label(step), overall[0] if overall else "-", ", ".join(counts)])
+        lines.append([name_in(suite, agent), name, step_label(step), overall[0] if overall else "-", ", ".join(counts)])
     table = Table(["agent", "published", "step", "mean over tasks", "by task"], lines)
     rule = (
         f"Margin {margin:.2f}. A method that is truly equal is called below or above on any task of the suite with "

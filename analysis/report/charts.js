@@ -308,11 +308,11 @@ function suiteSpec(suite, task) {
   for (const cell of suite.cells) if (task < 0 || cell.task === task) cells.set(cell.agent, [...(cells.get(cell.agent) || []), cell]);
   const scale = phases(suite.offline, suite.online, suite.share);
   const lines = suite.curves.filter((curve) => curve.task === task).sort((a, b) => a.agent - b.agent).map((curve) => {
-    const name = data.agents[curve.agent].name, [updates, steps] = suite.grids[curve.agent];
+    const { name, code } = data.agents[curve.agent], [updates, steps] = suite.grids[curve.agent];
     // Without an offline phase the only offline point is online step 0.
     const points = updates.at(-1) ? [...updates.map((step) => [0, step]), ...steps.slice(1).map((step) => [1, step])] : steps.map((step) => [1, step]);
     const single = cells.get(curve.agent).flatMap((cell) => cell.seeds.map((seed, k) => {
-      const path = `${suite.name}/${suite.tasks[cell.task]}/${name}/seed_${String(seed).padStart(3, "0")}`;
+      const path = `${suite.name}/${suite.tasks[cell.task]}/${code}/seed_${String(seed).padStart(3, "0")}`;
       return { name: `${name} on ${suite.tasks[cell.task]}, seed ${seed}`, href: `#/run/${encodeURIComponent(path)}`, y: cell.scores[k] };
     }));
     return { agent: curve.agent, name, x: points.map(([online, step]) => scale.at(online, step)), at: points.map(([online, step]) => place(online, step)), mean: curve.mean, low: curve.low, high: curve.high, runs: single };

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.figures.curves import has_agents_figure
+from analysis.labels.names import named_agent
 from analysis.labels.wording import alternatives, counted
 from analysis.loading.load import Suite, find_runs, load_results
 from analysis.loading.read import ResultsError, Run, read_episodes
@@ -58,28 +59,29 @@ class ExplainedPoint:
 
 
 def explain(
-    results: Path, figure: str, agent: str, step: str, task: str | None = None, allow_incomplete: bool = False
+    results: Path, figure: str, curve: str, step: str, task: str | None = None, allow_incomplete: bool = False
 ) -> ExplainedPoint:
-    """The point of `agent`'s curve at `step` ("50000", or "offline:100000") in the figure of this file name or stem.
+    """The point of the curve of an agent, by either of its names, at `step` ("50000", or "offline:100000") in the figure of this file name or stem.
 
     Raises ResultsError, one line, for a name or a step that does not exist, with the nearest that does.
     """
     phase, at = read_step(step)
     suite, task = find_figure(results, figure, task, allow_incomplete)
-    if agent not in suite.agents:
-        raise ResultsError(f"no curve {agent!r} in {stem_of(figure)}{alternatives(agent, suite.agents)}")
+    agent = named_agent(curve, suite.agents)
+    if agent is None:
+        raise ResultsError(f"no curve {curve!r} in {stem_of(figure)}{alternatives(curve, suite.agents)}")
     cells = [suite.cells[task, agent]] if task and (task, agent) in suite.cells else []
     cells = cells if task else suite.cells_of(agent)
     if not cells:
         raise ResultsError(f"{agent} has no run on {task} in suite {suite.name}")
-    curve = curve_of(suite, cells)
-    grid = curve.offline_updates if phase == "offline" else curve.online_steps
+    line = curve_of(suite, cells)
+    grid = line.offline_updates if phase == "offline" else line.online_steps
     place = int(np.searchsorted(grid, at))
     if place == len(grid) or grid[place] != at:
         raise ResultsError(f"no evaluation of {agent} at {phase} {unit(phase)} {at}: {neighbours(grid, at, phase)}")
-    point = place if phase == "offline" else curve.handover + place
-    if point == curve.handover:  # online step 0 has no rows of its own
-        phase, at = "offline", int(curve.offline_updates[-1])
+    point = place if phase == "offline" else line.handover + place
+    if point == line.handover:  # online step 0 has no rows of its own
+        phase, at = "offline", int(line.offline_updates[-1])
     tasks = {cell.task for cell in cells}
     members = [run for run in suite.runs if run.agent == agent and run.config["task"] in tasks]
     found = [(run, evidence(results, run, phase, at)) for run in members]
@@ -92,10 +94,10 @@ def explain(
         scored_by=measure.name,
         phase=phase,
         at=at,
-        handover=point == curve.handover,
-        mean=float(curve.interval.mean[point]),
-        low=float(curve.interval.low[point]),
-        high=float(curve.interval.high[point]),
+        handover=point == line.handover,
+        mean=float(line.interval.mean[point]),
+        low=float(line.interval.low[point]),
+        high=float(line.interval.high[point]),
         runs=tuple(proof for _, proof in found if proof),
         without=tuple(f"{run.name} ({run.state})" for run, proof in found if not proof),
     )

@@ -89,7 +89,8 @@ function runPage(run) {
   const grid = runs.pool[run.grid], starts = run.starts.map(({ shared, ...single }) => ({ ...runs.pool[shared], ...single }));
   const config = runs.pool[run.config], suite = data.suites[run.suite], dataset = runs.pool[run.dataset];
   const scale = phases(config.offline_updates, suite.online, suite.share);
-  const label = config.variant ? `${config.agent}@${config.variant}` : config.agent;
+  const code = config.variant ? `${config.agent}@${config.variant}` : config.agent;
+  const label = data.agents.find((agent) => agent.code === code).name;
   const page = [
     element("a", { class: "back", href: "#/" }, "← Back to the report"),
     element("h1", {}, `${label} on ${config.task}, seed ${run.seed}`),

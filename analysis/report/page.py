@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from matplotlib.markers import MarkerStyle
 from numpy.typing import NDArray
 
 from analysis.figures.curves import OFFLINE_SHARE
+from analysis.labels.names import display_name
 from analysis.labels.style import AgentStyle, styles_of
 from analysis.labels.wording import count_label, counted, provenance_facts, task_label
 from analysis.loading.load import Suite, find_runs, load_results, shared_phases
@@ -69,7 +71,11 @@ class Report:
 
 
 def write_report(
-    results: Path, out: Path, suites: Sequence[str] | None = None, video_bytes: int = VIDEO_BYTES
+    results: Path,
+    out: Path,
+    suites: Sequence[str] | None = None,
+    video_bytes: int = VIDEO_BYTES,
+    code_names: bool = False,
 ) -> Report:
     """Writes the page to `out` and `<suite>_protocol.md` and `.tex` beside it.
 
@@ -77,7 +83,7 @@ def write_report(
     """
     loaded, refused = load_each(results, suites)
     entries = []
-    for index, suite in enumerate(loaded):
+    for index, suite in enumerate(replace(suite, code_names=code_names) for suite in loaded):
         records = []
         for run in suite.runs:
             records.append(read_record(results, run, video_bytes))
@@ -88,7 +94,7 @@ def write_report(
         states = Counter(run.state for run in suite.runs)
         entries.append(PageSuite(suite, slug, records, protocol(suite, records), suite_rows(suite), states))
     named = {name: reason.replace(f"{results}/", "") for name, reason in refused.items()}
-    page = render(entries, named, os.path.relpath(results, out.parent))
+    page = render(entries, named, code_names, os.path.relpath(results, out.parent))
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as draft:  # a page that is open in a browser is replaced whole
         draft.write_text(page, encoding="utf-8", newline="\n")
@@ -123,7 +129,7 @@ def load_each(results: Path, names: Sequence[str] | None) -> tuple[list[Suite], 
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def render(entries: Sequence[PageSuite], refused: dict[str, str], results: str) -> str:
+def render(entries: Sequence[PageSuite], refused: dict[str, str], code_names: bool, results: str) -> str:
     """The page; `results` is the way from its folder to the results folder, for links to videos."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -151,6 +157,7 @@ def render(entries: Sequence[PageSuite], refused: dict[str, str], results: str) 
             origin: ORIGIN_WORDS[origin] for origin in ORIGIN_WORDS if any(o.suite.origin == origin for o in entries)
         },
         agents=list(agents),
+        called=partial(display_name, code_names=code_names),
         swatches={agent: swatch(look) for agent, look in agents.items()},
         state_names=[state for state in STATES if state != "complete"],
         columns=HEADINGS,
@@ -167,7 +174,10 @@ def render(entries: Sequence[PageSuite], refused: dict[str, str], results: str) 
         unfinished=unfinished,
         logs=[record for record in unfinished if record.run.state == "failed" and record.log],
         chart_data=embedded(
-            {"agents": list(map(agent_data, agents, agents.values())), "suites": suites_data(entries, agents)}
+            {
+                "agents": [agent_data(agent, look, code_names) for agent, look in agents.items()],
+                "suites": suites_data(entries, agents),
+            }
         ),
         run_data=embedded(runs),
         thinned=thinned,
@@ -200,9 +210,10 @@ def progress(record: RunRecord) -> str:
 # ------------------------------------------------------------------------------------------------- data of charts
 
 
-def agent_data(name: str, look: AgentStyle) -> dict[str, Any]:
+def agent_data(agent: str, look: AgentStyle, code_names: bool) -> dict[str, Any]:
     """How an agent is drawn: the marks of analysis/labels/style.py for SVG."""
-    return {"name": name, "color": look.color, "dash": dashes(look), "marker": marker_path(look.marker)}
+    names = {"code": agent, "name": display_name(agent, code_names)}
+    return names | {"color": look.color, "dash": dashes(look), "marker": marker_path(look.marker)}
 
 
 def dashes(look: AgentStyle, width: float = 1.6) -> str:

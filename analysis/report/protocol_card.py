@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.labels.names import name_in
 from analysis.labels.wording import counted, listed_values, seeds_label
 from analysis.loading.load import Suite
 from analysis.loading.read import NORMALISED_RETURN, Run
@@ -112,7 +113,7 @@ def budget_facts(suite: Suite) -> Iterable[tuple[str, str]]:
     for field, unit in UNITS.items():
         if any(field in run.config for run in runs):
             budgeted = [run for run in runs if run.config[field]] or runs if field == "offline_updates" else runs
-            text = by_run(budgeted, lambda run, field=field: run.config.get(field))
+            text = by_run(suite, budgeted, lambda run, field=field: run.config.get(field))
             yield field, "all of them" if text == "null" else f"{text} {unit}"
     others = {
         run.name: flat({field: run.config[field] for field in run.config if field not in SHOWN_ELSEWHERE})
@@ -120,11 +121,12 @@ def budget_facts(suite: Suite) -> Iterable[tuple[str, str]]:
     }
     for field in sorted({field for fields in others.values() for field in fields} - UNITS.keys()):
         # A field that is new, or at its default in a run, is not in the config of every run.
-        yield field, by_run(runs, lambda run, field=field: others[run.name].get(field, "not set"))
+        yield field, by_run(suite, runs, lambda run, field=field: others[run.name].get(field, "not set"))
     if scratch := suite.from_scratch or (() if suite.offline_updates else suite.agents):
-        yield "no offline phase", f"{', '.join(scratch)}: the online phase begins with an untrained policy"
+        names = ", ".join(name_in(suite, agent) for agent in scratch)
+        yield "no offline phase", f"{names}: the online phase begins with an untrained policy"
     if any("chunk_length" in run.config.get("agent_config", {}) for run in runs):
-        chunks = by_run(runs, lambda run: run.config.get("agent_config", {}).get("chunk_length"))
+        chunks = by_run(suite, runs, lambda run: run.config.get("agent_config", {}).get("chunk_length"))
         yield "chunk_length", f"{chunks} environment steps executed open loop"
 
 
@@ -136,7 +138,7 @@ def evaluation_facts(suite: Suite, records: Sequence[RunRecord]) -> Iterable[tup
     yield "episode seeds", f"{', '.join(ranges)}: {same}" if ranges else "no episode so far"
     for field, unit in (("eval_interval_updates", "gradient updates"), ("eval_interval_steps", "environment steps")):
         if any(field in run.config for run in suite.runs):
-            yield field, f"{by_run(suite.runs, lambda run, field=field: run.config.get(field))} {unit}"
+            yield field, f"{by_run(suite, suite.runs, lambda run, field=field: run.config.get(field))} {unit}"
     yield "success timing", TIMINGS.get(suite.success_timing, suite.success_timing)
     yield "success rule", RULES.get(suite.success_rule, suite.success_rule)
 
@@ -172,8 +174,14 @@ def agent_facts(suite: Suite) -> Iterable[tuple[str, str]]:
     for agent in suite.agents:
         runs = [run for run in suite.runs if run.agent == agent]
         fields = sorted({field for run in runs for field in settings_of[run.name]})
-        settings = [f"{f} {by_run(runs, lambda run, f=f: settings_of[run.name].get(f))}" for f in fields]
-        yield agent, "; ".join(settings) or "no settings"
+        settings = [f"{f} {by_run(suite, runs, lambda run, f=f: settings_of[run.name].get(f))}" for f in fields]
+        yield both_names(suite, agent), "; ".join(settings) or "no settings"
+
+
+def both_names(suite: Suite, agent: str) -> str:
+    """What an agent is called here, and in files and commands where that is another name."""
+    name = name_in(suite, agent)
+    return name if name == agent else f"{name} ({agent})"
 
 
 def departure_facts(suite: Suite) -> Iterable[tuple[str, str]]:
@@ -189,7 +197,7 @@ def departure_facts(suite: Suite) -> Iterable[tuple[str, str]]:
         if unrecorded := recorded.count(None):
             runs = "its runs were" if unrecorded == len(recorded) else f"{unrecorded} of {len(recorded)} runs were"
             facts.append(f"not known: {runs} written before departures were recorded")
-        yield agent, "; ".join(facts)
+        yield name_in(suite, agent), "; ".join(facts)
     yield "in every run", "what the fidelity tables of agents/README.md print in bold"
 
 
@@ -213,7 +221,7 @@ def code_facts(runs: Sequence[Run], records: Sequence[RunRecord]) -> Iterable[tu
         yield "time", f"{sum(seconds) / 3600:.1f} hours over all starts of all runs (runs of one pack share theirs)"
 
 
-def by_run(runs: Sequence[Run], value: Callable[[Run], Any]) -> str:
+def by_run(suite: Suite, runs: Sequence[Run], value: Callable[[Run], Any]) -> str:
     """A value that all runs have, or each value with the agents, the tasks or both that have it."""
     texts = {run.name: plain(value(run)) for run in runs}
     if len(set(texts.values())) == 1:
@@ -221,7 +229,7 @@ def by_run(runs: Sequence[Run], value: Callable[[Run], Any]) -> str:
     for keys in (("agent",), ("task",), ("agent", "task")):
         groups: dict[str, set[str]] = defaultdict(set)
         for run in runs:
-            names = {"agent": run.agent, "task": run.config["task"]}
+            names = {"agent": name_in(suite, run.agent), "task": run.config["task"]}
             groups[" on ".join(names[key] for key in keys)].add(texts[run.name])
         if all(len(group) == 1 for group in groups.values()):
             break

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.labels.names import name_in
 from analysis.labels.style import styles_of
 from analysis.labels.wording import counted, provenance_facts, two_digits
 from analysis.loading.load import Cell, Suite
@@ -40,7 +41,7 @@ def pair_texts(suite: Suite, pairs: Sequence[Pair]) -> dict[str, str]:
     chosen = [pair for pair in pairs if pair.task == ALL_TASKS] or list(pairs)
     reading = Table(
         ["first", "second", "difference", "p (Holm)", "P(first better)", "ties", "seeds needed"],
-        [reading_line(pair) for pair in chosen],
+        [reading_line(suite, pair) for pair in chosen],
     )
     return {
         "csv": pair_numbers(suite, pairs).csv(),
@@ -62,11 +63,12 @@ def pair_numbers(suite: Suite, pairs: Sequence[Pair]) -> Table:
     return Table(columns, rows, digits=".6g")
 
 
-def reading_line(pair: Pair) -> list[TableCell]:
+def reading_line(suite: Suite, pair: Pair) -> list[TableCell]:
     result = pair.result
+    first, second = name_in(suite, pair.first), name_in(suite, pair.second)
     return [
-        pair.first if pair.task == ALL_TASKS else f"{pair.task}: {pair.first}",
-        pair.second,
+        first if pair.task == ALL_TASKS else f"{pair.task}: {first}",
+        second,
         [part_of(result.difference, pair.significant)],
         "-" if math.isnan(result.p_value) else f"{pair.p_holm:.2g}",
         [part_of(result.probability)],
@@ -137,7 +139,7 @@ def metrics_texts(suite: Suite) -> dict[str, str]:
     reading = Table(
         ["agent", *(name.replace("_", " ") + " %" * name[-1].isdigit() for name in names)],
         [
-            [agent if scope == ALL_TASKS else f"{scope}: {agent}"]
+            [("" if scope == ALL_TASKS else f"{scope}: ") + name_in(suite, agent)]
             + [[part_of(estimates.get(name, NOTHING))] for name in names]
             for scope, agent, estimates in [row for row in rows if row[0] == ALL_TASKS] or rows
         ],

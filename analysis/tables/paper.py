@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from analysis.labels.names import name_in
 from analysis.labels.style import styles_of
 from analysis.labels.wording import provenance_facts, task_label, two_digits
 from analysis.loading.load import Suite
@@ -68,7 +69,7 @@ def reading_table(suite: Suite, rows: Rows) -> Table:
             line.append([part_of(row.estimates[side], measure, side in row.bold) for side in sides] if row else [])
         lines.append(line)
     ruled = {index: "" for index, scope in enumerate(scopes(suite)) if scope == ALL_TASKS}
-    return Table(["task", *agents], lines, sections=ruled)
+    return Table(["task", *(name_in(suite, agent) for agent in agents)], lines, sections=ruled)
 
 
 def scope_measure(suite: Suite, scope: str) -> Measure:

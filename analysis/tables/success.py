@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.labels.names import name_in
 from analysis.labels.style import styles_of
 from analysis.labels.wording import DEFINITIONS, provenance_facts, task_label, two_digits
 from analysis.loading.load import Suite
@@ -79,7 +80,7 @@ def reading_table(suite: Suite, rows: Sequence[ScoreRow]) -> Table:
     return Table(
         ["agent", *HEADINGS.values(), "seeds", "runs"],
         [
-            [row.agent]
+            [name_in(suite, row.agent)]
             + [[part_of(row.estimates[column], column in row.bold)] for column in HEADINGS]
             + [show_seeds(row), show_runs(row)]
             for row in rows
@@ -122,7 +123,8 @@ def caption(suite: Suite, by_task: bool = False) -> list[str]:
             f"Final: mean of the last {last} evaluations; improvement: final minus end of offline, paired by run.",
             f"Online AUC: mean {'success' if suite.measure == SUCCESS else 'score'} over the online phase.",
         ]
-    if scratch := suite.from_scratch or (() if suite.offline_updates else ("all agents",)):
+    from_scratch = [name_in(suite, agent) for agent in suite.from_scratch]
+    if scratch := from_scratch or ([] if suite.offline_updates else ["all agents"]):
         blank = "no end of offline and no improvement" if suite.online_steps else "no end of offline"
         sentences.append(f"No offline phase (hence {blank}): {', '.join(scratch)}.")
     if len(suite.agents) > 1:
