@@ -670,7 +670,7 @@ def test_latex_table_is_a_well_formed_tabular(tmp_path: Path):
         assert (begin, end) == (r"\begin{tabular}{lcccccc}", r"\end{tabular}")
         assert (body[0], body[2], body[-1]) == (r"\toprule", r"\midrule", r"\bottomrule")
         commands = {"toprule", "midrule", "bottomrule", "multicolumn", "textit", "footnotesize"}
-        commands |= {"textbackslash", "textasciitilde", "textasciicircum"}
+        commands |= {"textbackslash", "textasciitilde", "textasciicircum", "dagger"}
         for line in body:
             if line in (r"\toprule", r"\midrule", r"\bottomrule"):
                 continue
@@ -681,12 +681,36 @@ def test_latex_table_is_a_well_formed_tabular(tmp_path: Path):
             assert plain.count("{") == plain.count("}")
             # What is left of the special characters: column separators and the minus signs.
             assert plain.count("&") == (0 if plain.startswith(r"\multicolumn{7}{l}") else 6)
-            assert not re.search(r"[%#_~^]", plain)
+            plain, daggers = re.subn(re.escape(r"$^\dagger$"), "", plain)
+            assert not re.search(r"[%#_~^]", plain) and daggers < 5
             assert plain.count("$") == 2 * plain.count("$-$")
     overall = (tmp_path / "out/quick_table.tex").read_text()
     assert r"SAC Flow-G & " in overall
     assert r"odd\_50\%\&\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}name & " in overall
     assert "generated data; 3 seeds (smoke); 5 evaluation episodes per point" in overall
+
+
+@pytest.mark.parametrize(
+    ("final", "limits", "csv"), [(0.0, "[0.00, 0.56]", (0.0, 0.561497)), (1.0, "[0.44, 1.00]", (0.438503, 1.0))]
+)
+def test_runs_that_all_fail_or_all_succeed_are_not_known_to_the_last_digit(
+    tmp_path: Path, final: float, limits: str, csv: tuple[float, float]
+):
+    for seed in range(3):
+        write_run(tmp_path, seed=seed, offline=(0.0, 0.0), online=(final,) * 3)
+        write_run(tmp_path, agent="qc_fql", seed=seed, offline=(0.0, 0.2 * seed), online=(0.2, 0.2, 0.2 * seed))
+    assert main(["--results", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    table = pd.read_csv(tmp_path / "out/quick_table.csv").set_index(["task", "agent"])
+    row, other = table.loc[("all tasks", "fql")], table.loc[("all tasks", "qc_fql")]
+    assert (row.success_final_low, row.success_final_high) == pytest.approx(csv, abs=1e-6)
+    assert set(row.wilson.split()) >= {"success_offline_end", "success_final", "improvement"} and other.isna().wilson
+    for name in ("table", "metrics", "offline_to_online", "comparisons"):
+        text = (tmp_path / f"out/quick_{name}.md").read_text()
+        assert "† Where" in text and "Wilson's interval" in text and "]†" in text, name
+    text = (tmp_path / "out/quick_table.md").read_text()
+    assert re.search(rf"\| FQL .*\| (\*\*)?{final:.2f} {re.escape(limits)}†", text)
+    assert "†" not in next(line for line in text.splitlines() if line.startswith("| QC-FQL"))
+    assert rf"{final:.2f} {limits}$^\dagger$" in (tmp_path / "out/quick_table.tex").read_text()
 
 
 def test_minus_signs_of_a_latex_table_are_minus_signs(tmp_path: Path):

@@ -89,6 +89,44 @@ def test_runs_without_spread_give_no_width():
     assert (interval.low, interval.high) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(("solved", "runs"), [(0, 9), (9, 9), (0, 3), (2, 5), (8, 8)])
+def test_wilsons_interval_is_scipys(solved: int, runs: int):
+    ours, theirs = metrics.wilson(solved / runs, runs), stats.binomtest(solved, runs).proportion_ci(method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+    assert ours.low == 0.0 if solved == 0 else ours.low > 0.0
+    assert ours.high == 1.0 if solved == runs else ours.high < 1.0
+
+
+def test_runs_that_score_alike_have_wilsons_interval_and_others_their_t():
+    alike = metrics.mean_interval([np.zeros(3), np.zeros(4)], (0.0, 1.0))
+    assert (alike.mean, alike.low, alike.high) == (0.0, 0.0, metrics.wilson(0.0, 6).high) and alike.wilson
+    steps = metrics.mean_interval([np.full(5, 600.0)], (0.0, 600.0))
+    assert (steps.low, steps.high) == (pytest.approx(600 * metrics.wilson(1.0, 5).low), 600.0)
+    spread = [np.array([0.2, 0.2, 0.4]), np.zeros(3)]
+    assert metrics.mean_interval(spread, (0.0, 1.0)) == stratified_t(spread, bounds=(0.0, 1.0))
+    assert np.isnan(metrics.mean_interval([np.zeros(1)], (0.0, 1.0)).low), "one run tells nothing of others"
+    returns = metrics.mean_interval([np.full(3, -9.0)], (-np.inf, np.inf))
+    assert not returns.wilson and (returns.low, returns.high) == (-9.0, -9.0)
+
+
+def test_runs_that_improve_alike_leave_open_what_both_ends_do():
+    start, final = (metrics.mean_interval([np.full(3, value)], (0.0, 1.0)) for value in (0.0, 1.0))
+    whole = metrics.improvement_interval([np.ones(3)], final, start, span=1.0)
+    assert (whole.mean, whole.high, whole.wilson) == (1.0, 1.0, True)
+    assert whole.low == pytest.approx(1.0 - np.sqrt(2) * start.high)
+    nothing = metrics.improvement_interval([np.zeros(3)], start, start, span=1.0)
+    assert (nothing.low, nothing.high) == pytest.approx((-start.high, start.high))
+
+
+@pytest.mark.parametrize(("seeds", "t_alone"), [(3, 0.55), (5, 0.70), (8, 0.80), (10, 0.83)])
+def test_interval_covers_the_mean_of_runs_that_are_all_or_nothing(seeds: int, t_alone: float):
+    shares = np.linspace(0.01, 0.99, 99)
+    ours = intervals.exact_coverage(intervals.MEANS["mean, stratified t (ours)"], seeds, shares)
+    assert ours.mean() > 0.95 and ours.min() > 0.85
+    without = intervals.exact_coverage(lambda strata: stratified_t(strata, bounds=(0.0, 1.0)), seeds, shares)
+    assert without.mean() < t_alone
+
+
 def test_single_run_of_a_task_gives_a_mean_without_limits():
     interval = stratified_t([np.array([0.2]), np.array([0.4, 0.6])])
     assert interval.mean == pytest.approx(0.35)

@@ -83,6 +83,12 @@ def test_probability_of_improvement_is_a_mean_over_tasks():
     assert (interval.mean, ties) == (pytest.approx(0.75), pytest.approx(0.5))
 
 
+def test_runs_that_never_meet_leave_the_probability_open():
+    interval, _ = improvement_probability([np.array([0.7, 0.8, 0.9])], [np.array([0.1, 0.2, 0.3, 0.3])])
+    assert (interval.mean, interval.high, interval.wilson) == (1.0, 1.0, True)
+    assert interval.low == pytest.approx(stats.binomtest(3, 3).proportion_ci(method="wilson").low)
+
+
 def test_one_run_has_a_probability_without_limits():
     interval, _ = improvement_probability([np.ones(1)], [np.zeros(3)])
     assert interval.mean == 1.0 and np.isnan(interval.low)

@@ -1,10 +1,10 @@
 """The verdicts of a suite as CSV, as Markdown, and as one line for each agent and source."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.labels.names import name_in
+from analysis.labels.wording import two_digits
 from analysis.loading.load import Suite
 from analysis.published.sources import source_of
 from analysis.published.verdicts import (
@@ -21,7 +21,8 @@ from analysis.published.verdicts import (
     step_label,
 )
 from analysis.statistics.scores import ALL_TASKS
-from analysis.tables.table import Cell, Table, write_texts
+from analysis.tables.success import wilson_note
+from analysis.tables.table import Cell, Part, Table, limits_of, write_texts
 
 
 def write_verdicts(suite: Suite, rows: Sequence[Verdict], out: Path, margin: float = MARGIN) -> list[Path]:
@@ -37,7 +38,7 @@ def write_verdicts(suite: Suite, rows: Sequence[Verdict], out: Path, margin: flo
 
 def numbers_table(suite: Suite, rows: Sequence[Verdict]) -> Table:
     """Every verdict with the numbers behind it."""
-    parts = ("", "_low", "_high", "_seeds_min", "_seeds_max")
+    parts = ("", "_low", "_high", "_seeds_min", "_seeds_max", "_wilson")
     sides = [f"{side}{part}" for side in ("ours", "published") for part in parts]
     gap = ["difference", "difference_low", "difference_high", "p_adjusted"]
     where = ["suite", "agent", "source", "method", "task", "num_tasks", "step"]
@@ -45,7 +46,7 @@ def numbers_table(suite: Suite, rows: Sequence[Verdict]) -> Table:
     for row in rows:
         cells: list[Cell] = [suite.name, row.agent, row.source, row.method, row.task, row.num_tasks, row.step]
         for side in (row.ours, row.published):
-            cells += [side.mean, side.low, side.high, *side.seeds] if side else [None] * 5
+            cells += [side.mean, side.low, side.high, *side.seeds, side.wilson] if side else [None] * len(parts)
         d = row.difference
         cells += [d.mean, d.low, d.high] if d else [None] * 3
         lines.append([*cells, row.p_adjusted, row.verdict, row.reason])
@@ -55,6 +56,7 @@ def numbers_table(suite: Suite, rows: Sequence[Verdict]) -> Table:
 def to_markdown(suite: Suite, rows: Sequence[Verdict], margin: float = MARGIN) -> str:
     """A summary at the last step, and one table per agent and source."""
     blocks = [summarised(suite, rows, margin)]
+    blocks += wilson_note(side.wilson for row in rows for side in (row.ours, row.published) if side)
     families: dict[tuple[str, str, str], list[Verdict]] = {}
     for row in rows:
         families.setdefault((row.agent, row.source, row.method), []).append(row)
@@ -104,8 +106,8 @@ def summarised(suite: Suite, rows: Sequence[Verdict], margin: float = MARGIN) ->
 
 def estimate(value: SideMean | Difference) -> str:
     """0.62 [0.48, 0.76], or the mean alone."""
-    limits = "" if math.isnan(value.low) else f" [{value.low + 0.0:.2f}, {value.high + 0.0:.2f}]"
-    return f"{value.mean + 0.0:.2f}{limits}".replace("-0.00", "0.00")
+    wilson = isinstance(value, SideMean) and value.wilson
+    return str(Part(two_digits(value.mean), limits_of(two_digits(value.low), two_digits(value.high), wilson)))
 
 
 def between(seeds: tuple[int, int]) -> str:

@@ -21,7 +21,7 @@ all succeed say nothing of a failure that strikes one run in n.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
@@ -34,7 +34,7 @@ from analysis.published.equality import Sample, equality_test, published_sample
 from analysis.published.points import COMPARED_STEPS, PublishedPoint, Series, series_of
 from analysis.published.sources import Protocol, differences, protocol_of, source_of
 from analysis.statistics.comparisons import holm
-from analysis.statistics.metrics import CONFIDENCE, FLOOR_SEEDS, Array, stratified_t
+from analysis.statistics.metrics import CONFIDENCE, FLOOR_SEEDS, Array, mean_interval
 from analysis.statistics.scores import ALL_TASKS
 
 MARGIN = 0.10
@@ -80,6 +80,7 @@ class SideMean:
     low: float
     high: float
     seeds: tuple[int, int]  # fewest and most per task
+    wilson: bool = False  # the limits are Wilson's
 
 
 @dataclass(frozen=True)
@@ -281,9 +282,10 @@ def unlike(suite: Suite, agent: str, curve: Series, step: int, reasons: Sequence
 
 
 def side_mean(strata: Sequence[Array]) -> SideMean:
-    limits = stratified_t(strata, bounds=(0.0, 1.0))
+    limits = mean_interval(strata, (0.0, 1.0))
     numbers = [len(values) for values in strata]
-    return SideMean(float(limits.mean), float(limits.low), float(limits.high), (min(numbers), max(numbers)))
+    seeds = (min(numbers), max(numbers))
+    return SideMean(float(limits.mean), float(limits.low), float(limits.high), seeds, limits.wilson)
 
 
 def published_mean(points: Sequence[PublishedPoint]) -> SideMean:
@@ -295,8 +297,7 @@ def published_mean(points: Sequence[PublishedPoint]) -> SideMean:
     mean = float(np.mean([point.mean for point in points]))
     if any(math.isnan(point.interval[0]) for point in points):
         return SideMean(mean, math.nan, math.nan, seeds)
-    limits = stratified_t([published_sample(point).values for point in points], bounds=(0.0, 1.0))
-    return SideMean(mean, float(limits.low), float(limits.high), seeds)
+    return replace(side_mean([published_sample(point).values for point in points]), mean=mean, seeds=seeds)
 
 
 def step_label(step: int) -> str:

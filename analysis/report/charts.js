@@ -242,7 +242,8 @@ class Chart {
     this.overlay.append(shape("circle", { cx: this.x(line.x[k]), cy: this.y(value), r: 5, fill: color, stroke: "#fff", "stroke-width": 1.5, "pointer-events": "none" }));
     const box = this.svg.getBoundingClientRect();
     const number = this.spec.unit ? (value) => value.toFixed(3) : short;
-    const limits = !run && line.low && line.low[k] != null ? ` [${number(line.low[k])}, ${number(line.high[k])}]` : "";
+    const alike = line.low && line.low[k] === line.high[k]; // no spread, and no band
+    const limits = !run && line.low && line.low[k] != null && !alike ? ` [${number(line.low[k])}, ${number(line.high[k])}]` : "";
     const size = line.runs.filter((member) => member.y[k] != null).length;
     const title = run ? run.name : line.agent == null ? line.name : `${line.name}, mean of ${size} ${size === 1 ? "run" : "runs"}`;
     showTooltip(box.left + this.x(line.x[k]), box.top + this.y(value), title, [`${this.spec.measure} ${number(value)}${limits}`, line.at[k]]);

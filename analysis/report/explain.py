@@ -61,7 +61,8 @@ class ExplainedPoint:
 def explain(
     results: Path, figure: str, curve: str, step: str, task: str | None = None, allow_incomplete: bool = False
 ) -> ExplainedPoint:
-    """The point of the curve of an agent, by either of its names, at `step` ("50000", or "offline:100000") in the figure of this file name or stem.
+    """The point of an agent's curve at `step` ("50000", or "offline:100000") in the figure of this file name or stem;
+    `curve` is either name of the agent.
 
     Raises ResultsError, one line, for a name or a step that does not exist, with the nearest that does.
     """
@@ -228,7 +229,9 @@ def heading(point: ExplainedPoint) -> list[str]:
         value = f"no {point.scored_by} here: a task has no run that has come so far"
     else:
         value = f"{point.scored_by} {point.mean:.4f}"
-        if not np.isnan(point.low):
+        if point.low == point.high:
+            value += ", no interval: all runs score alike"
+        elif not np.isnan(point.low):
             value += f", {CONFIDENCE:.0%} t interval [{point.low:.4f}, {point.high:.4f}]"
     lines = [
         f"{point.figure}: {point.agent} {over} at {where}",

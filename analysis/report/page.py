@@ -32,7 +32,7 @@ from analysis.loading.run_record import RunRecord, Scalar, Video, embedded_bytes
 from analysis.report.protocol_card import CardSection, protocol, write_protocol
 from analysis.statistics.curves import all_scores, curve_of
 from analysis.statistics.scores import ALL_TASKS, ScoreRow
-from analysis.tables.success import HEADINGS, caption, show, show_runs, show_seeds, suite_rows
+from analysis.tables.success import HEADINGS, caption, note_of, show, show_runs, show_seeds, suite_rows
 from bench.runs.contract import LOG, STATES, VIDEOS, broken_links, replacing
 
 TEMPLATES = Path(__file__).resolve().parent
@@ -164,6 +164,7 @@ def render(entries: Sequence[PageSuite], refused: dict[str, str], code_names: bo
         all_tasks=ALL_TASKS,
         facts=provenance_facts,
         caption=caption,
+        note_of=note_of,
         log_file=LOG,
         task_label=task_label,
         counted=counted,

@@ -16,8 +16,8 @@ from analysis.loading.load import Suite
 from analysis.loading.read import NORMALISED_RETURN, Run
 from analysis.loading.run_record import RunRecord
 from analysis.report.explain import states_of_code
-from analysis.tables.success import caption
-from analysis.tables.table import escape, write_texts
+from analysis.tables.success import WILSON_RULE, caption
+from analysis.tables.table import DAGGER, escape, write_texts
 from bench.runs.contract import flat, one_line
 
 TIMINGS = {
@@ -164,7 +164,7 @@ def run_facts(suite: Suite) -> Iterable[tuple[str, str]]:
 
 
 def statistics_facts(suite: Suite) -> Iterable[tuple[str, str]]:
-    for index, sentence in enumerate(caption(suite), start=1):
+    for index, sentence in enumerate([*caption(suite), WILSON_RULE.removeprefix(f"{DAGGER} ")], start=1):
         yield f"({index})", sentence
 
 

@@ -24,6 +24,7 @@ from analysis.statistics.metrics import (
     binomial_variance,
     clipped,
     widened,
+    wilson,
 )
 
 MOST_SEEDS = 1_000  # beyond which "how many more seeds" is answered by "none would do"
@@ -114,7 +115,7 @@ def improvement_probability(
     """Probability that a run of the first beats one of the second, and the share of ties (they count half).
 
     Mean over tasks of the Mann-Whitney statistic; the interval resamples the runs of both sides within tasks. Where
-    no run of one side lies among those of the other it has no width, which says little about few runs.
+    no run of one side lies among those of the other, it is Wilson's, of as many runs as the smaller side has.
     """
     wins = [0.5 + 0.5 * np.sign(a[:, None] - b[None, :]) for a, b in zip(first, second, strict=True)]
     ties = [float((a[:, None] == b[None, :]).mean()) for a, b in zip(first, second, strict=True)]
@@ -122,6 +123,8 @@ def improvement_probability(
     counts = [len(runs) for runs in (*first, *second)]
     if min(counts) < 2:
         return Interval(estimate, np.array(np.nan), np.array(np.nan)), float(np.mean(ties))
+    if all(np.ptp(table) == 0.0 for table in wins):
+        return wilson(float(estimate), len(wins) * min(counts), confidence=confidence), float(np.mean(ties))
     drawn = np.mean([_resampled_mean(table, task) for task, table in enumerate(wins)], axis=0)
     return widened(estimate, drawn, counts, confidence, (0.0, 1.0)), float(np.mean(ties))
 

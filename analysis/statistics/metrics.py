@@ -9,7 +9,7 @@ intervals, to the last bit.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ SMOKE_SEEDS = 3  # up to here an interval says that the code runs, not who is be
 FLOOR_SEEDS = 5
 HEAD_TO_HEAD_SEEDS = 10  # the least for a claim that one agent is better than another
 RESAMPLES = 2_000  # the limits then lie within 1 % of their width of those of many more
+ALIKE = 1e-9  # means of equal episodes may differ by rounding
 CHUNK = 4_000_000  # numbers of resampled runs that are in memory at a time
 
 Array = NDArray[np.float64]
@@ -36,6 +37,7 @@ class Interval:
     mean: Array
     low: Array
     high: Array
+    wilson: bool = False  # the limits are Wilson's (`spread_or_wilson`)
 
 
 # --------------------------------------------------------------------------------------------- scalars of a run
@@ -151,7 +153,7 @@ def stratified_t(
 
     Degrees of freedom after Satterthwaite, so that strata may differ in size and variance; one stratum gives Student's
     interval. NaN values are absent runs: a stratum without any makes the mean NaN, with one value only the limits.
-    Without any spread the interval has no width, which says little about few runs. Limits are clipped to `bounds`.
+    Without any spread the interval has no width (`spread_or_wilson`). Limits are clipped to `bounds`.
     """
     if not strata:
         raise ValueError("stratified_t: needs at least one stratum")
@@ -159,9 +161,59 @@ def stratified_t(
     return clipped(interval, bounds)
 
 
+def mean_interval(strata: Sequence[Array], bounds: tuple[float, float]) -> Interval:
+    """As tables show it: mean over strata (n_k,) with its t interval, or Wilson's where all runs score alike."""
+    return spread_or_wilson(stratified_t(strata, bounds=bounds), strata, bounds)
+
+
+def improvement_interval(strata: Sequence[Array], final: Interval, start: Interval, span: float) -> Interval:
+    """Mean over strata (n_k,) of improvements, of at most `span`, with its t interval.
+
+    Where all runs improve alike, one made of the limits of both their ends, by squaring and adding (Newcombe 1998).
+    """
+    bounds = (-span, span)
+    interval = stratified_t(strata, bounds=bounds)
+    if not spread_or_wilson(interval, strata, bounds).wilson:
+        return interval
+    low = interval.mean - np.hypot(final.mean - final.low, start.high - start.mean)
+    high = interval.mean + np.hypot(final.high - final.mean, start.mean - start.low)
+    return clipped(Interval(interval.mean, low, high, wilson=True), bounds)
+
+
 def clipped(interval: Interval, bounds: tuple[float, float]) -> Interval:
     """The interval with its limits inside `bounds`; the mean stays."""
-    return Interval(interval.mean, np.clip(interval.low, *bounds), np.clip(interval.high, *bounds))
+    return replace(interval, low=np.clip(interval.low, *bounds), high=np.clip(interval.high, *bounds))
+
+
+def wilson(
+    mean: float, runs: int, bounds: tuple[float, float] = (0.0, 1.0), confidence: float = CONFIDENCE
+) -> Interval:
+    """Wilson's score interval of a mean of `runs` numbers between two bounds, as if each were one or the other bound.
+
+    That is the widest that such numbers can be spread: 0 of 9 runs is 0 with limits 0 and 0.30.
+    """
+    low, high = bounds
+    rate, z = (mean - low) / (high - low), float(stdtrit(np.inf, 0.5 + confidence / 2))
+    scale = 1.0 + z**2 / runs
+    centre = (rate + z**2 / (2 * runs)) / scale
+    half = z / scale * math.sqrt(rate * (1.0 - rate) / runs + z**2 / (4 * runs**2))
+    # At an end the limit is the end itself, which rounding would miss.
+    limits = np.array([centre - half if rate > 0.0 else 0.0, centre + half if rate < 1.0 else 1.0]) * (high - low) + low
+    return Interval(np.array(mean), limits[0], limits[1], wilson=True)
+
+
+def spread_or_wilson(interval: Interval, strata: Sequence[Array], bounds: tuple[float, float]) -> Interval:
+    """The interval of a mean over runs strata[k] (n_k,), or Wilson's where there is no spread that it could rest on.
+
+    Runs that all score alike say that the next one is likely to, not that it must: of 3 runs without success one in two
+    may still have some. Episodes do not count, for those of one run stand or fall together. Over K tasks the smallest
+    n_k counts K times. Scores without two bounds, and single runs, are left as they are.
+    """
+    present = [_present(np.asarray(stratum, dtype=np.float64)) for stratum in strata]
+    least = min(map(len, present))
+    if least < 2 or not np.isfinite(bounds).all() or any(np.ptp(runs) > ALIKE for runs in present):
+        return interval
+    return wilson(float(interval.mean), len(present) * least, bounds)
 
 
 def binomial_variance(successes: float, episodes: int, per_run: int) -> float:

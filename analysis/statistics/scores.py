@@ -24,6 +24,11 @@ class Estimate:
     mean: float
     low: float
     high: float
+    wilson: bool = False  # the limits are Wilson's: all runs score alike (`metrics.spread_or_wilson`)
+
+    @classmethod
+    def of(cls, interval: metrics.Interval) -> "Estimate":
+        return cls(float(interval.mean), float(interval.low), float(interval.high), interval.wilson)
 
 
 @dataclass(frozen=True)
@@ -102,11 +107,15 @@ def score_row(suite: Suite, task: str, agent: str, cells: Sequence[Cell], bold: 
     """One agent over `cells`, one per task, each task with the same weight."""
     scalars = [run_scalars(cell) for cell in cells]
     lowest, highest = suite.measures[cells[0].task].bounds
-    estimates = {}
+    intervals = {}
     for column in COLUMNS:
-        bounds = (lowest - highest, highest - lowest) if column == "improvement" else (lowest, highest)
-        interval = metrics.stratified_t([values[column] for values in scalars], bounds=bounds)
-        estimates[column] = Estimate(float(interval.mean), float(interval.low), float(interval.high))
+        strata = [values[column] for values in scalars]
+        if column == "improvement":
+            ends = intervals["final"], intervals["offline_end"]
+            intervals[column] = metrics.improvement_interval(strata, *ends, span=highest - lowest)
+        else:
+            intervals[column] = metrics.mean_interval(strata, (lowest, highest))
+    estimates = {column: Estimate.of(interval) for column, interval in intervals.items()}
     seeds = [len(cell.seeds) for cell in cells]
     tasks = None if task == ALL_TASKS else [task]
     return ScoreRow(

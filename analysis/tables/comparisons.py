@@ -15,11 +15,12 @@ from analysis.statistics import comparisons, metrics
 from analysis.statistics.metrics import Array, Interval
 from analysis.statistics.pairs import Pair, finals, pairs_of
 from analysis.statistics.scores import ALL_TASKS
+from analysis.tables.success import wilson_note
+from analysis.tables.table import DAGGER, Part, Table, limits_of, write_texts
 from analysis.tables.table import Cell as TableCell
-from analysis.tables.table import Part, Table, write_texts
 
 THRESHOLDS = (0.5, 0.9)  # of the success rate, for "steps to"
-NOTHING = Interval(*[np.array(np.nan)] * 3)
+NOTHING = Interval(mean=np.array(np.nan), low=np.array(np.nan), high=np.array(np.nan))
 
 
 def write_comparisons(suite: Suite, out: Path) -> list[Path]:
@@ -52,13 +53,14 @@ def pair_texts(suite: Suite, pairs: Sequence[Pair]) -> dict[str, str]:
 def pair_numbers(suite: Suite, pairs: Sequence[Pair]) -> Table:
     columns = ["suite", "task", "first", "second", "num_tasks", "seeds_first", "seeds_second", "paired"]
     columns += ["difference", "difference_low", "difference_high", "p_value", "p_holm"]
-    columns += ["probability_of_improvement", "probability_low", "probability_high", "ties", "seeds_needed"]
+    columns += ["probability_of_improvement", "probability_low", "probability_high", "ties", "seeds_needed", "wilson"]
     rows = []
     for pair in pairs:
         result = pair.result
         cells: list[TableCell] = [suite.name, pair.task, pair.first, pair.second, pair.num_tasks, *pair.seeds]
         cells += [pair.paired, *limits(result.difference), result.p_value, pair.p_holm]
         cells += [*limits(result.probability), result.ties, result.seeds_needed]
+        cells.append("probability_of_improvement" * result.probability.wilson)
         rows.append(cells)
     return Table(columns, rows, digits=".6g")
 
@@ -83,11 +85,15 @@ def pair_caption(suite: Suite, pairs: Sequence[Pair]) -> str:
         f"{' · '.join(provenance_facts(suite))}.",
         "Difference of final scores, first minus second, with 95 % t interval; bold where it stands at 5 % after Holm's"
         " correction over the pairs of the table.",
-        "P(first better): a run of the first beats one of the second, ties counted half; limits without width where no"
-        " run of the one lies among those of the other.",
+        "P(first better): a run of the first beats one of the second, ties counted half.",
         "Seeds needed: per task and agent, to find this difference in 4 of 5 repetitions if it and its spread are the"
         " true ones.",
     ]
+    if any(pair.result.probability.wilson for pair in pairs):
+        sentences.append(
+            f"{DAGGER} Where no run of one lies among those of the other: Wilson's interval of as many runs as"
+            " the smaller side has."
+        )
     if any(pair.paired for pair in pairs):
         sentences.append("Runs that go on from one offline phase are compared with each other.")
     if not all(pair.head_to_head for pair in pairs):
@@ -129,9 +135,11 @@ def metrics_texts(suite: Suite) -> dict[str, str]:
                 rows.append((scope, agent, estimates_of(cells, measure, suite.online_steps)))
     names = list(dict.fromkeys(name for *_, estimates in rows for name in estimates))
     numbers = Table(
-        ["suite", "task", "agent", *(f"{name}{limit}" for name in names for limit in ("", "_low", "_high"))],
+        ["suite", "task", "agent", *(f"{name}{limit}" for name in names for limit in ("", "_low", "_high")), "wilson"],
         [
-            [suite.name, scope, agent, *(v for name in names for v in limits(estimates.get(name, NOTHING)))]
+            [suite.name, scope, agent]
+            + [value for name in names for value in limits(estimates.get(name, NOTHING))]
+            + [" ".join(name for name in names if estimates.get(name, NOTHING).wilson)]
             for scope, agent, estimates in rows
         ],
         digits=".6g",
@@ -144,9 +152,10 @@ def metrics_texts(suite: Suite) -> dict[str, str]:
             for scope, agent, estimates in [row for row in rows if row[0] == ALL_TASKS] or rows
         ],
     )
+    note = wilson_note(estimate.wilson for *_, estimates in rows for estimate in estimates.values())
     return {
         "csv": numbers.csv(),
-        "md": f"## {suite.name}\n\n{metrics_caption(suite)}\n\n{reading.markdown()}\n",
+        "md": f"## {suite.name}\n\n{' '.join([metrics_caption(suite), *note])}\n\n{reading.markdown()}\n",
     }
 
 
@@ -155,13 +164,14 @@ def estimates_of(cells: Sequence[Cell], measure: Measure, budget: int) -> dict[s
     strata = [finals(cell) for cell in cells]
     estimates = {}
     if all(map(len, strata)):
-        estimates["final_iqm"] = metrics.iqm_interval(strata, bounds=measure.bounds)
+        iqm = metrics.iqm_interval(strata, bounds=measure.bounds)
+        estimates["final_iqm"] = metrics.spread_or_wilson(iqm, strata, measure.bounds)
     scalars = [further_scalars(cell, measure) for cell in cells]
     for name in scalars[0]:
         bounds = (
             (0.0, float(budget)) if name.startswith("steps_to") else (0.0, 1.0) if measure == SUCCESS else (0.0, np.inf)
         )
-        estimates[name] = metrics.stratified_t([of_cell[name] for of_cell in scalars], bounds=bounds)
+        estimates[name] = metrics.mean_interval([of_cell[name] for of_cell in scalars], bounds)
     return estimates
 
 
@@ -198,4 +208,4 @@ def part_of(interval: Interval, bold: bool = False) -> Part:
     def show(number: float) -> str:
         return f"{number:,.0f}" if abs(mean) >= 1_000 else two_digits(number)
 
-    return Part(show(mean), "" if math.isnan(low) else f"[{show(low)}, {show(high)}]", bold)
+    return Part(show(mean), limits_of(show(low), show(high), interval.wilson), bold)

@@ -10,8 +10,8 @@ from analysis.labels.wording import provenance_facts, task_label, two_digits
 from analysis.loading.load import Suite
 from analysis.loading.read import SUCCESS, Measure
 from analysis.statistics.scores import ALL_TASKS, Estimate, ScoreRow
-from analysis.tables.success import BOLD_RULE, suite_rows
-from analysis.tables.table import ARROW, Cell, Part, Table, write_texts
+from analysis.tables.success import BOLD_RULE, suite_rows, wilson_note
+from analysis.tables.table import ARROW, Cell, Part, Table, limits_of, write_texts
 
 SIDES = ("offline_end", "final")  # columns of the main table
 Rows = Mapping[tuple[str, str], ScoreRow]  # by task (or ALL_TASKS) and agent
@@ -21,10 +21,11 @@ def write_paper_table(suite: Suite, out: Path) -> list[Path]:
     """Writes `<suite>_offline_to_online` as .csv, .md and .tex into `out`; returns their paths."""
     rows = {(row.task, row.agent): row for row in suite_rows(suite)}
     reading = reading_table(suite, rows)
+    note = wilson_note(row.estimates[side].wilson for row in rows.values() for side in sides_of(suite, row.agent))
     texts = {
         "csv": numbers_table(suite, rows).csv(),
-        "md": f"## {suite.name}\n\n{' '.join(caption(suite))}\n\n{reading.markdown()}\n",
-        "tex": reading.latex(caption(suite, latex=True), stacked=True),
+        "md": f"## {suite.name}\n\n{' '.join([*caption(suite), *note])}\n\n{reading.markdown()}\n",
+        "tex": reading.latex([*caption(suite, latex=True), *note], stacked=True),
     }
     return write_texts({f"{suite.name}_offline_to_online.{kind}": text for kind, text in texts.items()}, out)
 
@@ -43,7 +44,7 @@ def sides_of(suite: Suite, agent: str | None = None) -> tuple[str, ...]:
 def numbers_table(suite: Suite, rows: Rows) -> Table:
     """One line per task and agent, numbers as in the main table, and whether they are bold."""
     columns = ["suite", "task", "agent", "seeds_min", "seeds_max"]
-    columns += [f"{side}{part}" for side in sides_of(suite) for part in ("", "_low", "_high", "_bold")]
+    columns += [f"{side}{part}" for side in sides_of(suite) for part in ("", "_low", "_high", "_bold", "_wilson")]
     lines: list[list[Cell]] = []
     for scope in scopes(suite):
         for agent in styles_of(suite.agents):
@@ -51,7 +52,7 @@ def numbers_table(suite: Suite, rows: Rows) -> Table:
                 cells: list[Cell] = [suite.name, scope, agent, *row.seeds]
                 for side in sides_of(suite):
                     estimate = row.estimates[side]
-                    cells += [estimate.mean, estimate.low, estimate.high, side in row.bold]
+                    cells += [estimate.mean, estimate.low, estimate.high, side in row.bold, estimate.wilson]
                 lines.append(cells)
     return Table(columns, lines)
 
@@ -101,5 +102,4 @@ def part_of(estimate: Estimate, measure: Measure, bold: bool) -> Part:
     def number(value: float) -> str:
         return f"{100 * value:.0f}" if measure == SUCCESS else two_digits(value)
 
-    limits = "" if math.isnan(estimate.low) else f"[{number(estimate.low)}, {number(estimate.high)}]"
-    return Part(number(estimate.mean), limits, bold)
+    return Part(number(estimate.mean), limits_of(number(estimate.low), number(estimate.high), estimate.wilson), bold)

@@ -1,7 +1,7 @@
 """The tables of one suite: per agent over all tasks, and by task; numbers as CSV, for reading as Markdown and LaTeX."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from analysis.labels.names import name_in
@@ -11,7 +11,7 @@ from analysis.loading.load import Suite
 from analysis.loading.read import SUCCESS
 from analysis.statistics import metrics
 from analysis.statistics.scores import ALL_TASKS, COLUMNS, Estimate, ScoreRow, score_rows
-from analysis.tables.table import Part, Table, write_texts
+from analysis.tables.table import DAGGER, Part, Table, limits_of, write_texts
 
 HEADINGS = {
     "offline_end": "end of offline",
@@ -19,6 +19,7 @@ HEADINGS = {
     "improvement": "improvement",
     "online_auc": "online AUC",
 }
+WILSON_RULE = f"{DAGGER} Where all runs score alike: Wilson's interval of as many runs."
 BOLD_RULE = "Bold: the best, and all that cannot be told from it at 5 % (Holm), where any can."
 
 
@@ -58,6 +59,7 @@ def numbers_table(suite: Suite, rows: Sequence[ScoreRow]) -> Table:
     counts = ["num_tasks", "seeds_min", "seeds_max", "runs_missing", "runs_incomplete"]
     columns = [*facts, *counts]
     columns += [f"{names.get(key, key)}{limit}" for key in COLUMNS for limit in ("", "_low", "_high")]
+    columns.append("wilson")
     return Table(
         columns,
         [
@@ -65,6 +67,7 @@ def numbers_table(suite: Suite, rows: Sequence[ScoreRow]) -> Table:
             + ([] if by_success else [suite.measures[suite.tasks[0] if row.task == ALL_TASKS else row.task].name])
             + [row.num_tasks, *row.seeds, row.missing, row.incomplete]
             + [getattr(row.estimates[column], part) for column in COLUMNS for part in ("mean", "low", "high")]
+            + [" ".join(names.get(key, key) for key in COLUMNS if row.estimates[key].wilson)]
             for row in rows
         ],
     )
@@ -91,7 +94,10 @@ def reading_table(suite: Suite, rows: Sequence[ScoreRow]) -> Table:
 
 def to_markdown(suite: Suite, rows: Sequence[ScoreRow]) -> str:
     """One table over all tasks and one per task, below a paragraph that says what they rest on."""
-    blocks = [f"## {suite.name}", f"{' · '.join(provenance_facts(suite))}. {' '.join(caption(suite))}"]
+    blocks = [
+        f"## {suite.name}",
+        f"{' · '.join(provenance_facts(suite))}. {' '.join([*caption(suite), *note_of(rows)])}",
+    ]
     for task in (ALL_TASKS, *suite.tasks) if suite.measure and len(suite.tasks) > 1 else suite.tasks:
         blocks.append(f"### {f'{ALL_TASKS} ({len(suite.tasks)})' if task == ALL_TASKS else task_label(suite, task)}")
         blocks.append(reading_table(suite, [row for row in rows if row.task == task]).markdown())
@@ -103,7 +109,7 @@ def to_markdown(suite: Suite, rows: Sequence[ScoreRow]) -> str:
 def to_latex(suite: Suite, rows: Sequence[ScoreRow]) -> str:
     """One tabular of all rows."""
     by_task = any(row.task != ALL_TASKS for row in rows)
-    notes = [f"{suite.name}: {'; '.join(provenance_facts(suite))}.", *caption(suite, by_task)]
+    notes = [f"{suite.name}: {'; '.join(provenance_facts(suite))}.", *caption(suite, by_task), *note_of(rows)]
     return reading_table(suite, rows).latex(notes)
 
 
@@ -140,8 +146,17 @@ def part_of(estimate: Estimate, bold: bool = False) -> Part:
     """0.62 and [0.48, 0.76]; without limits where they are undefined, a dash where there is no number."""
     if math.isnan(estimate.mean):
         return Part("-", bold=bold)
-    limits = "" if math.isnan(estimate.low) else f"[{two_digits(estimate.low)}, {two_digits(estimate.high)}]"
+    limits = limits_of(two_digits(estimate.low), two_digits(estimate.high), estimate.wilson)
     return Part(two_digits(estimate.mean), limits, bold)
+
+
+def wilson_note(daggers: Iterable[bool]) -> list[str]:
+    """What a dagger means, where there is one."""
+    return [WILSON_RULE] * any(daggers)
+
+
+def note_of(rows: Iterable[ScoreRow]) -> list[str]:
+    return wilson_note(estimate.wilson for row in rows for estimate in row.estimates.values())
 
 
 def show(estimate: Estimate) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ARROW = "→"
+DAGGER = "†"  # behind limits that are not of the usual kind
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Part:
     """A number with its limits, as people read them."""
 
     number: str  # 0.62
-    limits: str = ""  # [0.48, 0.76]
+    limits: str = ""  # [0.48, 0.76], or with a dagger
     bold: bool = False
 
     def __str__(self) -> str:
@@ -94,6 +95,11 @@ class Table:
 # ---------------------------------------------------------------------------------------------------- a single cell
 
 
+def limits_of(low: str, high: str, wilson: bool) -> str:
+    """[0.48, 0.76], with a dagger where it is Wilson's; nothing where the limits are not defined."""
+    return "" if "nan" in low else f"[{low}, {high}]{DAGGER * wilson}"
+
+
 def _markdown(cell: Cell) -> str:
     if not isinstance(cell, Sequence) or isinstance(cell, str):
         return str(cell)
@@ -103,7 +109,7 @@ def _markdown(cell: Cell) -> str:
 def _latex(cell: Cell) -> str:
     if not isinstance(cell, Sequence) or isinstance(cell, str):
         return escape(str(cell))
-    return _latex_arrow([_latex_bold(re.sub(r"-(?=\d)", "$-$", str(part)), part.bold) for part in cell]) or "--"
+    return _latex_arrow([_latex_bold(_latex_signs(str(part)), part.bold) for part in cell]) or "--"
 
 
 def _latex_number(cell: Cell) -> str:
@@ -115,7 +121,11 @@ def _latex_number(cell: Cell) -> str:
 def _latex_limits(cell: Cell) -> str:
     if not isinstance(cell, Sequence) or isinstance(cell, str) or not any(part.limits for part in cell):
         return ""
-    return rf"{{\scriptsize {_latex_arrow([part.limits.replace('-', '$-$') for part in cell])}}}"
+    return rf"{{\scriptsize {_latex_arrow([_latex_signs(part.limits) for part in cell])}}}"
+
+
+def _latex_signs(text: str) -> str:
+    return re.sub(r"-(?=\d)", "$-$", text).replace(DAGGER, r"$^\dagger$")
 
 
 def _latex_arrow(texts: Sequence[str]) -> str:
@@ -128,7 +138,13 @@ def _latex_bold(text: str, bold: bool) -> str:
 
 def escape(text: str) -> str:
     """Text for LaTeX: special characters, and the few beyond ASCII that we use ourselves."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "·": ";"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "·": ";",
+        DAGGER: r"$^\dagger$",
+    }
     special |= {character: "\\" + character for character in "&%$#_{}"}
     return "".join(special.get(character, character) for character in text)
 

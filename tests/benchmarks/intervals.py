@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from analysis.statistics import metrics
 from analysis.statistics.comparisons import improvement_probability, mean_difference
@@ -50,11 +51,13 @@ def mean_over_tasks(strata: Sequence[Array]) -> Array:
 
 MEANS: dict[str, Method] = {
     "mean, percentile bootstrap": percentile(mean_over_tasks),
-    "mean, stratified t (ours)": lambda strata: metrics.stratified_t(strata, bounds=(0.0, 1.0)),
+    "mean, stratified t (ours)": lambda strata: metrics.mean_interval(strata, (0.0, 1.0)),
 }
 IQMS: dict[str, Method] = {
     "IQM, percentile bootstrap": percentile(metrics.pooled_iqm),
-    "IQM, widened percentile (ours)": lambda strata: metrics.iqm_interval(strata, bounds=(0.0, 1.0)),
+    "IQM, widened percentile (ours)": lambda strata: metrics.spread_or_wilson(
+        metrics.iqm_interval(strata, bounds=(0.0, 1.0)), strata, (0.0, 1.0)
+    ),
 }
 
 
@@ -72,6 +75,15 @@ def coverage(
             held[name].append(bool(interval.low <= truth <= interval.high))
             widths[name].append(float(interval.high - interval.low))
     return {name: (float(np.mean(held[name])), float(np.mean(widths[name]))) for name in methods}
+
+
+def exact_coverage(method: Method, seeds: int, shares: NDArray[np.float64]) -> Array:
+    """Coverage (p,) of the mean of runs of which shares (p,) always succeed and the others always fail."""
+    runs = np.arange(seeds)
+    intervals = [method([(runs < solved).astype(np.float64)]) for solved in range(seeds + 1)]
+    holds = np.array([(interval.low <= shares) & (shares <= interval.high) for interval in intervals])
+    chances = binom.pmf(np.arange(seeds + 1)[:, None], seeds, shares)
+    return (holds * chances).sum(axis=0)
 
 
 def true_values(shares: Sequence[float]) -> tuple[float, float]:
@@ -108,6 +120,16 @@ def main() -> None:
         for seeds in seed_counts:
             found = coverage(MEANS, mean, shares, seeds, trials) | coverage(IQMS, iqm, shares, seeds, trials)
             print(f"| {seeds} | " + " | ".join(f"{held:.3f} ({width:.2f})" for held, width in found.values()) + " |")
+    print(
+        "\nruns that all succeed or all fail: coverage of their mean, exact; mean and least over shares of 1 to 99 %\n"
+    )
+    print("| seeds | t alone | t, or Wilson's where runs score alike (ours) |")
+    print("|---|---|---|")
+    shares = np.linspace(0.01, 0.99, 99)
+    for seeds in (3, 4, 5, 8, 10, 20):
+        methods = (lambda strata: metrics.stratified_t(strata, bounds=(0.0, 1.0)), MEANS["mean, stratified t (ours)"])
+        held = [exact_coverage(method, seeds, shares) for method in methods]
+        print(f"| {seeds} | " + " | ".join(f"{one.mean():.3f} ({one.min():.3f})" for one in held) + " |")
     print(f"\nfalse alarms of comparing an agent with itself at 5 %, {trials} trials\n")
     print("| seeds | 5 tasks, difference | 5 tasks, probability | 1 task, difference | 1 task, probability |")
     print("|---|---|---|---|---|")
