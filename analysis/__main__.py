@@ -33,6 +33,7 @@ class FiguresOptions:
     suite: tuple[str, ...] = ()  # only these suites; default: all
     allow_incomplete: bool = False  # also use runs that are not complete; figures and tables say how many
     code_names: bool = False  # call agents by their names in commands and files: qc_fql, not QC-FQL
+    plain: bool = False  # figures without the words above them, for a paper that says them in its caption
     published: Path | None = None  # curves or rates per seed, a CSV file or a folder; default: end points, built in
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ def figures(options: FiguresOptions) -> int:
     # Whatever may be refused is read before the first file is written.
     published = read_published(options.published)
     suites = load_results(options.results, options.suite or None, options.allow_incomplete)
-    suites = [replace(suite, code_names=options.code_names) for suite in suites]
+    suites = [replace(suite, code_names=options.code_names, plain=options.plain) for suite in suites]
     norms = {suite.name: load_norms(suite, options.results) for suite in suites}
     from analysis.output import write_all
 

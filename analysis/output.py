@@ -9,8 +9,9 @@ from pathlib import Path
 
 from analysis.figures.ablations import draw_ablations
 from analysis.figures.comparisons import draw_comparisons
-from analysis.figures.curves import draw_overview, draw_suite
+from analysis.figures.curves import draw_suite
 from analysis.figures.gradients import draw_gradients
+from analysis.figures.overview import draw_overview
 from analysis.loading.gradients import RolloutNorms
 from analysis.loading.load import Suite
 from analysis.published.overlay import draw_published

@@ -16,12 +16,16 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from agents import AGENTS
 from analysis.__main__ import main
+from analysis.figures import comparisons
 from analysis.figures import curves as figures
+from analysis.figures.overview import overview_figure
 from analysis.labels.names import DISPLAY_NAMES, named_agent
 from analysis.labels.style import AGENT_STYLES, FALLBACK_STYLES, styles_of
 from analysis.labels.wording import count_label, seeds_label
@@ -29,7 +33,11 @@ from analysis.loading.gradients import load_norms
 from analysis.loading.load import Suite, load_results
 from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS, ResultsError
 from analysis.loading.run_record import read_record
+from analysis.published import overlay
+from analysis.published.points import read_published
+from analysis.published.verdicts import counterparts
 from analysis.report.page import load_each
+from analysis.statistics.pairs import pairs_of
 from analysis.statistics.scores import Estimate
 from analysis.tables import success as tables
 from bench.runs.contract import REPRODUCIBLE, config_hash, find_runs
@@ -868,6 +876,59 @@ def test_figure_says_what_it_rests_on(tmp_path: Path):
         assert labels == ["SAC Flow-G (1 missing)", "FQL (1 incomplete)"]
 
 
+def test_plain_figures_have_no_words_that_belong_into_a_caption(tmp_path: Path):
+    suites = [replace(suite, plain=True) for suite in load_results(write_three_suites(tmp_path))]
+    drawn = [figures.suite_figure, figures.tasks_figure, figures.agents_figure, comparisons.profile_figure]
+    drawn += [lambda suite: comparisons.matrix_figure(suite, pairs_of(suite, suite.agents))]
+    with figures.house_style():
+        made = [draw(suites[0]) for draw in drawn] + [overview_figure(suites)]
+        for figure in made:
+            figure.draw_without_rendering()
+            words = " ".join(text.get_text() for text in figure.findobj(Text))  # type: ignore[union-attr]
+            assert "success rate" in words or "beats one" in words, "axes keep their names"
+            for word in ("seeds", "evaluation episodes", "generated", "t band", "thin", "Holm", "smoke"):
+                assert word not in words, (word, words)
+        assert "seeds" in figures.suite_figure(replace(suites[0], plain=False)).get_suptitle()
+
+
+def write_three_suites(root: Path) -> Path:
+    for suite in ("a", "b", "c"):
+        write_grid(root, suite=suite)
+    return root
+
+
+def test_single_runs_are_drawn_where_they_can_be_told_apart(tmp_path: Path):
+    few, many = load_one(write_grid(tmp_path / "few")), load_one(write_grid(tmp_path / "many", tasks=5, seeds=5))
+    with figures.house_style():
+        for suite, shown in ((few, True), (many, False)):
+            figure = figures.suite_figure(suite)
+            lines = [one for one in figure.axes[0].collections if isinstance(one, LineCollection)]
+            assert len(lines) == shown * len(suite.agents) and all(
+                0.1 <= (one.get_alpha() or 0) <= 0.4 for one in lines
+            )
+            assert ("thin lines: single runs" in figure.get_suptitle()) == shown
+        by_task = figures.tasks_figure(many)
+    assert "thin lines: single runs" in by_task.get_suptitle(), "a panel of 10 runs has room for them"
+
+
+@pytest.mark.parametrize("agents", [2, 6, 28])
+def test_legends_are_smaller_than_panels_and_axes_hold_their_names(tmp_path: Path, agents: int):
+    names = (*list(DISPLAY_NAMES)[:agents],)
+    suite = load_one(write_grid(tmp_path, agents=names, seeds=2))
+    with figures.house_style():
+        made = [figures.suite_figure(suite), figures.tasks_figure(suite), comparisons.profile_figure(suite)]
+        made.append(comparisons.matrix_figure(suite, pairs_of(suite, styles_of(suite.agents))))
+        if found := counterparts(suite, read_published()):
+            made.append(overlay.published_figure(suite, found))
+        for figure in made:
+            figure.draw_without_rendering()
+            for legend in figure.legends:
+                assert legend.get_window_extent().height < 0.45 * figure.bbox.height
+            for axes in filter(lambda axes: axes.axison and axes.get_ylabel(), figure.axes):
+                name, inside = axes.yaxis.label.get_window_extent(), axes.get_window_extent().padded(2)
+                assert inside.y0 <= name.y0 and name.y1 <= inside.y1, axes.get_ylabel()
+
+
 def test_axis_names_both_units_and_the_hand_over(tmp_path: Path):
     suite = load_one(write_grid(tmp_path))
     with figures.house_style():
@@ -1105,7 +1166,7 @@ def test_single_task_scored_by_its_return_has_its_own_figure(tmp_path: Path):
     write_run(tmp_path, offline=(3.0, 20.0), online=(40.0,), by_return=True)
     suite = load_one(tmp_path)
     names = {path.name for path in figures.draw_suite(suite, tmp_path)}
-    assert {"quick_return.pdf", "quick_tasks.pdf"} <= names
+    assert names == {f"quick_return.{kind}" for kind in ("pdf", "svg", "png")}, "by task it would be the same figure"
     assert "Return: undiscounted sum of rewards of an episode." in tables.caption(suite)
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from analysis import output
 from analysis.figures import comparisons as comparison_figures
 from analysis.figures import curves as figures
+from analysis.figures import overview
 from analysis.labels.style import styles_of
 from analysis.loading.load import Suite, load_results
 from analysis.statistics.pairs import pairs_of
@@ -151,7 +152,7 @@ def all_figures(suite: Suite, more: Suite) -> list[Figure]:
     return [
         comparison_figures.profile_figure(suite),
         comparison_figures.matrix_figure(suite, pairs_of(suite, styles_of(suite.agents))),
-        figures.overview_figure([suite, more]),
+        overview.overview_figure([suite, more]),
     ]
 
 
@@ -200,12 +201,12 @@ def test_overview_orders_domains_by_their_size(tmp_path: Path):
         write_run(tmp_path / "results", suite=suite)
     (tmp_path / "out").mkdir()
     suites = load_results(tmp_path / "results")
-    assert len(figures.draw_overview(suites, tmp_path / "out")) == 3
+    assert len(overview.draw_overview(suites, tmp_path / "out")) == 3
     svg = tmp_path / "out/offline_to_online.svg"
     first = svg.read_bytes()
-    figures.draw_overview(suites, tmp_path / "out")
+    overview.draw_overview(suites, tmp_path / "out")
     assert svg.read_bytes() == first
-    assert figures.draw_overview(suites[:1], tmp_path / "out") == [], "one domain has a figure of its own"
+    assert overview.draw_overview(suites[:1], tmp_path / "out") == [], "one domain has a figure of its own"
 
 
 def test_suite_scored_by_raw_returns_has_no_profile_and_no_matrix_over_tasks(tmp_path: Path):

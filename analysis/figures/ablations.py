@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.curves import (
     axis_sentence,
+    curve_facts,
     draw_curve,
     dress,
     dress_score,
@@ -16,6 +17,7 @@ from analysis.figures.curves import (
     legend_mark,
     new_figure,
     panels,
+    runs_fit,
     save,
     title,
 )
@@ -90,6 +92,7 @@ def ablation_figure(suite: Suite, ablations: list[Ablation]) -> Figure:
     rows = -(-len(ablations) // columns)
     most = max(len(ablation.values) for ablation in ablations)
     figure = new_figure(max(PAGE_WIDTH * columns / COLUMNS, 3.4), 0.6 + (1.65 + 0.11 * most) * rows)
+    runs = all(runs_fit(cell for label in one.values for cell in suite.cells_of(label)) for one in ablations)
     for index, axes in enumerate(panels(figure, rows, columns, len(ablations))):
         ablation = ablations[index]
         styles: dict[str, AgentStyle] = {ablation.agent: styles_of([ablation.agent])[ablation.agent]}
@@ -99,7 +102,7 @@ def ablation_figure(suite: Suite, ablations: list[Ablation]) -> Figure:
         styles |= {label: VARIANT_STYLES[k % len(VARIANT_STYLES)] for k, label in enumerate(variants)}
         cells = {label: suite.cells_of(label) for label in ablation.values}
         for order, (label, style) in enumerate(styles.items()):
-            draw_curve(axes, suite, cells[label], style, order, len(styles))
+            draw_curve(axes, suite, cells[label], style, order, len(styles), runs)
         dress(axes, suite, narrow=True)
         dress_score(axes, suite.measure, [cell for of_agent in cells.values() for cell in of_agent])
         axes.set_title(f"{name_in(suite, ablation.agent)}: {', '.join(ablation.settings)}", pad=3)
@@ -113,7 +116,7 @@ def ablation_figure(suite: Suite, ablations: list[Ablation]) -> Figure:
             axes.set_ylabel(suite.measure.name)
         else:
             axes.tick_params(labelleft=False)
-    title(figure, suite, f"ablations ({axis_sentence(suite)})")
+    title(figure, suite, f"ablations ({axis_sentence(suite)})", curve_facts(suite, runs))
     return figure
 
 

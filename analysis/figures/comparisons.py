@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from analysis.figures.curves import house_style, legend, legend_height, new_figure, save, title
+from analysis.figures.curves import house_style, legend, legend_height, new_figure, save, title, whole_width
 from analysis.labels.names import name_in
 from analysis.labels.style import COLUMN_WIDTH, PAGE_WIDTH, styles_of
 from analysis.loading.load import Suite
@@ -40,7 +40,8 @@ def draw_comparisons(suite: Suite, out: Path) -> list[Path]:
 def profile_figure(suite: Suite) -> Figure:
     """Share of runs whose final success rate is above each level, tasks weighing alike."""
     styles = styles_of(suite.agents)
-    figure = new_figure(COLUMN_WIDTH, 2.5 + legend_height(suite, COLUMN_WIDTH))
+    width = whole_width(suite)
+    figure = new_figure(width, 2.5 + legend_height(suite, width))
     axes = figure.add_subplot()
     for order, (agent, style) in enumerate(styles.items()):
         strata = [finals(cell) for cell in suite.cells_of(agent)]
@@ -67,7 +68,7 @@ def profile_figure(suite: Suite) -> Figure:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("final success rate τ")
     axes.set_ylabel("share of runs above τ")
-    title(figure, suite, "performance profile", curves=False)
+    title(figure, suite, "performance profile")
     legend(figure, suite)
     return figure
 
@@ -97,7 +98,8 @@ def matrix_figure(suite: Suite, pairs: list[Pair]) -> Figure:
     axes.set_yticks(np.arange(len(agents)) + 0.5, names, rotation=0)
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set_ylabel("a run of this agent …")
-    axes.set_xlabel("… beats one of this with probability\n(ties half; * means differ, 5 %, Holm)")
-    title(figure, suite, "final scores, pair by pair", curves=False)
+    axes.set_ylabel("a run of\nthis agent …")
+    key = "" if suite.plain else "\n(ties half; * means differ, 5 %, Holm)"
+    axes.set_xlabel(f"… beats one of this with probability{key}")
+    title(figure, suite, "final scores, pair by pair")
     return figure

@@ -5,7 +5,7 @@ Offline part in gradient updates and online part in environment steps stand on o
 with the hand-over between them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from analysis.labels.names import display_name
 from analysis.labels.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
-from analysis.labels.wording import agent_label, count_label, counted, provenance_facts, wrapped
-from analysis.loading.load import Cell, Suite, task_order
+from analysis.labels.wording import agent_label, count_label, provenance_facts, wrapped
+from analysis.loading.load import Cell, Suite
 from analysis.loading.read import NORMALISED_RETURN, SUCCESS, Measure
 from analysis.statistics.curves import all_scores, curve_of
 from analysis.statistics.metrics import Array, Interval
@@ -36,8 +35,7 @@ OFFLINE_SHARE = 0.4  # of the width of an axis that has both phases
 PANEL_COLUMNS = 5
 AGENT_COLUMNS = 4
 MOST_CURVES = 8  # that one panel shows well
-OVERVIEW_COLUMNS = 4
-OVERVIEW_LEGEND_COLUMNS = 6
+MOST_RUNS = 40  # thin lines that one panel shows well; more of them hide the means
 LABELLED_PANEL_COLUMNS = 3  # where each panel has a scale of its own
 PANEL_STYLE = {"lines.linewidth": 1.0, "lines.markersize": 3.0, "xtick.labelsize": 6.0, "ytick.labelsize": 6.0}
 MARKERS_PER_LINE = 7
@@ -45,8 +43,8 @@ CHARACTERS_PER_INCH = 20  # of the words above a figure
 
 
 def draw_suite(suite: Suite, out: Path) -> list[Path]:
-    """Writes `<suite>_success.*`, `<suite>_tasks.*` and, of more than MOST_CURVES agents, `<suite>_agents.*` into `out`
-    as PDF, SVG and PNG; returns their paths.
+    """Writes `<suite>_success.*`, of several tasks `<suite>_tasks.*` and, of more than MOST_CURVES agents,
+    `<suite>_agents.*` into `out` as PDF, SVG and PNG; returns their paths.
 
     The first is named after what the suite is scored by; it and the last are left out where the tasks have no common
     scale.
@@ -56,24 +54,21 @@ def draw_suite(suite: Suite, out: Path) -> list[Path]:
         with house_style():
             paths = save(suite_figure(suite), out / f"{suite.name}_{suite.measure.file_name}")
     with house_style(PANEL_STYLE):
-        paths += save(tasks_figure(suite), out / f"{suite.name}_tasks")
+        if has_tasks_figure(suite):
+            paths += save(tasks_figure(suite), out / f"{suite.name}_tasks")
         if has_agents_figure(suite):
             paths += save(agents_figure(suite), out / f"{suite.name}_agents")
     return paths
 
 
+def has_tasks_figure(suite: Suite) -> bool:
+    """Whether `<suite>_tasks` is drawn; of one task it would be the suite's figure once more."""
+    return len(suite.tasks) > 1
+
+
 def has_agents_figure(suite: Suite) -> bool:
     """Whether `<suite>_agents` is drawn."""
     return suite.measure is not None and len(suite.agents) > MOST_CURVES
-
-
-def draw_overview(suites: Sequence[Suite], out: Path) -> list[Path]:
-    """Writes `offline_to_online.*`, one panel per suite that is scored by success, where there are several."""
-    drawn = sorted((suite for suite in suites if suite.measure == SUCCESS), key=lambda suite: task_order(suite.name))
-    if len(drawn) < 2:
-        return []
-    with house_style(PANEL_STYLE):
-        return save(overview_figure(drawn), out / "offline_to_online")
 
 
 @contextmanager
@@ -103,14 +98,17 @@ def suite_figure(suite: Suite) -> Figure:
     """One panel, one line per agent: mean over tasks and seeds, 95 % band, and every run as a thin line."""
     assert suite.measure is not None, f"the tasks of {suite.name} have no mean"
     styles = styles_of(suite.agents)
-    figure = new_figure(COLUMN_WIDTH, 2.5 + legend_height(suite, COLUMN_WIDTH))
+    width = whole_width(suite)
+    figure = new_figure(width, 2.5 + legend_height(suite, width))
     axes = figure.add_subplot()
+    runs = runs_fit(suite.cells.values())
     for order, (agent, style) in enumerate(styles.items()):
-        draw_curve(axes, suite, suite.cells_of(agent), style, order)
+        draw_curve(axes, suite, suite.cells_of(agent), style, order, runs=runs)
     dress(axes, suite)
     dress_score(axes, suite.measure, list(suite.cells.values()))
     axes.set_ylabel(suite.measure.name)
-    title(figure, suite, suite.tasks[0] if len(suite.tasks) == 1 else f"mean over {len(suite.tasks)} tasks")
+    what = suite.tasks[0] if len(suite.tasks) == 1 else f"mean over {len(suite.tasks)} tasks"
+    title(figure, suite, what, facts=curve_facts(suite, runs))
     legend(figure, suite)
     return figure
 
@@ -121,16 +119,18 @@ def tasks_figure(suite: Suite) -> Figure:
     most = PANEL_COLUMNS if suite.measure else LABELLED_PANEL_COLUMNS
     columns = min(len(suite.tasks), most)
     rows = -(-len(suite.tasks) // columns)
-    width = max(COLUMN_WIDTH, PAGE_WIDTH * columns / most)
+    width = max(whole_width(suite), PAGE_WIDTH * columns / most)
     figure = new_figure(width, 0.85 + (1.2 if columns > 1 else 1.6) * rows + legend_height(suite, width))
+    cells = suite.cells.values()
+    runs = all(runs_fit(cell for cell in cells if cell.task == task) for task in suite.tasks)
     for index, axes in enumerate(panels(figure, rows, columns, len(suite.tasks))):
         task = suite.tasks[index]
         for order, (agent, style) in enumerate(styles.items()):
             if (task, agent) in suite.cells:
-                draw_curve(axes, suite, [suite.cells[task, agent]], style, order)
+                draw_curve(axes, suite, [suite.cells[task, agent]], style, order, runs=runs)
         dress(axes, suite, narrow=columns > 1)
         shown = suite.tasks if suite.measure else (task,)
-        dress_score(axes, suite.measures[task], [cell for cell in suite.cells.values() if cell.task in shown])
+        dress_score(axes, suite.measures[task], [cell for cell in cells if cell.task in shown])
         axes.set_title(task, pad=3)
         if index % columns == 0 or suite.measure is None:
             axes.set_ylabel(suite.measures[task].name)
@@ -139,7 +139,7 @@ def tasks_figure(suite: Suite) -> Figure:
         # The last panel of a column carries the axis, also where the last row is not full.
         if index + columns < len(suite.tasks):
             axes.tick_params(labelbottom=False)
-    title(figure, suite, "by task")
+    title(figure, suite, "by task", facts=curve_facts(suite, runs))
     legend(figure, suite, heading=axis_sentence(suite) if columns > 1 else "")
     return figure
 
@@ -152,12 +152,13 @@ def agents_figure(suite: Suite) -> Figure:
     columns = min(len(styles), AGENT_COLUMNS)
     rows = -(-len(styles) // columns)
     figure = new_figure(PAGE_WIDTH, 0.75 + 1.15 * rows)
+    runs = all(runs_fit(suite.cells_of(agent)) for agent in styles)
     for index, (axes, (agent, style)) in enumerate(
         zip(panels(figure, rows, columns, len(styles)), styles.items(), strict=True)
     ):
         others = [line for name, line in means.items() if name != agent]
         axes.add_collection(LineCollection(others, colors="0.8", linewidths=0.5, zorder=1.2))
-        draw_curve(axes, suite, suite.cells_of(agent), style, order=0, num_agents=1)
+        draw_curve(axes, suite, suite.cells_of(agent), style, order=0, num_agents=1, runs=runs)
         dress(axes, suite, narrow=True)
         dress_score(axes, suite.measure, list(suite.cells.values()))
         axes.set_title(agent_label(suite, agent).replace(" (", "\n("), pad=3)
@@ -167,41 +168,7 @@ def agents_figure(suite: Suite) -> Figure:
             axes.tick_params(labelleft=False)
         if index + columns < len(styles):
             axes.tick_params(labelbottom=False)
-    title(figure, suite, "by agent", facts=[axis_sentence(suite), "grey: the other agents"])
-    return figure
-
-
-def overview_figure(suites: Sequence[Suite]) -> Figure:
-    """The domains side by side: mean over the tasks and seeds of each suite, bands and runs as in a suite's figure."""
-    styles = styles_of({agent for suite in suites for agent in suite.agents})
-    columns = min(len(suites), OVERVIEW_COLUMNS)
-    rows = -(-len(suites) // columns)
-    legend_rows = -(-len(styles) // OVERVIEW_LEGEND_COLUMNS)
-    figure = new_figure(PAGE_WIDTH, 0.55 + 1.85 * rows + 0.13 * legend_rows)
-    for index, axes in enumerate(panels(figure, rows, columns, len(suites))):
-        suite = suites[index]
-        for order, (agent, style) in enumerate(styles.items()):
-            if agent in suite.agents:
-                draw_curve(axes, suite, suite.cells_of(agent), style, order, len(styles))
-        dress(axes, suite, narrow=True)
-        dress_score(axes, SUCCESS, list(suite.cells.values()))
-        facts = [counted(len(suite.tasks), "task"), *provenance_facts(suite)]
-        facts.remove(f"{counted(suite.eval_episodes, 'evaluation episode')} per point")
-        width = int(PAGE_WIDTH / columns * CHARACTERS_PER_INCH)
-        axes.set_title("\n".join([suite.name, *wrapped(facts, width)]), pad=3, fontsize=6.0)
-        if index % columns == 0:
-            axes.set_ylabel(SUCCESS.name)
-        else:
-            axes.tick_params(labelleft=False)
-    handles = [legend_mark(style) for style in styles.values()]
-    figure.legend(
-        handles,
-        [display_name(agent, suites[0].code_names) for agent in styles],
-        loc="outside lower center",
-        ncols=min(OVERVIEW_LEGEND_COLUMNS, len(styles)),
-        title="offline: gradient updates  |  online: environment steps · 95 % t bands, pointwise · thin: single runs",
-        title_fontsize=MATPLOTLIB["legend.fontsize"],
-    )
+    title(figure, suite, "by agent", facts=[axis_sentence(suite), "grey: the other agents", *curve_facts(suite, runs)])
     return figure
 
 
@@ -221,13 +188,20 @@ def panels(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
 
 
 def draw_curve(
-    axes: Axes, suite: Suite, cells: Sequence[Cell], style: AgentStyle, order: int, num_agents: int = 0
+    axes: Axes,
+    suite: Suite,
+    cells: Sequence[Cell],
+    style: AgentStyle,
+    order: int,
+    num_agents: int = 0,
+    runs: bool = True,
 ) -> None:
-    """Mean of one agent over the runs of `cells` (one per task), band and runs; order = its place in the legend of
-    `num_agents` (default: the suite's)."""
+    """Mean of one agent over the runs of `cells` (one per task), band and, if asked for, runs; order = its place in the
+    legend of `num_agents` (default: the suite's)."""
     num_agents = num_agents or len(suite.agents)
     x, curve = placed_curve(suite, cells)
-    draw_runs(axes, x, np.concatenate([all_scores(cell) for cell in cells]), style, num_agents)
+    if runs:
+        draw_runs(axes, x, np.concatenate([all_scores(cell) for cell in cells]), style, num_agents)
     axes.fill_between(x, curve.low, curve.high, color=style.color, alpha=max(0.1, 0.2 - 0.02 * num_agents), linewidth=0)
     step = max(1, len(x) // MARKERS_PER_LINE)
     axes.plot(
@@ -259,10 +233,15 @@ def mean_line(suite: Suite, cells: Sequence[Cell]) -> Array:
 
 
 def draw_runs(axes: Axes, x: Array, scores: Array, style: AgentStyle, num_agents: int) -> None:
-    """Every run as a thin line; fainter the more there are in the panel. scores (n, len(x))."""
+    """Every run as a thin, faint line; fainter the more there are in the panel. scores (n, len(x))."""
     lines = [np.column_stack([x, run])[~np.isnan(run)] for run in scores]
-    alpha = float(np.clip(12.0 / (len(lines) * num_agents), 0.03, 0.5))
+    alpha = float(np.clip(6.0 / (len(lines) * num_agents), 0.1, 0.4))
     axes.add_collection(LineCollection(lines, colors=style.color, linewidths=0.4, alpha=alpha))
+
+
+def runs_fit(cells: Iterable[Cell]) -> bool:
+    """Whether a panel of these cells has room for its runs as lines."""
+    return sum(len(cell.seeds) for cell in cells) <= MOST_RUNS
 
 
 # ------------------------------------------------------------------------------------------------------ the axis
@@ -344,18 +323,21 @@ def axis_sentence(suite: Suite) -> str:
     return "  |  ".join(phases)
 
 
-def title(figure: Figure, suite: Suite, what: str, curves: bool = True, facts: Sequence[str] = ()) -> None:
-    """What the figure shows, what it rests on and further `facts`, above it; `curves` have bands and lines that need a
-    word."""
+def title(figure: Figure, suite: Suite, what: str, facts: Sequence[str] = ()) -> None:
+    """What the figure shows, what it rests on and further `facts`, above it; nothing above plain figures."""
+    if suite.plain:
+        return
     facts = [*provenance_facts(suite), *facts]
-    if curves:
-        facts += ["95 % t band, pointwise", "thin lines: single runs"]
-        if all(len(cell.seeds) < 2 for cell in suite.cells.values()):
-            facts[-2] = "no band: one seed"
-        if NORMALISED_RETURN in suite.measures.values():
-            facts.append("dotted: reference returns")
     lines = [f"{suite.name}, {what}", *wrapped(facts, int(figure.get_figwidth() * CHARACTERS_PER_INCH))]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.3)
+
+
+def curve_facts(suite: Suite, runs: bool) -> list[str]:
+    """What bands and thin lines are."""
+    single = all(len(cell.seeds) < 2 for cell in suite.cells.values())
+    facts = ["no band: one seed" if single else "95 % t band, pointwise"]
+    facts += ["thin lines: single runs"] * runs
+    return facts + ["dotted: reference returns"] * (NORMALISED_RETURN in suite.measures.values())
 
 
 def legend(figure: Figure, suite: Suite, heading: str = "") -> None:
@@ -375,6 +357,11 @@ def legend_mark(style: AgentStyle) -> Line2D:
     """An agent's line with all three of its marks."""
     edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.3}
     return Line2D([], [], color=style.color, linestyle=style.line, marker=style.marker, **edge)
+
+
+def whole_width(suite: Suite) -> float:
+    """Inches of a figure of one panel: a column of a page, or both where the legend would be as tall as the panel."""
+    return COLUMN_WIDTH if len(suite.agents) <= MOST_CURVES else PAGE_WIDTH
 
 
 def legend_columns(suite: Suite, width: float) -> int:

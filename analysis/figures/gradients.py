@@ -149,7 +149,9 @@ def dress_log_scale(axes: Axes, means: list[Array]) -> None:
 
 
 def title(figure: Figure, suite: Suite, what: str, fact: str) -> None:
-    """What the figure shows and what it rests on, above it."""
+    """What the figure shows and what it rests on, above it; nothing above plain figures."""
+    if suite.plain:
+        return
     runs = [len(cell.seeds) for agent in suite.agents for cell in suite.cells_of(agent)]
     band = "95 % t band" if max(runs) > 1 else "no band: one seed"
     tasks = suite.tasks[0] if len(suite.tasks) == 1 else f"mean over {len(suite.tasks)} tasks"

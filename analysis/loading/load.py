@@ -68,6 +68,7 @@ class Suite:
     runs: tuple[Run, ...]  # by name
     notes: tuple[str, ...]
     code_names: bool = False  # people read the names of the registry too, not those of the papers
+    plain: bool = False  # figures have no words that belong into a caption
 
     @property
     def measure(self) -> Measure | None:

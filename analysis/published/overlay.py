@@ -2,10 +2,9 @@
 
 Ours as in the other figures, in colour; published means in grey, a source a shade, a line and a marker, with limits
 where there are any. Where only a few points of a curve are published, nothing is drawn between them. Whether the two
-may be compared is for `analysis.published.verdicts` to say; what differs stands in the legend.
+may be compared, and what differs, is for `analysis.published.verdicts` to say.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from analysis.figures.curves import (
     PANEL_COLUMNS,
     PANEL_STYLE,
     axis_sentence,
+    curve_facts,
     draw_curve,
     dress,
     dress_score,
@@ -29,15 +29,16 @@ from analysis.figures.curves import (
     new_figure,
     phase_widths,
     save,
+    title,
 )
 from analysis.labels.names import name_in
 from analysis.labels.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
-from analysis.labels.wording import counted, provenance_facts, wrapped
+from analysis.labels.wording import counted, wrapped
 from analysis.loading.load import Suite
 from analysis.loading.read import SUCCESS
 from analysis.published.points import PublishedPoint, Series
-from analysis.published.sources import differences, protocol_of, source_of
-from analysis.published.verdicts import counterparts, our_protocol, source_order
+from analysis.published.sources import source_of
+from analysis.published.verdicts import counterparts, source_order
 
 
 class GreyStyle(NamedTuple):
@@ -56,6 +57,7 @@ GREYS = (
 )
 OURS = "#0072B2"
 MARKERS_PER_PANEL = 7
+LEGEND_CHARACTERS = 56  # of a line of an entry
 Counterparts = Mapping[tuple[str, str, str], Sequence[Series]]
 
 
@@ -77,8 +79,10 @@ def published_figure(suite: Suite, found: Counterparts) -> Figure:
     columns = min(len(suite.tasks), PANEL_COLUMNS)
     deep = -(-len(suite.tasks) // columns)  # rows of one agent
     width = max(COLUMN_WIDTH, PAGE_WIDTH * columns / PANEL_COLUMNS)
-    lines = sum(label.count("\n") + 1 for label in entries.values())
-    figure = new_figure(width, 0.9 + 1.15 * deep * len(agents) + 0.125 * (lines + 1))
+    lines = [line for entry in entries.values() for line in entry.splitlines()]
+    ncols = max(1, int(width / (0.6 + max(map(len, lines)) / (CHARACTERS_PER_INCH + 3))))
+    legend_lines = max(entry.count("\n") + 1 for entry in entries.values()) * -(-len(entries) // ncols)
+    figure = new_figure(width, 0.9 + 1.15 * deep * len(agents) + 0.125 * legend_lines)
     grid = figure.subplots(deep * len(agents), columns, squeeze=False)
     for row, agent in enumerate(agents):
         for index, axes in enumerate(grid[row * deep : (row + 1) * deep].flat):
@@ -90,22 +94,21 @@ def published_figure(suite: Suite, found: Counterparts) -> Figure:
             if row == 0 or deep > 1:
                 axes.set_title(task, pad=3)
             if index % columns == 0:
-                axes.set_ylabel(name_in(suite, agent))
+                axes.set_ylabel(name_in(suite, agent).replace("@", "\n@"))
             else:
                 axes.tick_params(labelleft=False)
             if row < len(agents) - 1 or index + columns < len(suite.tasks):
                 axes.tick_params(labelbottom=False)
     joined = {curve.source for curves in found.values() for curve in curves if is_curve(curve)}
-    facts = [*provenance_facts(suite), "95 % t band, pointwise", "thin lines: single runs", axis_sentence(suite)]
-    title = [f"{suite.name}, ours (colour) and published (grey): success rate by agent and task"]
-    title += wrapped(facts, int(width * CHARACTERS_PER_INCH))
-    figure.suptitle("\n".join(title), x=0.01, ha="left", linespacing=1.3)
+    what = "ours (colour) and published (grey): success rate by agent and task"
+    protocols = f"protocols that differ: {suite.name}_verdicts.md"
+    title(figure, suite, what, [*curve_facts(suite, runs=True), axis_sentence(suite), protocols])
     figure.legend(
         [Line2D([], [], **marks(style, source in joined)) for source, style in shades.items()],
         [entries[source] for source in shades],
-        loc="outside lower left",
+        loc="outside lower center",
         fontsize=MATPLOTLIB["legend.fontsize"] - 0.5,
-        labelspacing=0.35,
+        ncols=ncols,
     )
     return figure
 
@@ -193,30 +196,22 @@ def marks(style: GreyStyle, joined: bool) -> dict[str, Any]:
 
 
 def legend_entries(suite: Suite, found: Counterparts, shades: Mapping[str, GreyStyle]) -> dict[str, str]:
-    """Of each source: its name, seeds, its names for our agents, and how its protocol differs from ours."""
-    width = max(COLUMN_WIDTH, PAGE_WIDTH * min(len(suite.tasks), PANEL_COLUMNS) / PANEL_COLUMNS)
+    """Of each source: its name, seeds, and its names for our agents where they are others.
+
+    How its protocol differs from ours is for the verdicts to say, which have the room.
+    """
     entries = {}
     for source in shades:
         members = {key: curves for key, curves in found.items() if key[1] == source}
         numbers = [count for curves in members.values() for curve in curves for count in curve.seeds]
         low, high = min(numbers), max(numbers)
         seeds = counted(high, "seed") if low == high else f"{low} to {high} seeds"
-        names = [f"{method} = {agent}" for agent, _, method in members if method.lower().replace("-", "_") != agent]
-        facts = [f"{source_of(source).label}, {seeds}", *names]
-        by_difference: dict[str, list[str]] = {}
-        beyond = False
-        for (agent, _, method), curves in members.items():
-            forbidding, remarks = differences(our_protocol(suite, agent), protocol_of(source, method))
-            for difference in (*forbidding, *remarks):
-                by_difference.setdefault(difference, []).append(agent)
-            steps = [point.step for curve in curves for point in curve.points]
-            beyond |= any(published_position(suite, step) is None for step in steps)
-        for difference, agents in by_difference.items():
-            everyone = len(agents) == len({agent for agent, _, _ in members})
-            facts.append(difference if everyone else f"{difference} ({', '.join(agents)})")
-        facts += ["may be the best checkpoint of each curve"] * source_of(source).best_of_curve
-        facts += ["points beyond our budget left out"] * beyond
-        limits = [point.interval[0] for curves in members.values() for curve in curves for point in curve.points]
-        facts += ["no limits published"] * all(map(math.isnan, limits))
-        entries[source] = "\n".join(wrapped(facts, int((width - 0.7) * (CHARACTERS_PER_INCH + 3))))
+        pairs = [(method, name_in(suite, agent)) for agent, _, method in members]
+        names = [f"{method} = {name}" for method, name in pairs if simple(method) != simple(name)]
+        entries[source] = "\n".join(wrapped([f"{source_of(source).label}, {seeds}", *names], LEGEND_CHARACTERS))
     return entries
+
+
+def simple(name: str) -> str:
+    """Without case and punctuation: QC-FQL and qc_fql are one name."""
+    return "".join(filter(str.isalnum, name.lower()))

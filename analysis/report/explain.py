@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.figures.curves import has_agents_figure
+from analysis.figures.curves import has_agents_figure, has_tasks_figure
 from analysis.labels.names import named_agent
 from analysis.labels.wording import alternatives, counted
 from analysis.loading.load import Suite, find_runs, load_results
@@ -145,9 +145,11 @@ def find_figure(results: Path, figure: str, task: str | None, allow_incomplete: 
     curves = {f"{suite.name}_{suite.measure.file_name}"} if suite.measure else set()
     if has_agents_figure(suite):
         curves.add(f"{suite.name}_agents")
-    if stem not in curves | {f"{suite.name}_tasks"}:
-        drawn = sorted(curves | {f"{suite.name}_tasks"})
-        raise ResultsError(f"{stem!r} is not a figure of curves of suite {suite.name}{alternatives(stem, drawn)}")
+    drawn = curves | ({f"{suite.name}_tasks"} if has_tasks_figure(suite) else set())
+    if stem not in drawn:
+        raise ResultsError(
+            f"{stem!r} is not a figure of curves of suite {suite.name}{alternatives(stem, sorted(drawn))}"
+        )
     if task is not None and task not in suite.tasks:
         raise ResultsError(f"no task {task!r} in suite {suite.name}{alternatives(task, suite.tasks)}")
     if stem in curves:
