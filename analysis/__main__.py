@@ -75,6 +75,7 @@ class ReportOptions:
     out: Path | None = None  # a file; default: figures/report.html inside the results folder
     suite: tuple[str, ...] = ()  # only these suites; default: all
     code_names: bool = False  # call agents by their names in commands and files: qc_fql, not QC-FQL
+    published: Path | None = None  # curves or rates per seed, a CSV file or a folder; default: end points, built in
     embed_videos: float = 8.0  # put so many megabytes of recorded videos into the page and link the others
 
     def __post_init__(self) -> None:
@@ -88,10 +89,17 @@ def report(options: ReportOptions) -> int:
     out: Path = options.out or options.results / FIGURES / "report.html"
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; name the HTML file to write")
+    from analysis.published.points import read_published
     from analysis.report.page import write_report
 
+    published = read_published(options.published)
     written = write_report(
-        options.results, out, options.suite or None, int(options.embed_videos * 1e6), options.code_names
+        options.results,
+        out,
+        options.suite or None,
+        int(options.embed_videos * 1e6),
+        code_names=options.code_names,
+        published=published,
     )
     for name, reason in written.refused.items():
         print(f"warning: suite {name} is left out of the report: {reason}", file=sys.stderr)

@@ -21,7 +21,7 @@ from analysis.loading.load import Suite, load_results
 from analysis.loading.read import ResultsError
 from analysis.published import overlay, verdicts
 from analysis.published.points import PublishedPoint, read_published
-from analysis.report import explain
+from analysis.report import chart_data, explain
 from analysis.report import page as report
 from analysis.statistics.pairs import pairs_of
 from analysis.statistics.scores import ALL_TASKS
@@ -130,7 +130,7 @@ def test_suite_of_nothing_else_is_drawn_over_its_steps(tmp_path: Path):
 
 def test_report_has_the_hand_over_as_its_only_offline_point(root: Path, suite: Suite):
     number = {agent: index for index, agent in enumerate(suite.agents)}
-    data = report.suite_data(suite, number)
+    data = chart_data.suite_data(suite, number)
     assert data["grids"][str(number["rlpd"])] == [[0], [0, 10, 20, 30, 40, 50]]
     assert data["grids"][str(number["fql"])] == [[0, 100, 200], [0, 10, 20, 30, 40, 50]]
     curves = [curve for curve in data["curves"] if curve["agent"] == number["rlpd"]]

@@ -22,13 +22,19 @@ import pytest
 from analysis.__main__ import main
 from analysis.figures.ablations import ablations_of
 from analysis.labels.names import named_agent
-from analysis.labels.style import AGENT_STYLES
+from analysis.labels.style import AGENT_STYLES, styles_of
 from analysis.loading.load import load_results
 from analysis.loading.read import ResultsError
 from analysis.loading.run_record import SCALAR_POINTS, Scalar, extremes
+from analysis.published.points import read_published
+from analysis.published.verdict_tables import summary_table
+from analysis.published.verdicts import judge
 from analysis.report import page as report
 from analysis.statistics.curves import curve_of
+from analysis.statistics.pairs import pairs_of
 from analysis.tables import success as tables
+from analysis.tables.comparisons import pair_reading
+from analysis.tables.paper import reading_table
 from tests.report_runs import add_videos, fail, write_report_results
 from tests.test_analysis import edit_json, write_grid, write_run
 from tests.test_comparison_tables import write_three
@@ -163,6 +169,42 @@ def test_tables_have_the_numbers_of_the_csv(results: Path, page: Page):
             value = float(row[columns.index("final")][1] or "nan")
             assert value == pytest.approx(float(expected["score_final"]), abs=1e-6)
             assert texts[columns.index("final")].startswith(f"{value:.2f} [{float(expected['score_final_low']):.2f}, ")
+
+
+def test_page_has_the_tables_of_the_other_files(results: Path, page: Page):
+    (suite,) = load_results(results, ["cube-double"], allow_incomplete=True)
+    rows = {(row.task, row.agent): row for row in tables.suite_rows(suite)}
+    expected = {
+        "Offline to online": reading_table(suite, rows),
+        "Pairs of agents": pair_reading(suite, pairs_of(suite, styles_of(suite.agents))),
+        "Against published numbers": summary_table(suite, judge(suite, read_published())),
+    }
+    for title, table in expected.items():
+        heading, *lines = page.tables[f"cube-double: {title}"]
+        assert [text for text, _ in heading] == list(table.columns)
+        shown = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.markdown().splitlines()[2:]]
+        plain = [[cell.replace("*", "").replace(" ", "") for cell in line] for line in shown]
+        assert [[text.replace(" ", "") for text, _ in line] for line in lines] == plain
+    assert len(expected["Against published numbers"].rows) > 2
+    for text, value in (row[2] for row in page.tables["cube-double: Pairs of agents"][1:]):
+        assert text.startswith(f"{float(value or 'nan'):.2f} ["), "a column is sorted by the number that it shows"
+    words = [row[7] for row in page.tables["cube-double: FQL against FQL-O2O, critic-free pretraining paper"][1:]]
+    assert {value for _, value in words} == {None}, "words are sorted as words"
+    assert "raw: Pairs of agents" not in page.tables, "one agent has nobody to be compared with"
+
+
+def test_page_has_the_performance_profile_of_success_rates(results: Path, page: Page):
+    charts = {suite["name"]: suite for suite in page.json("chart-data")["suites"]}
+    assert charts["raw"]["profiles"] == charts["bullet"]["profiles"] == []
+    profiles = charts["cube-double"]["profiles"]
+    assert len(profiles) == 5 and all(profile["mean"][0] == 1 and profile["mean"][-1] == 0 for profile in profiles)
+    assert {len(profile["low"]) for profile in profiles} == {len(charts["cube-double"]["thresholds"])}
+    assert sum("data-profile" in attributes for tag, attributes in page.elements if tag == "figure") == 1
+
+
+def test_no_number_on_the_page_is_longer_than_people_read(page: Page):
+    shown = page.text_of("td", "p", "dd", "li", "strong")
+    assert not [text for text in shown if re.search(r"\d\.\d{6,}", text)]
 
 
 def test_overview_counts_the_runs_by_state(page: Page):

@@ -111,6 +111,17 @@ def test_point_that_is_hovered_tells_its_step_and_value(page: Any):
     assert not tip.is_visible()
 
 
+def test_profile_tells_the_share_of_runs_above_a_level(page: Any):
+    figure = page.locator("#suite-cube-double figure.profile")
+    figure.scroll_into_view_if_needed()
+    figure.locator(".over").wait_for()
+    figure.focus()
+    page.keyboard.press("ArrowRight")
+    title, value, level = page.locator("#tooltip").inner_text().split("\n")
+    assert (title, level) == ("SAC Flow-G", "above 0.00")
+    assert value == "share of runs 1.000", "no limits where there is no spread"
+
+
 def test_keyboard_moves_along_the_means(page: Any):
     figure = page.locator("#suite-cube-double figure.whole")
     place_of(page, figure, "FQL")
@@ -209,7 +220,7 @@ def test_page_is_never_wider_than_the_screen(page: Any):
 
 def test_all_charts_are_drawn_before_printing(page: Any):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("figure.chart").count() == page.locator("figure.chart .over").count() == 3 + 4 + 2
+    assert page.locator("figure.chart").count() == page.locator("figure.chart .over").count() == 10
     closed = page.locator("#report section:not(#runs) details:not([open])")
     assert closed.count() == 0
     page.evaluate("dispatchEvent(new Event('afterprint'))")

@@ -57,11 +57,19 @@ def to_markdown(suite: Suite, rows: Sequence[Verdict], margin: float = MARGIN) -
     """A summary at the last step, and one table per agent and source."""
     blocks = [summarised(suite, rows, margin)]
     blocks += wilson_note(side.wilson for row in rows for side in (row.ours, row.published) if side)
+    for heading, table in tables_by_source(suite, rows):
+        blocks += [f"### {heading}", table.markdown()]
+    return "\n\n".join(blocks) + "\n"
+
+
+def tables_by_source(suite: Suite, rows: Sequence[Verdict]) -> list[tuple[str, Table]]:
+    """Every verdict with its numbers: heading and table of each agent and source."""
     families: dict[tuple[str, str, str], list[Verdict]] = {}
     for row in rows:
         families.setdefault((row.agent, row.source, row.method), []).append(row)
+    tables = []
     for (agent, source, method), members in families.items():
-        blocks.append(f"### {name_in(suite, agent)} against {method}, {source_of(source).label}")
+        heading = f"{name_in(suite, agent)} against {method}, {source_of(source).label}"
         lines = []
         for row in members:
             lines.append(
@@ -77,12 +85,26 @@ def to_markdown(suite: Suite, rows: Sequence[Verdict], margin: float = MARGIN) -
                 ]
             )
         columns = ["task", "step", "ours", "seeds", "published", "seeds", "difference", "verdict", "reason"]
-        blocks.append(Table(columns, lines).markdown())
-    return "\n\n".join(blocks) + "\n"
+        tables.append((heading, Table(columns, lines)))
+    return tables
 
 
 def summarised(suite: Suite, rows: Sequence[Verdict], margin: float = MARGIN) -> str:
     """One line per agent and source, the verdicts at the last compared step, below what they rest on."""
+    heading = f"## {suite.name}: against published numbers"
+    return "\n\n".join([heading, rule(margin), summary_table(suite, rows).markdown()])
+
+
+def rule(margin: float = MARGIN) -> str:
+    """What a verdict promises."""
+    return (
+        f"Margin {margin:.2f}. A method that is truly equal is called below or above on any task of the suite with "
+        f"probability {ERROR_RATE:.0%} at most, at each step. The rule: analysis/README.md."
+    )
+
+
+def summary_table(suite: Suite, rows: Sequence[Verdict]) -> Table:
+    """One line per agent and source, at the last compared step."""
     last: dict[tuple[str, str, str], int] = {}
     for row in rows:
         key = (row.agent, row.source, row.method)
@@ -96,12 +118,7 @@ def summarised(suite: Suite, rows: Sequence[Verdict], margin: float = MARGIN) ->
         counts = [f"{n} {kind}" for kind in kinds if (n := sum(row.verdict == kind for row in single))]
         name = f"{method}, {source_of(source).label}"
         lines.append([name_in(suite, agent), name, step_label(step), overall[0] if overall else "-", ", ".join(counts)])
-    table = Table(["agent", "published", "step", "mean over tasks", "by task"], lines)
-    rule = (
-        f"Margin {margin:.2f}. A method that is truly equal is called below or above on any task of the suite with "
-        f"probability {ERROR_RATE:.0%} at most, at each step. The rule: analysis/README.md."
-    )
-    return "\n\n".join([f"## {suite.name}: against published numbers", rule, table.markdown()])
+    return Table(["agent", "published", "step", "mean over tasks", "by task"], lines)
 
 
 def estimate(value: SideMean | Difference) -> str:

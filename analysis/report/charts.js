@@ -132,8 +132,13 @@ class Chart {
   }
 
   axis(svg, inner, height, narrow) {
-    const { left, offline, online } = this.spec.phases;
     svg.append(shape("line", { class: "axis", x1: inner.left, x2: inner.right, y1: inner.bottom, y2: inner.bottom }));
+    if (!this.spec.phases) {
+      for (const value of [0, 0.25, 0.5, 0.75, 1]) svg.append(shape("text", { x: this.x(value), y: inner.bottom + 14, "text-anchor": "middle" }, String(value)));
+      if (!narrow) svg.append(shape("text", { x: this.x(0.5), y: height - 6, "text-anchor": "middle" }, this.spec.axis));
+      return;
+    }
+    const { left, offline, online } = this.spec.phases;
     const marks = [];
     if (offline) marks.push([0, "0", "start"]);
     if (offline && online) {
@@ -179,7 +184,7 @@ class Chart {
       group.append(shape("path", { d: text, fill: look.color, "fill-opacity": Math.max(0.06, 0.2 - 0.02 * all) }));
     }
     if (line.runs.length) {
-      const opacity = Math.min(0.5, Math.max(0.05, 14 / (line.runs.length * all)));
+      const opacity = Math.min(0.4, Math.max(0.04, 6 / (line.runs.length * all)));
       group.append(shape("path", { class: "runs", d: line.runs.map((run) => this.path(line.x, run.y)).join(""), stroke: look.color, "stroke-opacity": opacity }));
     }
     return group;
@@ -245,7 +250,7 @@ class Chart {
     const alike = line.low && line.low[k] === line.high[k]; // no spread, and no band
     const limits = !run && line.low && line.low[k] != null && !alike ? ` [${number(line.low[k])}, ${number(line.high[k])}]` : "";
     const size = line.runs.filter((member) => member.y[k] != null).length;
-    const title = run ? run.name : line.agent == null ? line.name : `${line.name}, mean of ${size} ${size === 1 ? "run" : "runs"}`;
+    const title = run ? run.name : !line.runs.length ? line.name : `${line.name}, mean of ${size} ${size === 1 ? "run" : "runs"}`;
     showTooltip(box.left + this.x(line.x[k]), box.top + this.y(value), title, [`${this.spec.measure} ${number(value)}${limits}`, line.at[k]]);
   }
 
@@ -322,7 +327,17 @@ function suiteSpec(suite, task) {
   return { lines, phases: scale, unit: suite.unit_scale[first], references: suite.references[first], measure: task < 0 ? suite.measure : suite.measures[task] };
 }
 
+// The share of runs above each level: steps, drawn from point to point.
+function profileSpec(suite) {
+  const lines = suite.profiles.map(({ agent, mean, low, high }) => {
+    const at = suite.thresholds.map((level) => `above ${level.toFixed(2)}`);
+    return { agent, name: data.agents[agent].name, x: suite.thresholds, at, mean, low, high, runs: [] };
+  });
+  return { lines: lines.sort((a, b) => a.agent - b.agent), axis: "final success rate τ", unit: true, references: [], measure: "share of runs" };
+}
+
 for (const section of document.querySelectorAll("[data-suite]")) {
   const suite = data.suites[section.dataset.suite];
-  for (const figure of section.querySelectorAll("figure.chart")) addChart(figure, suiteSpec(suite, Number(figure.dataset.task)));
+  for (const figure of section.querySelectorAll("figure.chart[data-profile]")) addChart(figure, profileSpec(suite));
+  for (const figure of section.querySelectorAll("figure.chart[data-task]")) addChart(figure, suiteSpec(suite, Number(figure.dataset.task)));
 }

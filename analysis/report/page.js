@@ -52,12 +52,18 @@ function definitions(entries) {
   return element("dl", {}, ...entries.filter(([, value]) => value !== undefined).map(([label, value]) => element("div", {}, element("dt", {}, label), element("dd", {}, value instanceof Node ? value : words(value)))));
 }
 
+// Numbers are rounded to what a reader takes in; settings keep six digits.
 function words(value) {
   if (value === null || value === "") return "–";
   if (Array.isArray(value)) return value.map(words).join(", ");
   if (typeof value === "object") return Object.entries(value).map(([key, inner]) => `${key} ${words(inner)}`).join(", ");
-  return typeof value === "number" && Number.isInteger(value) && Math.abs(value) >= 1e4 ? whole(value) : String(value);
+  if (typeof value !== "number") return String(value);
+  if (Math.abs(value) >= 1e4) return whole(Math.round(value));
+  return String(+value.toPrecision(6));
 }
+
+// What a run measured, unlike what it was told: rates to three digits, seconds to one.
+const measured = (value) => (typeof value !== "number" || Number.isInteger(value) ? value : Math.abs(value) >= 100 ? +value.toFixed(1) : +value.toPrecision(3));
 
 function scalarFigure(name, parts, scale, note) {
   const line = { agent: null, name, x: [], at: [], mean: [], runs: [] };
@@ -128,14 +134,14 @@ function runPage(run) {
     page.push(figures.length ? element("div", { class: "panels scalars" }, ...figures) : element("p", {}, none));
   }
 
-  page.push(element("h2", {}, "Status"), definitions(Object.entries(run.status)));
+  page.push(element("h2", {}, "Status"), definitions(Object.entries(run.status).map(([key, value]) => [key, measured(value)])));
   page.push(element("h2", {}, "Provenance"), definitions([["config hash", run.hash], ...Object.entries(dataset).map(([key, value]) => [`data set: ${key}`, value]), ...Object.entries(runs.pool[run.provenance])]));
   page.push(element("h3", {}, `Starts (${run.num_starts})`));
   if (starts.length < run.num_starts) page.push(element("p", { class: "small" }, `The first and the last ${starts.length - 1} are shown.`));
   const keys = [...new Set(starts.flatMap((start) => Object.keys(start)))].filter((key) => key !== "versions");
   const order = ["started_at", "seconds", "resumed_from", "commit", "dirty_diff_hash", "device", "device_type", "host", "engine", "threads", "pack"];
   keys.sort((a, b) => (order.indexOf(a) + 1 || 99) - (order.indexOf(b) + 1 || 99) || (a < b ? -1 : 1));
-  const cells = (start) => keys.map((key) => element("td", {}, key === "commit" && start[key] ? start[key].slice(0, 12) : words(start[key] ?? null)));
+  const cells = (start) => keys.map((key) => element("td", {}, key === "commit" && start[key] ? start[key].slice(0, 12) : words(measured(start[key] ?? null))));
   page.push(element("div", { class: "scroll", role: "region", "aria-label": "Starts", tabindex: 0 }, element("table", {}, element("thead", {}, element("tr", {}, ...keys.map((key) => element("th", { scope: "col", style: "padding:6px 12px;font-weight:600" }, key)))), element("tbody", {}, ...starts.map((start) => element("tr", {}, ...cells(start)))))));
   const versions = [...new Set(starts.map((start) => words(start.versions ?? null)))];
   page.push(definitions(versions.filter(Boolean).map((text, k) => [versions.length > 1 ? `versions (${k + 1})` : "versions", text])));

@@ -7,7 +7,6 @@ give the same bytes. A suite that cannot be read is named with its reason, and t
 import base64
 import hashlib
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -19,18 +18,17 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from matplotlib.markers import MarkerStyle
-from numpy.typing import NDArray
 
-from analysis.figures.curves import OFFLINE_SHARE
 from analysis.labels.names import display_name
-from analysis.labels.style import AgentStyle, styles_of
-from analysis.labels.wording import count_label, counted, provenance_facts, task_label
+from analysis.labels.style import styles_of
+from analysis.labels.wording import count_label, counted, provenance_facts, task_label, two_digits
 from analysis.loading.load import Suite, find_runs, load_results, shared_phases
-from analysis.loading.read import NORMALISED_RETURN, SUCCESS, ResultsError
+from analysis.loading.read import ResultsError
 from analysis.loading.run_record import RunRecord, Scalar, Video, embedded_bytes, read_record
+from analysis.published.points import PublishedPoint
+from analysis.report.chart_data import agent_data, numbers, suites_data, swatch
 from analysis.report.protocol_card import CardSection, protocol, write_protocol
-from analysis.statistics.curves import all_scores, curve_of
+from analysis.report.sections import TableSection, numeric_columns, sort_value, table_sections
 from analysis.statistics.scores import ALL_TASKS, ScoreRow
 from analysis.tables.success import HEADINGS, caption, note_of, show, show_runs, show_seeds, suite_rows
 from bench.runs.contract import LOG, STATES, VIDEOS, broken_links, replacing
@@ -42,7 +40,7 @@ POINT_BYTES, SERIES_BYTES = 9, 20  # what they weigh on the page
 FEWEST_POINTS = 4  # per scalar and phase, however many runs there are
 VIDEO_BYTES = 8_000_000  # of videos inside the page by default; the others are linked
 SHOWN_STARTS = 10  # of a run that was started more often: the first and the last ones
-DIGITS, SCALAR_DIGITS = 5, 4  # of scores, of training scalars: more than a chart can show
+SCALAR_DIGITS = 4  # of training scalars: more than a chart can show
 ORIGIN_WORDS = {
     "published": "published data: the data set as released with the benchmark",
     "generated": "generated data: made by a script, not the published data; do not compare with published results",
@@ -59,6 +57,7 @@ class PageSuite:
     records: list[RunRecord]
     card: list[CardSection]
     rows: list[ScoreRow]
+    sections: list[TableSection]
     states: Counter[str]
 
 
@@ -76,6 +75,7 @@ def write_report(
     suites: Sequence[str] | None = None,
     video_bytes: int = VIDEO_BYTES,
     code_names: bool = False,
+    published: Sequence[PublishedPoint] = (),
 ) -> Report:
     """Writes the page to `out` and `<suite>_protocol.md` and `.tex` beside it.
 
@@ -92,7 +92,9 @@ def write_report(
         if slug in {other.slug for other in entries}:
             slug += f"-{index}"
         states = Counter(run.state for run in suite.runs)
-        entries.append(PageSuite(suite, slug, records, protocol(suite, records), suite_rows(suite), states))
+        rows = suite_rows(suite)
+        sections = table_sections(suite, rows, published)
+        entries.append(PageSuite(suite, slug, records, protocol(suite, records), rows, sections, states))
     named = {name: reason.replace(f"{results}/", "") for name, reason in refused.items()}
     page = render(entries, named, code_names, os.path.relpath(results, out.parent))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +145,7 @@ def render(entries: Sequence[PageSuite], refused: dict[str, str], code_names: bo
     script = "".join(['"use strict";\n(() => {\n', *parts, "})();\n"])  # names of one page, none of the browser's
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     agents = styles_of({agent for one in entries for agent in one.suite.agents})
+    charts = suites_data((one.suite for one in entries), agents)
     runs, thinned = runs_data(entries, results)
     unfinished = [record for one in entries for record in by_need(one.records)]
     # The browser runs this script and no other, whatever names, logs and notes hold; and fetches nothing.
@@ -171,14 +174,15 @@ def render(entries: Sequence[PageSuite], refused: dict[str, str], code_names: bo
         show=show,
         show_seeds=show_seeds,
         show_runs=show_runs,
+        sort_value=sort_value,
+        numeric_columns=numeric_columns,
+        score_words=score_words,
         progress=progress,
         unfinished=unfinished,
         logs=[record for record in unfinished if record.run.state == "failed" and record.log],
+        profiles=[suite["profiles"] for suite in charts],
         chart_data=embedded(
-            {
-                "agents": [agent_data(agent, look, code_names) for agent, look in agents.items()],
-                "suites": suites_data(entries, agents),
-            }
+            {"agents": [agent_data(agent, look, code_names) for agent, look in agents.items()], "suites": charts}
         ),
         run_data=embedded(runs),
         thinned=thinned,
@@ -198,6 +202,11 @@ def by_need(records: Sequence[RunRecord]) -> list[RunRecord]:
     return sorted(unfinished, key=lambda record: (order[record.run.state], record.run.name))
 
 
+def score_words(score: float) -> str:
+    """A score in a table: two digits, none from a thousand on."""
+    return f"{score:,.0f}" if abs(score) >= 1_000 else two_digits(score)
+
+
 def progress(record: RunRecord) -> str:
     """How far a run has come, in words."""
     config, status = record.run.config, record.status
@@ -206,91 +215,6 @@ def progress(record: RunRecord) -> str:
     if "updates" in status:
         return f"offline update {status['updates']:,} of {config['offline_updates']:,}"
     return "not known"
-
-
-# ------------------------------------------------------------------------------------------------- data of charts
-
-
-def agent_data(agent: str, look: AgentStyle, code_names: bool) -> dict[str, Any]:
-    """How an agent is drawn: the marks of analysis/labels/style.py for SVG."""
-    names = {"code": agent, "name": display_name(agent, code_names)}
-    return names | {"color": look.color, "dash": dashes(look), "marker": marker_path(look.marker)}
-
-
-def dashes(look: AgentStyle, width: float = 1.6) -> str:
-    """Lengths of dashes and gaps in pixels; matplotlib gives them in widths of the line."""
-    pattern = look.line[1] if isinstance(look.line, tuple) else ()
-    return " ".join(f"{length * width:g}" for length in pattern or ())
-
-
-def marker_path(marker: str, size: float = 3.2) -> str:
-    """matplotlib's marker as an SVG path around (0, 0), `size` pixels to each side."""
-    style = MarkerStyle(marker)
-    path = style.get_path().transformed(style.get_transform())
-    letters = {1: "M", 2: "L", 3: "Q", 4: "C"}
-    parts = []
-    for points, code in path.iter_segments(curves=True):
-        letter = letters.get(int(code))
-        if letter is None:
-            parts.append("Z")
-            continue
-        # SVG counts downwards.
-        pairs = np.asarray(points, dtype=np.float64).reshape(-1, 2) * (2 * size, -2 * size)
-        parts.append(letter + " ".join(f"{value:.4g}" for value in pairs.ravel()))
-    return "".join(parts)
-
-
-def swatch(look: AgentStyle) -> dict[str, str]:
-    """What the legend draws."""
-    return {"color": look.color, "dash": dashes(look), "marker": marker_path(look.marker)}
-
-
-def suites_data(entries: Sequence[PageSuite], agents: dict[str, AgentStyle]) -> list[dict[str, Any]]:
-    """Curves and scores of each suite; tasks and agents by their number."""
-    number = {agent: index for index, agent in enumerate(agents)}
-    return [suite_data(one.suite, number) for one in entries]
-
-
-def suite_data(suite: Suite, number: dict[str, int]) -> dict[str, Any]:
-    grids, curves, cells = {}, [], []
-    for agent in suite.agents:
-        of_agent = suite.cells_of(agent)
-        grids[str(number[agent])] = [of_agent[0].offline_updates.tolist(), of_agent[0].online_steps.tolist()]
-        wholes = [(-1, of_agent)] if suite.measure else []
-        for task, members in [*wholes, *((suite.tasks.index(cell.task), [cell]) for cell in of_agent)]:
-            interval = curve_of(suite, members).interval
-            band = {name: numbers(getattr(interval, name)) for name in ("mean", "low", "high")}
-            curves.append({"agent": number[agent], "task": task, **band})
-        for cell in of_agent:
-            scores = [numbers(run) for run in all_scores(cell)]
-            place = {"agent": number[agent], "task": suite.tasks.index(cell.task)}
-            cells.append({**place, "seeds": cell.seeds.tolist(), "scores": scores})
-    return {
-        "name": suite.name,
-        "tasks": suite.tasks,
-        "measure": suite.measure.name if suite.measure else None,
-        "measures": [suite.measures[task].name for task in suite.tasks],
-        "unit_scale": [suite.measures[task] == SUCCESS for task in suite.tasks],
-        "references": [[0, 1] if suite.measures[task] == NORMALISED_RETURN else [] for task in suite.tasks],
-        "offline": suite.offline_updates,
-        "online": suite.online_steps,
-        "share": OFFLINE_SHARE,
-        "grids": grids,
-        "curves": curves,
-        "cells": cells,
-    }
-
-
-def numbers(values: NDArray[np.float64], digits: int = DIGITS) -> list[float | int | None]:
-    """For JSON: rounded, whole numbers without a point, null for what is not defined."""
-    return [compact(value, digits) for value in values.tolist()]
-
-
-def compact(value: float, digits: int) -> float | int | None:
-    if not math.isfinite(value):
-        return None
-    rounded = float(f"{value:.{digits}g}")
-    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
 
 
 # --------------------------------------------------------------------------------------------------- data of runs

@@ -27,9 +27,7 @@ def write_comparisons(suite: Suite, out: Path) -> list[Path]:
     """Writes `<suite>_comparisons` and `<suite>_metrics`, each as .csv and .md, into `out`; returns their paths."""
     texts = {f"{suite.name}_metrics.{kind}": text for kind, text in metrics_texts(suite).items()}
     if len(suite.agents) > 1 and suite.online_steps:
-        scopes = [ALL_TASKS] * (suite.measure is not None) + list(suite.tasks) * (len(suite.tasks) > 1)
-        agents = styles_of(suite.agents)
-        pairs = [pair for scope in scopes or suite.tasks for pair in pairs_of(suite, agents, scope)]
+        pairs = all_pairs(suite)
         texts |= {f"{suite.name}_comparisons.{kind}": text for kind, text in pair_texts(suite, pairs).items()}
     return write_texts(texts, out)
 
@@ -37,17 +35,27 @@ def write_comparisons(suite: Suite, out: Path) -> list[Path]:
 # --------------------------------------------------------------------------------------------------------- pairs
 
 
+def all_pairs(suite: Suite) -> list[Pair]:
+    """Over all tasks first (none where they have no common scale), then task by task where there are several."""
+    scopes = [ALL_TASKS] * (suite.measure is not None) + list(suite.tasks) * (len(suite.tasks) > 1)
+    agents = styles_of(suite.agents)
+    return [pair for scope in scopes or suite.tasks for pair in pairs_of(suite, agents, scope)]
+
+
 def pair_texts(suite: Suite, pairs: Sequence[Pair]) -> dict[str, str]:
     """The pairs as CSV, with all numbers, and those over all tasks as Markdown for reading."""
     chosen = [pair for pair in pairs if pair.task == ALL_TASKS] or list(pairs)
-    reading = Table(
-        ["first", "second", "difference", "p (Holm)", "P(first better)", "ties", "seeds needed"],
-        [reading_line(suite, pair) for pair in chosen],
-    )
+    reading = pair_reading(suite, chosen).markdown()
     return {
         "csv": pair_numbers(suite, pairs).csv(),
-        "md": f"## {suite.name}\n\n{pair_caption(suite, pairs)}\n\n{reading.markdown()}\n",
+        "md": f"## {suite.name}\n\n{pair_caption(suite, chosen)}\n\n{reading}\n",
     }
+
+
+def pair_reading(suite: Suite, pairs: Sequence[Pair]) -> Table:
+    """Pairs for people."""
+    columns = ["first", "second", "difference", "p (Holm)", "P(first better)", "ties", "seeds needed"]
+    return Table(columns, [reading_line(suite, pair) for pair in pairs])
 
 
 def pair_numbers(suite: Suite, pairs: Sequence[Pair]) -> Table:
@@ -72,7 +80,7 @@ def reading_line(suite: Suite, pair: Pair) -> list[TableCell]:
         first if pair.task == ALL_TASKS else f"{pair.task}: {first}",
         second,
         [part_of(result.difference, pair.significant)],
-        "-" if math.isnan(result.p_value) else f"{pair.p_holm:.2g}",
+        "-" if math.isnan(result.p_value) else "<0.001" if pair.p_holm < 0.001 else f"{pair.p_holm:.2g}",
         [part_of(result.probability)],
         f"{result.ties:.0%}",
         f"{comparisons.MOST_SEEDS}+" if result.seeds_needed is None else str(result.seeds_needed),
