@@ -59,9 +59,20 @@ def figures(options: FiguresOptions) -> int:
         written, texts = write_all(suites, norms, published, out)
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error}") from error
-    # What a reader must know stands last, where it is seen.
-    print("\n".join([*(f"wrote {path}" for path in written), *texts]))
+    # What a reader must know, and do next, stands last, where it is seen.
+    figure = next((path for path in written if path.name.endswith("_success.png")), written[0])
+    again = "" if options.results == Path("results") else f" RESULTS={options.results}"
+    last = f"open {figure}; one HTML page of everything: make report{again}"
+    print("\n".join([*texts, f"wrote {folded(written)} into {out}", last]))
     return 0
+
+
+def folded(written: Sequence[Path]) -> str:
+    """Names of files, those that differ in their ending alone as one: quick_success.{pdf,svg,png}."""
+    endings: dict[str, list[str]] = {}
+    for path in written:
+        endings.setdefault(path.stem, []).append(path.suffix[1:])
+    return ", ".join(f"{stem}.{{{','.join(of)}}}" if len(of) > 1 else f"{stem}.{of[0]}" for stem, of in endings.items())
 
 
 # --------------------------------------------------------------------------------------------------------- report

@@ -1223,7 +1223,10 @@ def test_command_prints_the_table_and_writes_figures_that_show_something(
     assert main(["--results", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "| SAC Flow-G |" in printed
-    assert f"wrote {tmp_path}/figures/quick_success.pdf" in printed
+    *_, wrote, last = printed.splitlines()
+    assert wrote.startswith("wrote ") and "quick_success.{pdf,svg,png}" in wrote
+    assert wrote.endswith(f" into {tmp_path}/figures")
+    assert last.startswith(f"open {tmp_path}/figures/quick_success.png; one HTML page of everything: make report")
     out = tmp_path / "figures"
     assert {path.name for path in out.iterdir()} == WRITTEN | AGAINST | COMPARED | PROFILE
     assert (out / "quick_success.pdf").read_bytes().startswith(b"%PDF")
