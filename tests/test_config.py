@@ -25,7 +25,15 @@ from bench.protocol.config import (
 from bench.protocol.departures import departures
 from bench.protocol.schedule import total_updates, updates_after
 from bench.protocol.suites import SUITES, run_config
-from bench.protocol.tuned import AGENT_SETTINGS, DOMAIN_SETTINGS, RELEASE, TUNED, release_config, tuned_config
+from bench.protocol.tuned import (
+    AGENT_SETTINGS,
+    DOMAIN_SETTINGS,
+    RELEASE,
+    RUN_SETTINGS,
+    TUNED,
+    release_config,
+    tuned_config,
+)
 from datasets.ogbench.tasks import DOMAINS
 from tests.tiny_runs import tiny_config
 
@@ -195,7 +203,8 @@ def test_a_domain_asks_the_same_of_every_agent_in_it(domain):
     for agent, (_, default) in AGENTS.items():
         selection = Selection(task=task.name, agent=agent)
         (single,) = selected_configs(PlanOptions(selection, typed=("--task", task.name, "--agent", agent)))
-        assert single.discount == (0.995 if humanoid or domain == "antmaze-giant" else 0.99)
+        of_domain = 0.995 if humanoid or domain == "antmaze-giant" else 0.99
+        assert single.discount == RUN_SETTINGS.get(agent, {}).get("discount", of_domain)
         assert single.online_dataset_rows == (1_000_000 if domain in ("cube-quadruple", "puzzle-4x4") else None)
         assert single.agent_config == tuned_config(agent, domain)
         for config, chunk_length in ((single.agent_config, default.chunk_length), (release_config(agent, domain), 5)):
@@ -276,7 +285,8 @@ def test_every_published_setting_is_ours_or_has_a_reason():
         assert row["reason"] or (row["agent"] and row["value"]), row
         if not row["agent"] or not row["value"]:
             continue
-        for agent in AGENTS if row["agent"] == "*" else [row["agent"]]:
+        of_all = [agent for agent in AGENTS if row["setting"] not in RUN_SETTINGS.get(agent, {})]  # but their own
+        for agent in of_all if row["agent"] == "*" else [row["agent"]]:
             value, published = ours(row, agent)
             if row["reason"] and row["source"] != "own":  # which must not outlive the difference
                 assert value is None or value != published, row
