@@ -101,7 +101,7 @@ def test_a_limit_of_jobs_is_filled_and_the_same_command_submits_the_rest(site, c
     assert "none of 8 runs is submitted; launch again when some of those in the queue" in capsys.readouterr().err
     site.allows(100)
     assert launch() == 0
-    assert "4 are in Slurm's queue already" in capsys.readouterr().out
+    assert "4 runs in Slurm's queue already" in capsys.readouterr().out
     assert submitted(tmp_path / "results") == run_dirs(tmp_path / "results", "grid"), "each of twelve once"
     assert sum(job["count"] for job in site.jobs) == 12 and len({job["name"] for job in site.jobs}) == len(site.jobs)
 
@@ -174,4 +174,4 @@ def test_a_retry_goes_through_all_suites_and_names_those_that_it_cannot_launch(s
     printed = capsys.readouterr()
     assert printed.err == "error: first: cannot read the profile site.toml: No such file or directory\n"
     (job,) = site.jobs
-    assert job["name"].startswith("o2o-second-") and "submitted 1 jobs" in printed.out
+    assert job["name"].startswith("o2o-second-") and "submitted 1 job" in printed.out
