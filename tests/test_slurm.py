@@ -60,7 +60,7 @@ def test_a_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_path):
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "1 job array: 6 jobs with 6 packs of seeds, 6 runs" in submitted.stdout
     again = cluster.bench(*command, str(tmp_path / "grid"), *grid)
-    assert "6 are in Slurm's queue already (6 jobs): not submitted twice" in again.stdout
+    assert "6 runs in Slurm's queue already (6 jobs): not submitted twice" in again.stdout
     # A login shell that knows nothing but where Slurm is sees the same.
     shell = {"SLURM_CONF": str(cluster.conf), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     elsewhere = subprocess.run(
@@ -115,7 +115,7 @@ def test_a_grid_larger_than_the_site_s_array_limit_is_split(cluster, tmp_path):
         drain_nodes(cluster, 1, 2, 3)
         printed = cluster.launch("split", tmp_path, "--agent", "fql", "--seeds", *"01234", "--pack", "1")
         assert "3 job arrays: 5 jobs" in printed and printed.count("submitted ") == 3
-        assert "5 are in Slurm's queue already" in cluster.launch(
+        assert "5 runs in Slurm's queue already" in cluster.launch(
             "split", tmp_path, "--agent", "fql", "--seeds", *"01234", "--pack", "1"
         )
         assert cluster.status(tmp_path, "split")["counts"] == {"queued": 5}
@@ -208,8 +208,8 @@ def test_runs_that_share_an_offline_phase_wait_for_it_in_slurm_s_queue(cluster, 
     drain_nodes(cluster, 1, 2, 3)
     first = python("-c", ABLATION, *command)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "1 offline phases are trained once" in first.stdout and "2 job arrays: 3 jobs" in first.stdout
-    assert "2 are in Slurm's queue already" in python("-c", ABLATION, *command).stdout
+    assert "1 offline phase trained once" in first.stdout and "2 job arrays: 3 jobs" in first.stdout
+    assert "2 runs in Slurm's queue already" in python("-c", ABLATION, *command).stdout
     reasons = cluster.says("squeue", "-h", "-r", "-o", "%r").split()
     assert reasons.count("Dependency") == 2
     resume_nodes(cluster, 1, 2, 3)
@@ -231,7 +231,7 @@ def test_failed_runs_are_launched_again_by_retry(cluster, tmp_path):
     assert told["counts"] == {"complete": 1, "failed": 1} and told["failures"][0]["cause"] == "Diverged: at 5"
     assert cluster.bench("logs", str(first)).stdout.startswith("again/toy-reach/fql/seed_000: failed (Diverged")
     done = cluster.bench("retry", "again", "--results", str(tmp_path))
-    assert done.returncode == 0 and "submitted 1 jobs" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "submitted 1 job" in done.stdout, done.stdout + done.stderr
     cluster.drain()
     assert cluster.status(tmp_path, "again")["counts"] == {"complete": 2}
     assert len(provenance_of(second)["starts"]) == 1

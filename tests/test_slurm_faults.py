@@ -89,7 +89,7 @@ def test_a_run_goes_on_after(fault, cluster, undisturbed, tmp_path):
         assert refused.returncode == 1 and refused.stderr.startswith("error: squeue: ")
         cluster.does("start-ctld")
     else:
-        assert "cancelled 1 jobs" in cluster.bench("cancel", "run", "--results", str(tmp_path)).stdout
+        assert "cancelled 1 job;" in cluster.bench("cancel", "run", "--results", str(tmp_path)).stdout
         cluster.drain(60)
         after = cluster.status(tmp_path)
         assert after["counts"].keys() <= {"cancelled", "lost"} and not processes_of(tmp_path), after
