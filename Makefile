@@ -11,6 +11,11 @@ SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(
 EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE))))
 ALL_EXTRAS := robomimic minari bullet tensorboard wandb video browser
 
+UNKNOWN_EXTRA := $(firstword $(filter-out $(ALL_EXTRAS),$(EXTRAS)))
+ifneq ($(UNKNOWN_EXTRA),)
+$(error EXTRAS has '$(UNKNOWN_EXTRA)'; the extras are $(ALL_EXTRAS), with blanks between them)
+endif
+
 # Steps of the set-up: pip shows its bar on a terminal, and is quiet elsewhere. Sizes are of what lies on the disk then.
 PIP      = .venv/bin/python -m pip install $$(test -t 1 || echo --quiet) --disable-pip-version-check
 # Elsewhere than on Linux, torch has no CUDA anyway.
