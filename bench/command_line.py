@@ -268,7 +268,8 @@ def _said(box: str) -> str:
         names = [line.strip() for line in lines[1:rule] if line[:6].strip()]
         return f"missing: {', '.join(names)}"
     text = one_line(" ".join(lines[:rule])).removesuffix(".").removeprefix("Error parsing ")
-    return text[:1].lower() + text.partition(". Expected ")[0][1:]
+    text = re.sub(r"^\[(\w+)\]", r"\1", text.partition(". Expected ")[0])
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]  # what stands by position has a name in capitals
 
 
 def _without_empty_defaults(text: str) -> str:

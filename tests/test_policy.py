@@ -16,6 +16,7 @@ import bench.__main__
 from agents.blocks.config import settings_of
 from bench.protocol.config import RunConfig
 from bench.runs.contract import CONFIG, EPISODES, POLICY
+from bench.tools.data import ProgressLine
 from bench.tools.evaluation import described
 from bench.training.evaluate import prepare_worker, run_episode
 from bench.training.execution import Execution
@@ -117,6 +118,23 @@ def test_obs_that_do_not_fit_are_refused(finished):
         policy.act(np.zeros((4, 2)))
 
 
+def test_ended_environments_are_flags_and_never_numbers(finished):
+    policy, flags = agents.load_policy(finished), agents.load_policy(finished)
+    obs = np.random.default_rng(1).uniform(-1, 1, (3, 2))
+    for each, ended in ((policy, np.array([0, 1, 0])), (flags, np.array([False, True, False]))):
+        each.act(obs)
+        each.reset(ended)
+    assert np.array_equal(policy.act(-obs), flags.act(-obs))
+    with pytest.raises(ValueError, match=r"^ended has the shape \(2,\); the batch has 3 environments$"):
+        policy.reset(np.array([True, False]))
+
+
+def test_dimensions_that_contradict_the_file_are_refused(finished):
+    agents.load_policy(finished, obs_dim=2, action_dim=2)
+    with pytest.raises(ValueError, match=r"says that its action_dim is 2, not 4; leave action_dim out$"):
+        agents.load_policy(finished, obs_dim=2, action_dim=4)
+
+
 def test_a_plain_script_needs_torch_numpy_and_safetensors_alone(finished, tmp_path):
     script = tmp_path / "plain.py"
     script.write_text(
@@ -156,6 +174,8 @@ def test_a_file_that_is_no_policy_is_one_line(copy):
         (b'"agent":"qc_fql"', b'"agent":"qc_fqx"', r"unknown agent 'qc_fqx' \(did you mean 'qc_fql'\?\); import"),
         (b'"schema_version":"1"', b'"schema_version":"9"', "is of schema 9, this checkout reads 1"),
         (b"bc_coef", b"bc_xoef", "does not fit this checkout's qc_fql: "),
+        (b'"obs_dim"', b'"obs_dix"', r"is damaged: its metadata cannot be read \(KeyError: 'obs_dim'\)$"),
+        (b'"obs_dim":"2"', b'"obs_dim":"x"', r"is damaged: its metadata cannot be read \(ValueError: "),
     ):
         file.write_bytes(data.replace(old, new))
         with pytest.raises(ValueError, match=said) as error:
@@ -199,7 +219,7 @@ def test_the_same_call_gives_the_same_bytes_for_each_run_of_an_agent(finished, t
     assert not (finished / "evaluations").exists()
 
 
-def test_what_cannot_be_evaluated_is_one_line(copy, capsys, tmp_path):
+def test_what_cannot_be_evaluated_is_one_line(copy, capsys, tmp_path, monkeypatch):
     def refusal(*words: object) -> str:
         assert evaluate(*words) == 2
         error = capsys.readouterr().err
@@ -208,14 +228,30 @@ def test_what_cannot_be_evaluated_is_one_line(copy, capsys, tmp_path):
 
     assert "cube-single-task2 has observations of 28 numbers and actions of 5" in refusal(copy, "--task", "cube-single")
     assert "unknown task 'toy-raech'" in refusal(copy, "--task", "toy-raech")
-    assert "--base-seed is 2147483647; the seed of an episode is at most" in refusal(copy, "--base-seed", 2**31 - 1)
+    assert "--base-seed is 2147483647 and --episodes 200; the seed of an" in refusal(copy, "--base-seed", 2**31 - 1)
     assert "there is no run" in refusal(tmp_path / "nothing")
+    assert "unknown task ''" in refusal(copy, "--task", "")
+    results = copy.parent / "results"
+    shutil.copytree(copy, config_of(copy).directory(results))
+    before = sorted(results.rglob("*"))
+    assert "qc_fql/seed_000 there is a run's folder; leave --out out" in refusal(copy, "--out", results)
+    assert sorted(results.rglob("*")) == before
+    monkeypatch.chdir(copy)
+    assert "there is no run ''" in refusal("")
     policy = copy / POLICY
     policy.write_bytes(policy.read_bytes()[:100])
     assert "policy.safetensors cannot be read" in refusal(copy)
     policy.unlink()
     assert "holds no checkpoint/policy.safetensors" in refusal(copy)
     assert not (copy / "evaluations").exists()
+
+
+def test_progress_leaves_nothing_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    progress = ProgressLine(lambda done, total: f"{done}/{total} episodes", lambda rate: f"{rate:.1f}/s")
+    progress(0, 9)
+    progress.clear()
+    assert capsys.readouterr().out.endswith("\r\x1b[K")
 
 
 def test_success_is_told_with_wilsons_interval():

@@ -55,6 +55,7 @@ WRONG = [  # a command, and what its line must say
     ),
     ("bench plan --suite baselines-quick --agents dppo reinflow --warmup-steps 9", "--warmup-steps: nothing for dppo"),
     ("bench status --running --json", "--running answers with its exit code"),
+    ("bench status --json --runs", "--json has every run already: leave out --runs"),
     ("bench launch toy --local --array-size 9", "--array-size is for --slurm"),
     # seeds
     ("bench plan --suite toy --seeds", "--seeds: it needs a value"),
@@ -89,6 +90,9 @@ WRONG = [  # a command, and what its line must say
     ("analysis --results ''", "--results: it needs a path"),
     ("analysis report --out ''", "--out: it needs a path"),
     (f"{PLAN} --data ''", "--data: it needs a path"),
+    ("bench data import ''", "FILE: it needs a path"),
+    ("bench data get ''", "error: NAMES: it needs a value"),
+    ("bench status ''", "the suite's name is empty; leave it out for all suites"),
     (f"bench plan --suite toy --results {LONG}", "File name too long"),
     (f"analysis --results {LONG}", "File name too long"),
     (f"{PLAN} --data {LONG}", "File name too long"),
@@ -140,6 +144,7 @@ WRONG = [  # a command, and what its line must say
     ("bench plan --suite toy --checkpoint-seconds -5", "--checkpoint-seconds is -5.0; it must be at least 0"),
     ("bench plan --suite toy --checkpoint-seconds nan", "--checkpoint-seconds: 'nan' is not a finite number"),
     ("bench plan --suite toy --lease-seconds 0", "--lease-seconds is 0; it must be a number above 0"),
+    ("bench evaluate toy --episodes 99999999999", "and --episodes 99999999999; the seed of an episode is at most"),
     ("bench logs toy --lines 0", "--lines is 0; it must be at least 1"),
     (f"{PLAN} --success-rule first", "'first' is none of auto, any, last"),
     (f"{PLAN} --discount nan", "--discount: 'nan' is not a finite number"),
@@ -236,7 +241,7 @@ def test_a_plan_says_how_much_a_users_file_holds(folder, capsys):
     before = contents(folder)
     small = "--agent-config.policy_hidden_dims 8,8 --agent-config.critic_hidden_dims 8,8 --batch-size 8"
     assert bench.__main__.main(f"{PLAN} --data good.npz {small}".removeprefix("bench ").split()) == 0
-    assert "good.npz (40 transitions in 1 episodes)" in capsys.readouterr().out
+    assert "good.npz (40 transitions in 1 episode)" in capsys.readouterr().out
     assert contents(folder) == before
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.blocks.base import Agent
 from agents.blocks.config import settings_of
 from agents.blocks.streams import SeedStreams
-from bench.runs.contract import CONFIG, POLICY, one_line, read_json
+from bench.runs.contract import CONFIG, POLICY, error_line, one_line, read_json
 
 SCHEMA = "1"  # of the metadata
 NUMBERS = ("obs_dim", "action_dim", "chunk_length")
@@ -39,13 +39,18 @@ class Policy:
         Args:
             ended: (n,) bool, only in these environments of the batch.
             seed: begin the noise anew, with this seed; None: go on with it.
+
+        Raises ValueError for `ended` of another shape than the batch's.
         """
         if seed is not None:
             self._noise, self._calls = SeedStreams([seed], "cpu", "evaluation"), 0
         if ended is None:
             self._used = self._used[:0]
         elif self._used.size:
-            self._used[ended] = self._agent.chunk_length
+            where = np.asarray(ended, bool)  # 0 and 1 would be taken for numbers of environments
+            if where.shape != self._used.shape:
+                raise ValueError(f"ended has the shape {where.shape}; the batch has {self._used.size} environments")
+            self._used[where] = self._agent.chunk_length
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The next action (A,) float32 in [-1, 1] for obs (O,), or (n, A) for obs (n, O) of n environments.
@@ -116,8 +121,15 @@ def read_policy(
         return path, _facts_beside(path, obs_dim, action_dim), tensors
     if metadata.get("schema_version") != SCHEMA:
         raise ValueError(f"{path} is of schema {metadata.get('schema_version')}, this checkout reads {SCHEMA}")
-    facts: dict[str, Any] = {**metadata, "agent_config": json.loads(metadata["agent_config"])}
-    return path, facts | {name: int(metadata[name]) for name in NUMBERS}, tensors
+    try:
+        facts = {**metadata, "agent_config": dict(json.loads(metadata["agent_config"]))}
+        facts |= {name: int(metadata[name]) for name in NUMBERS}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: its metadata cannot be read ({error_line(error)})") from error
+    for name, said in (("obs_dim", obs_dim), ("action_dim", action_dim)):
+        if said not in (None, facts[name]):
+            raise ValueError(f"{path} says that its {name} is {facts[name]}, not {said}; leave {name} out")
+    return path, facts, tensors
 
 
 def _facts_beside(path: Path, obs_dim: int | None, action_dim: int | None) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def describe_needs(launch: Launch) -> None:
         agents = dict.fromkeys(directory.parent.name for job in jobs for directory in job.directories)
         counts = (len(jobs), sum(len(job.works) for job in jobs), sum(len(job.directories) for job in jobs))
         shown = ", ".join(agents) if len(agents) <= 6 else f"{len(agents)} agents and variants"
-        rows.append((str(need.cores), need.memory, *map(str, counts), shown))
+        rows.append((str(need.cores), need.memory, *(f"{count:,}" for count in counts), shown))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for *numbers, agents in rows:
         print("".join(f"  {text:>{width}}" for text, width in zip(numbers, widths, strict=False)) + f"  {agents}")

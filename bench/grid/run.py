@@ -81,10 +81,10 @@ def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> i
         flush=True,
     )
     processes = {None: "ahead in a process for each", 0: "in its own process"}
-    environments = processes.get(execution.env_workers, f"ahead in {execution.env_workers} processes")
+    environments = processes.get(execution.env_workers, f"ahead in {counted(execution.env_workers or 0, 'process')}")
     print(
-        f"each pack: {execution.threads} threads, updates {' and '.join(modes)}; "
-        f"evaluation in {execution.eval_workers} processes while it trains, environments {environments}",
+        f"each pack: {counted(execution.threads, 'thread')}, updates {' and '.join(modes)}; "
+        f"evaluation in {counted(execution.eval_workers, 'process')} while it trains, environments {environments}",
         flush=True,
     )
     if dry_run:

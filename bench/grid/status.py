@@ -236,8 +236,12 @@ class StatusOptions:
 
     def __post_init__(self) -> None:
         check_folder(self)
+        if self.suite == "":
+            raise ConfigError("the suite's name is empty; leave it out for all suites")
         if self.running and (self.watch or self.runs or self.json):
             raise ConfigError("--running answers with its exit code: leave out --watch, --runs and --json")
+        if self.json and self.runs:
+            raise ConfigError("--json has every run already: leave out --runs")
 
 
 @dataclass(frozen=True)

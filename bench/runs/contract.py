@@ -171,7 +171,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def named_run(text: str, results: Path) -> Path:
     """The absolute folder of a run by its path or by its name under `results`. Raises ConfigError."""
-    for path in (Path(text), results / text):
+    for path in (Path(text), results / text) if text else ():
         if (path / CONFIG).exists():
             return path.absolute()
     raise ConfigError(f"there is no run {text!r}: name its folder, or suite/task/agent/seed_000 under {results}")
@@ -179,7 +179,7 @@ def named_run(text: str, results: Path) -> Path:
 
 def named_runs(text: str, results: Path) -> list[Path]:
     """The absolute folders of all runs at or below a path or a name under `results`, sorted. Raises ConfigError."""
-    for path in (Path(text), results / text):
+    for path in (Path(text), results / text) if text else ():
         if found := find_runs(path.absolute()):
             return found
     raise ConfigError(

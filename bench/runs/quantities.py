@@ -32,8 +32,9 @@ def short(count: int) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """1 run, 3 runs."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    """1 run, 3 runs; 1 process, 2 processes."""
+    ending = "es" if what.endswith("s") else "s"
+    return f"{count:,} {what}{'' if count == 1 else ending}"
 
 
 def scores(runs: Sequence[Mapping[str, Any]]) -> str:

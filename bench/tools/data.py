@@ -14,7 +14,7 @@ import datasets
 from bench.command_line import check_least
 from bench.protocol.plugins import Plugins
 from bench.runs.contract import ConfigError
-from bench.runs.quantities import duration, size
+from bench.runs.quantities import counted, duration, size
 from bench.training.execution import available_cores
 from datasets.generate import will_fetch
 from datasets.minari.source import local_ids
@@ -44,7 +44,7 @@ def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> set[
             state = f"in {facts['path']}"
             if facts["origin"] == "user" or not datasets.parse_name(name).domain:  # also a Minari set of the user's
                 data = [_loaded(task, name, configs, data_dir, said) for task in _tasks_on(name, configs)]
-                state += f" ({data[0].num_transitions:,} transitions in {data[0].num_episodes:,} episodes)"
+                state += f" ({_extent(data[0])})"
         elif generated:
             state = "will be generated here first"
         elif will_fetch(name):
@@ -69,11 +69,12 @@ def ensure_data(configs: Sequence["RunConfig"], data_dir: Path | None, said: set
     for name, task in dict.fromkeys((config.dataset, config.task) for config in configs):
         datasets.ensure(name, available_cores(), episode_progress(), data_dir, byte_progress())
         transitions = _loaded(task, name, configs, data_dir, said)
-        print(
-            f"{task}: {transitions.num_transitions:,} {transitions.origin} transitions "
-            f"in {transitions.num_episodes:,} episodes",
-            flush=True,
-        )
+        print(f"{task}: {_extent(transitions, f'{transitions.origin} ')}", flush=True)
+
+
+def _extent(data: datasets.Transitions, kind: str = "") -> str:
+    """3 transitions in 1 episode."""
+    return f"{counted(data.num_transitions, f'{kind}transition')} in {counted(data.num_episodes, 'episode')}"
 
 
 def few_chunks(transitions: datasets.Transitions, chunk_length: int) -> str | None:
@@ -150,6 +151,11 @@ class ProgressLine:
         left = f", {duration((total - done) / rate)} left" if rate > 0 and total and not at_end else ""
         begin, end = ("\r\x1b[K", "\n" if at_end else "") if sys.stdout.isatty() else ("", "\n")
         print(f"{begin}{self._text_of(done, total)}, {self._rate_text(rate)}{left}", end=end, flush=True)
+
+    def clear(self) -> None:
+        """Takes an unfinished line off the terminal, so that what follows begins where it did."""
+        if sys.stdout.isatty() and not self._finished:
+            print("\r\x1b[K", end="", flush=True)
 
 
 # The commands.
@@ -336,6 +342,6 @@ def import_command(options: ImportOptions) -> int:
     name = datasets.register(options.file, options.copy, reading)
     if options.task:
         data = datasets.load(options.task, name)
-        print(f"{data.num_transitions:,} transitions in {data.num_episodes:,} episodes fit {options.task}")
+        print(f"{_extent(data)} fit {options.task}")
     print(f"{options.file} is data set {name}\nuse it: python -m bench run … --dataset {name}")
     return 0

@@ -15,6 +15,7 @@ from bench.command_line import check_folder, check_least
 from bench.protocol.config import RunConfig
 from bench.protocol.plugins import Plugins
 from bench.runs.contract import (
+    CONFIG,
     EPISODES,
     EVALUATIONS,
     HEADERS,
@@ -25,6 +26,7 @@ from bench.runs.contract import (
     read_json,
     write_atomically,
 )
+from bench.runs.quantities import counted
 from bench.runs.writer import csv_bytes
 from bench.tools.data import ProgressLine
 from bench.tools.roll_out import finished_run
@@ -56,13 +58,19 @@ class EvaluateOptions:
         if self.out is not None:
             check_folder(self, "out")
         if self.base_seed + self.episodes - 1 > LARGEST_SEED:
-            raise ConfigError(f"--base-seed is {self.base_seed}; the seed of an episode is at most {LARGEST_SEED}")
+            raise ConfigError(
+                f"--base-seed is {self.base_seed} and --episodes {self.episodes}; the seed of an episode is at most "
+                f"{LARGEST_SEED}"
+            )
 
 
 def evaluate_command(options: EvaluateOptions) -> int:
     """Everything that can be wrong is found out before the first episode is played."""
     found = [(directory, *finished_run(directory)) for directory in named_runs(options.run, options.results)]
     runs = [(directory, played_config(directory, config, options.task), policy) for directory, config, policy in found]
+    for _, config, _ in runs:
+        if options.out is not None and (config.directory(options.out) / CONFIG).exists():
+            raise ConfigError(f"--out {options.out}: {config.name} there is a run's folder; leave --out out")
     for directory, config, policy in runs:
         rows = play(config, policy, options)
         status = read_json(directory / STATUS) or {}
@@ -77,7 +85,7 @@ def evaluate_command(options: EvaluateOptions) -> int:
 
 def played_config(directory: Path, config: RunConfig, task: str | None) -> RunConfig:
     """The run's config on a task. Raises ConfigError, DataError where its policy cannot act there."""
-    trained, played = datasets.task(config.task), datasets.task(task or config.task)
+    trained, played = datasets.task(config.task), datasets.task(config.task if task is None else task)
     ours, theirs = ((spec.obs_dim, spec.action_dim) for spec in (trained, played))
     if ours != theirs:
         raise ConfigError(
@@ -101,6 +109,7 @@ def play(config: RunConfig, policy: bytes, options: EvaluateOptions) -> list[Epi
         while not evaluator.finished(timeout=1.0):
             progress(len(evaluation.rows), options.episodes)
     finally:
+        progress.clear()
         template.close()
     return evaluation.rows_of(0)
 
@@ -111,7 +120,8 @@ def described(rows: Sequence[EpisodeRow]) -> str:
     if (rate := score["success_rate"]) is not None:
         solved = round(rate * len(rows))
         low, high = binomtest(solved, len(rows)).proportion_ci(method="wilson")
-        return f"success rate {rate:.3f}, {solved} of {len(rows)} episodes (95 % interval {low:.3f} to {high:.3f})"
+        of = counted(len(rows), "episode")
+        return f"success rate {rate:.3f}, {solved} of {of} (95 % interval {low:.3f} to {high:.3f})"
     mean = fmean(returns)
     if len(rows) == 1:
         return f"return {mean:.4g} in 1 episode"
