@@ -181,6 +181,20 @@ def test_what_a_finished_run_lacks_is_said_in_a_line_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
+def test_a_plan_says_of_each_run_what_an_extension_would_do(finished, tmp_path, capsys):
+    name = "tiny-to-47-steps/toy-reach/bc/seed_000"
+    longer = finished.replace(**LONG)
+    for said in ("goes on from tiny/toy-reach/bc/seed_000, online step 24", "has begun, and goes on", "is complete"):
+        before = files_of(tmp_path)
+        (planned,) = extend([longer], tmp_path, dry_run=True)
+        assert capsys.readouterr().out == f"{name} {said}\n" and files_of(tmp_path) == before
+        if said.startswith("goes"):
+            extend([longer], tmp_path)
+        else:
+            (planned.directory(tmp_path) / "complete.json").touch()
+        capsys.readouterr()
+
+
 def test_a_refusal_names_the_way_on_where_there_is_one(finished, tmp_path):
     way = "to go on with it to a larger budget: --extend"
     with pytest.raises(ConfigError, match=rf"online_steps 24 there, 47 here.*{way}"):

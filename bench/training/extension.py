@@ -54,6 +54,10 @@ def extend(configs: Sequence[RunConfig], results: Path, dry_run: bool = False) -
     new = [pair for pair, is_there in zip(extended, begun, strict=True) if not is_there]
     for _, shorter in new:
         check_source(shorter, results)
+    if dry_run:  # of the others a plan would say nothing
+        for longer in (longer for (longer, _), is_there in zip(extended, begun, strict=True) if is_there):
+            state = "is complete" if is_complete(longer.directory(results)) else "has begun, and goes on"
+            print(f"{longer.name} {state}", flush=True)
     for longer, shorter in new:
         print(f"{longer.name} goes on from {shorter.name}, {_point(shorter)}", flush=True)
         if not dry_run:
