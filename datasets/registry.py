@@ -46,7 +46,7 @@ def task(name: str) -> TaskSpec:
         raise DataError(f"unsupported task '{name}': {why}; python -m bench data list shows every task")
     raise DataError(
         f"unknown task '{name}'{nearest(name, [*TASKS, *domains()])}; domains are {', '.join(domains())}, "
-        "and python -m bench data list shows every task"
+        "and python -m bench data list shows every task; one of yours comes with --plugin MODULE"
     )
 
 

@@ -30,6 +30,7 @@ from bench.grid.survey import GridStatus, Queue, RunStatus, estimate_left, surve
 from bench.protocol.suites import SUITES
 from bench.runs.claims import Owner
 from bench.runs.contract import RunName, read_json, write_json
+from bench.runs.quantities import counted
 from bench.training.pack import prepare_directory
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python, small_disk, status_of, tiny_config
@@ -413,6 +414,20 @@ def test_a_setting_that_some_agents_do_not_read_is_said(capsys):
     assert not capsys.readouterr().out
 
 
+def test_what_a_suite_is_for_is_a_whole_sentence(capsys):
+    assert main(["list", "suites"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(SUITES) and not [line for line in lines if not line.endswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("count", "what", "said"),
+    [(1, "run", "1 run"), (0, "run", "0 runs"), (1, "process", "1 process"), (2, "process", "2 processes")],
+)
+def test_things_are_counted_in_english(count, what, said):
+    assert counted(count, what) == said
+
+
 MAKE = {  # a wrong variable, and what is said of it
     "bench SEED=3": "make bench does not read SEED (did you mean SEEDS?)",
     "bench AGENT=fql": "make bench does not read AGENT (did you mean AGENTS?)",
@@ -422,6 +437,8 @@ MAKE = {  # a wrong variable, and what is said of it
     "report TASKS=toy-reach": "make report does not read TASKS; it reads",
     "test SUITE=toy": "make test does not read SUITE; it reads PYTHON ARGS",
     "bench MUJOCO_GL=egl": "make bench does not read MUJOCO_GL",
+    "setup EXTRAS=vidoe": "EXTRAS has 'vidoe'; the extras are robomimic minari bullet",
+    "bench EXTRAS=video,minari": "EXTRAS has 'video,minari'",
     "setup TORCH=cuda": "TORCH is 'cuda'; it may be cpu, for a torch without CUDA",
     "test TORCH=cpu": "make test does not read TORCH",
 }

@@ -112,6 +112,19 @@ def test_its_policy_is_evaluated_with_the_plugin_and_refused_without(folder, run
     assert capsys.readouterr().err == said
 
 
+def test_its_names_are_listed(folder, capsys):
+    code = "from bench.__main__ import main\nfor what in ('agents', 'tasks', 'settings my_agent'):\n"
+    code += "    assert main(['list', *what.split(), '--plugin', 'my_plugin']) == 0"
+    done = python("-c", code, cwd=folder, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "my_agent" in lines and "  my-reach" in lines
+    assert any(line.split() == ["chunk_length", "2", "int"] for line in lines)
+    assert main(f"plan {RUN}".split()) == 2
+    assert "unknown task 'my-reach'" in (said := capsys.readouterr().err)
+    assert said.endswith("one of yours comes with --plugin MODULE\n")
+
+
 @pytest.mark.thorough
 def test_data_of_its_tasks_are_listed_and_made_in_processes_that_start_afresh(folder):
     done = bench(folder, "data list --plugin my_plugin")

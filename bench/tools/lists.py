@@ -1,5 +1,6 @@
 """`python -m bench list suites | agents | tasks | settings`: the names that other commands take."""
 
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import datasets
 from agents import AGENTS
 from agents.blocks.config import setting_types, settings_of
 from bench.protocol.config import check_agent
+from bench.protocol.plugins import Plugins
 from bench.protocol.suites import SUITES, tuned_config
+from bench.runs.contract import one_line
 from bench.runs.quantities import counted
 
 
@@ -25,10 +28,14 @@ class SuitesOptions:
 class AgentsOptions:
     """Every agent, and what it is."""
 
+    plugins: Plugins = Plugins()
+
 
 @dataclass(frozen=True)
 class TasksOptions:
     """Every task by family, and what its environment needs where that is not installed."""
+
+    plugins: Plugins = Plugins()
 
 
 @dataclass(frozen=True)
@@ -37,15 +44,16 @@ class SettingsOptions:
 
     agent: Positional[str]
     task: str | None = None  # with the published settings of its domain
+    plugins: Plugins = Plugins()
 
 
 def suites_command(options: SuitesOptions) -> int:
-    _print_rows((name, counted(len(make()), "run"), _first_line(make)) for name, make in SUITES.items())
+    _print_rows((name, counted(len(make()), "run"), _first_sentence(make)) for name, make in SUITES.items())
     return 0
 
 
 def agents_command(options: AgentsOptions) -> int:
-    _print_rows((name, _first_line(sys.modules[kind.__module__])) for name, (kind, _) in AGENTS.items())
+    _print_rows((name, _first_sentence(sys.modules[kind.__module__])) for name, (kind, _) in AGENTS.items())
     return 0
 
 
@@ -80,8 +88,10 @@ def _print_rows(rows: Iterable[tuple[str, ...]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").splitlines()[0]
+def _first_sentence(thing: Any) -> str:
+    """Of its docstring, on one line; empty without one."""
+    paragraph = one_line((thing.__doc__ or "").strip().partition("\n\n")[0])
+    return re.split(r"(?<=[^.]\w\.) (?=[A-Z])", paragraph)[0]
 
 
 def _shown(value: Any) -> str:
