@@ -515,6 +515,20 @@ def test_a_retry_reads_the_options_of_the_record(capsys, no_slurm, tmp_path):
     assert "\n  mem = 9G\n" in printed
 
 
+def test_a_dry_run_goes_on_where_slurm_does_not_answer_and_a_launch_does_not(capsys, monkeypatch, tmp_path):
+    def call(*command, **options):
+        raise slurm.SlurmError("squeue: no configuration source")
+
+    monkeypatch.setattr(slurm, "exists", lambda command: True)
+    monkeypatch.setattr(slurm, "call", call)
+    monkeypatch.chdir(tmp_path)
+    assert main([*LAUNCH, "--slurm", "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert "1 job array: " in printed.out or "job arrays: " in printed.out
+    assert "warning: Slurm does not answer, the plan is made without it" in printed.err
+    assert "no configuration source" in fails(capsys, *LAUNCH, "--slurm", code=1)
+
+
 def test_an_option_that_does_nothing_is_refused(capsys, no_slurm):
     assert "--mem is for --slurm" in fails(capsys, *LAUNCH, "--local", "--mem", "3G")
     assert "--jobs is for --local" in fails(capsys, *LAUNCH, "--slurm", "--jobs", "2")

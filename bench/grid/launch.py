@@ -7,10 +7,10 @@ Whatever happens in between, launching again finds out from run directories, rec
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from tyro.conf import Positional
 
@@ -34,6 +34,8 @@ from bench.tools.data import describe_data, ensure_data
 from bench.training.execution import Execution
 from bench.training.extension import extend
 from bench.training.pack import prepare_directory
+
+Answer = TypeVar("Answer")
 
 EVAL_WORKERS = 2  # per pack, where nothing is said: jobs are billed by core
 
@@ -74,7 +76,7 @@ def launch_runs(options: LaunchOptions) -> int:
     data_dir = options.execution.data_dir
     with contextlib.nullcontext() if options.dry_run else only_launch(results):
         # Asked within: what another launch has just submitted must be seen.
-        queued = {} if options.dry_run and not slurm.exists("squeue") else queued_runs(results, slurm.queue())
+        queued = queued_runs(results, asked(slurm.queue, {}, options.dry_run))
         plan = plan_grid(configs, results, options, set(queued))
         waiting = [config for config in configs if config.directory(results) in queued]
         describe_plan(plan, len(configs) - len(waiting), options.selection.suite)
@@ -100,6 +102,19 @@ def launch_runs(options: LaunchOptions) -> int:
     suite = launch.suite
     print(f"see how it fares: python -m bench status {suite}; stop it: python -m bench cancel {suite}")
     return 0
+
+
+def asked(question: Callable[[], Answer], unknown: Answer, dry_run: bool) -> Answer:
+    """Slurm's answer; in a dry run `unknown` where there is no Slurm, or, with a warning, none that answers."""
+    if dry_run and not slurm.exists("squeue"):
+        return unknown
+    try:
+        return question()
+    except slurm.SlurmError as error:
+        if not dry_run:
+            raise
+        print(f"warning: Slurm does not answer, the plan is made without it ({error})", file=sys.stderr, flush=True)
+        return unknown
 
 
 def retry_command(options: RetryOptions) -> int:
@@ -180,9 +195,7 @@ def design(
     """Arrays of jobs that ask for the same: shared offline phases first, those that go on from them after them."""
     suite, site = plan.packs[-1].configs[0].suite, options.site
     identity = new_id(suite)
-    limit = site.array_size
-    if slurm.exists("scontrol") or not options.dry_run:
-        limit = min(limit, slurm.array_limit())
+    limit = min(site.array_size, asked(slurm.array_limit, site.array_size, options.dry_run))
     stages = (
         [pack for pack in plan.packs if pack.results != plan.results],
         [pack for pack in plan.packs if pack.results == plan.results and not pack.phases],
