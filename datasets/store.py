@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from datasets.download.fetch import ByteProgress
 
 OFFLINE = "O2O_BENCH_OFFLINE"  # an environment variable: nothing is ever downloaded
-FORMAT_VERSION = 3  # of the flat arrays and of how files are read: a change makes every set be converted anew
+FORMAT_VERSION = 4  # of the flat arrays and of how files are read: a change makes every set be converted anew
 
 
 def generated_dir(name: str) -> Path:

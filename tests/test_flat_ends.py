@@ -397,11 +397,55 @@ def test_masks_upside_down_are_a_warning(tmp_path):
     assert "'masks' is 0 in 10 of 12 rows, where the task ends: is it upside down?" in line
 
 
-def test_a_key_that_sounds_of_ends_and_is_not_understood_is_named(tmp_path):
-    arrays = flat(6, 6, terminals=LAST, is_last=LAST, infos=NONE)
-    assert read_with_warnings(write(tmp_path / "x.npz", arrays))[1] == (
-        f"{tmp_path / 'x.npz'}: not understood and left out: is_last",
-    )
+def test_an_array_that_may_tell_ends_and_is_not_understood_is_named(tmp_path):
+    unknown = {"is_last": LAST, "run": np.repeat([0, 1], 6)[:, None], "sizes": [6, 6], "pose": np.zeros((12, 2))}
+    warnings = read_with_warnings(
+        write(tmp_path / "x.npz", flat(6, 6, terminals=LAST, version=np.array(1), **unknown))
+    )[1]
+    assert warnings == (f"{tmp_path / 'x.npz'}: not understood and left out: is_last, run, sizes",)
+
+
+def test_a_second_array_of_one_meaning_is_named(tmp_path):
+    second = {"states": np.zeros((12, 21)), "action": np.zeros((12, 2)), "reward": NONE, "next_obs": np.zeros((12, 3))}
+    warnings = read_with_warnings(write(tmp_path / "x.npz", flat(6, 6, terminals=LAST, **second)))[1]
+    for key, line in zip(second, warnings, strict=True):
+        assert f"'{key}' is left out beside '" in line
+
+
+@pytest.mark.parametrize("without", ["", "next_observations"])
+def test_ends_of_the_task_flagged_a_row_late_are_refused(tmp_path, without):
+    late = np.isin(np.arange(18), (6, 12))
+    file = write(tmp_path / "x.npz", flat(6, 6, 6, without=without, terminals=late, timeouts=np.zeros(18)))
+    with pytest.raises(
+        DataError, match="'terminals' ends the task a row late in 2 of 18 rows: the first is row 6, but"
+    ):
+        read(file)
+
+
+@pytest.mark.parametrize("number", [2, 5, 8])
+def test_environments_stepped_side_by_side_are_told_without_next_observations(tmp_path, number):
+    lengths = [12] * number
+    arrays = flat(*lengths, without="next_observations", terminals=by_hundreds(*lengths)["last"])
+    order = np.arange(12 * number).reshape(number, 12).T.reshape(-1)
+    file = write(tmp_path / "x.npz", {key: array[order] for key, array in arrays.items()})
+    (line,) = read_with_warnings(file)[1]
+    assert f"nearer to that {number} rows on than to the next one" in line and "put the rows of each episode" in line
+    assert read_with_warnings(write(tmp_path / "right.npz", arrays))[1] == ()
+
+
+def test_shuffled_rows_are_told_without_next_observations(tmp_path):
+    lengths = [20] * 6
+    arrays = flat(*lengths, without="next_observations", terminals=by_hundreds(*lengths)["last"])
+    order = np.random.default_rng(0).permutation(120)
+    file = write(tmp_path / "x.npz", {key: array[order] for key, array in arrays.items()})
+    (line,) = read_with_warnings(file)[1]
+    assert "'observations' of the next row is as far as that of any other row: are rows shuffled?" in line
+
+
+def test_padded_episodes_are_refused_with_what_to_do(tmp_path):
+    padded = {key: array.reshape(2, 6, -1) for key, array in flat(6, 6, terminals=LAST).items()}
+    with pytest.raises(DataError, match="put the steps of each episode, without its padding, one after the other"):
+        read(write(tmp_path / "x.npz", padded))
 
 
 def test_sparse_demonstrations_that_come_to_rest_are_rows_of_a_step_each(tmp_path):

@@ -14,29 +14,37 @@ from datasets.spec import DataError
 from datasets.unreadable import why_unreadable
 
 KEYS = {  # what an array means: the keys it goes by
-    "obs": ("observations", "observation", "obs", "states"),  # (N, O)
+    "obs": ("observations", "observation", "obs", "states", "state"),  # (N, O)
     "action": ("actions", "action"),  # (N, A), within [-1, 1]
     "reward": ("rewards", "reward"),  # (N,) or (N, 1), as all below but where it says otherwise
-    "next_obs": ("next_observations", "next_observation", "next_obs"),  # (N, O)
+    "next_obs": (  # (N, O)
+        *("next_observations", "next_observation", "next_obs", "new_obs", "next_states", "next_state"),
+    ),
     # Flags. What tells ends is read by `ends`.
-    "terminated": ("terminals", "terminal", "terminations", "terminated"),  # 1: the task ends; beside masks as done
-    "done": ("dones", "done", "dones_float"),  # 1: an episode ends, for whatever reason
-    "truncated": ("timeouts", "timeout", "truncations", "truncated"),  # 1: the time limit came
-    "mask": ("masks", "mask"),  # 0: the task ends
+    "terminated": (  # 1: the task ends; beside masks as done
+        *("terminals", "terminal", "terminations", "terminated", "terminateds"),
+    ),
+    "done": ("dones", "done", "dones_float", "episode_terminals"),  # 1: an episode ends, for whatever reason
+    "truncated": ("timeouts", "timeout", "truncations", "truncated", "truncateds"),  # 1: the time limit came
+    "mask": ("masks", "mask", "not_dones", "not_done"),  # 0: the task ends
     "valid": ("valids", "valid"),  # 0: no transition, only the observation that an episode ends in
-    "start": ("episode_starts", "episode_start"),  # 1: the first row of an episode
+    "start": ("episode_starts", "episode_start", "is_first"),  # 1: the first row of an episode
     # Whole numbers.
-    "length": ("traj_lengths", "traj_length", "trajectory_lengths", "episode_lengths", "episode_length"),  # (E,) rows
+    "length": (  # (E,) rows
+        *("traj_lengths", "traj_length", "traj_lens", "trajectory_lengths", "path_lengths", "lengths"),
+        *("episode_lengths", "episode_length", "ep_lengths", "ep_lens"),
+    ),
     "end": ("episode_ends", "traj_ends", "trajectory_ends"),  # (E,) rows up to and including each episode
     "index": (  # (N,) the same within an episode, another in every other one
         *("episode_index", "episode_id", "episode_ids", "episode_idx", "traj_index", "traj_id", "traj_ids", "traj_idx"),
-        *("trajectory_id", "trajectory_ids", "trajectory_index"),
+        *("trajectory_id", "trajectory_ids", "trajectory_index", "ep_id", "eps_id", "path_id", "rollout_id"),
     ),
 }
 REQUIRED = ("obs", "action", "reward")  # and one of:
 TELLING_TASK_ENDS = ("terminated", "done", "mask")
 FLAGS = ("terminated", "done", "truncated", "mask", "valid", "start")
 PER_EPISODE = ("length", "end")
+READ_ONCE = ("obs", "action", "reward", "next_obs")  # of several spellings the first counts
 
 SAVE_FLAT = (
     "save its arrays as a flat npz file: np.savez(FILE, observations=…, actions=…, rewards=…, terminals=…, timeouts=…)"

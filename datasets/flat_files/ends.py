@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.flat_files.columns import FLAGS, KEYS, Column, Content
+from datasets.flat_files.columns import FLAGS, KEYS, READ_ONCE, Column, Content
 from datasets.spec import DataError
 
 _SOUNDS = re.compile(r"done|termina|timeout|trunc|episode|traj|mask|valid|is_first|is_last")
@@ -55,7 +55,7 @@ def read_ends(content: Content, num_rows: int) -> Told:
         )
     else:
         ends = task_ends if truncated is None else task_ends | truncated
-    warnings = _unknown_keys(content)
+    warnings = _left_out(content)
     if source == "done" and truncated is None and terminated.any() and (task_ends | ~ends)[:-1].all():
         warnings.append(
             f"'{content.key('done')}' alone tells no time limits apart: {count(terminated)} are read as ends of the "
@@ -235,11 +235,22 @@ def _check_inside(
             raise contradiction(content, split.key, "ends an episode", content.key("truncated"), "does not", row)
 
 
-def _unknown_keys(content: Content) -> list[str]:
-    """A line on keys that sound as if they told ends and are not understood."""
+def _left_out(content: Content) -> list[str]:
+    """A line on what might have told something: keys that sound of ends, arrays of one number per row or per episode,
+    and further spellings of a meaning."""
     known = {key for keys in KEYS.values() for key in keys}
-    unknown = sorted(key for key in (*content.columns, *content.groups) if key not in known and _SOUNDS.search(key))
-    return [f"not understood and left out: {', '.join(unknown)}"] if unknown else []
+    unknown = [
+        *(name for name in content.groups if name not in known and _SOUNDS.search(name)),
+        *(
+            key
+            for key, column in content.columns.items()
+            if key not in known and (_SOUNDS.search(key) or (column.shape[1:] in ((), (1,)) and column.shape))
+        ),
+    ]
+    lines = [f"not understood and left out: {', '.join(sorted(unknown))}"] if unknown else []
+    for first, *others in (content.spelled(meaning) for meaning in READ_ONCE if content.spelled(meaning)):
+        lines += [f"'{column.key}' is left out beside '{first.key}'" for column in others]
+    return lines
 
 
 def contradiction(content: Content, one: str, says: str, other: str, instead: str, row: int) -> DataError:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.flat_files.columns import FLAGS, KEYS, PER_EPISODE, REQUIRED, Content, open_file
+from datasets.flat_files.columns import FLAGS, KEYS, PER_EPISODE, READ_ONCE, REQUIRED, Content, open_file
 from datasets.flat_files.ends import read_ends, starts_of, steps_since_end
 from datasets.flat_files.steps import follow
 from datasets.scale import ActionScale
@@ -188,7 +188,7 @@ def _check_shapes(content: Content, task: TaskSpec) -> int:
     for required in REQUIRED:
         content.column(required)
     for meaning, column in [(name, column) for name in KEYS for column in content.spelled(name)]:
-        if meaning in (*widths, "reward") and column is not content.column(meaning):
+        if meaning in READ_ONCE and column is not content.column(meaning):
             continue  # the first counts
         where = f"{column.file}: key '{column.key}' is {column.dtype} {column.shape}"
         if column.dtype.kind == "O":
@@ -198,8 +198,10 @@ def _check_shapes(content: Content, task: TaskSpec) -> int:
         if not column.shape or column.shape[0] == 0:
             raise DataError(f"{where}, expected at least one row")
         if meaning in widths and column.shape[1:] != (widths[meaning],):
-            turned = "; is it transposed?" if column.shape[:1] == (widths[meaning],) and len(column.shape) == 2 else ""
-            raise DataError(f"{where}, task {task.name} needs rows of {widths[meaning]} numbers{turned}")
+            hint = "; is it transposed?" if column.shape[:1] == (widths[meaning],) and len(column.shape) == 2 else ""
+            if len(column.shape) == 3:
+                hint = "; put the steps of each episode, without its padding, one after the other"
+            raise DataError(f"{where}, task {task.name} needs rows of {widths[meaning]} numbers{hint}")
         if meaning not in widths and column.shape[1:] not in ((), (1,)):
             raise DataError(f"{where}, expected one number per row")
         if meaning not in PER_EPISODE and column.shape[0] != num_rows:

@@ -11,9 +11,13 @@ import numpy as np
 
 from datasets.flat_files.columns import Content
 from datasets.flat_files.ends import Told, contradiction, count, starts_of, steps_since_end
+from datasets.spec import DataError
 
 _SAME_OBS = 1e-5  # relative to max(1, |x|): next_obs[t] and obs[t + 1] are the same state, rounded differently
 _JUMP = 20  # times the median step: no step of the episode, but another episode
+_LOOKED_AT = 2_048  # rows at the file's beginning, for whether rows follow each other
+_SIDE_BY_SIDE = 64  # environments at most
+_SHUFFLED = 0.75  # of the mean distance of any two rows: no step is as long
 
 
 class Followed(NamedTuple):
@@ -33,6 +37,7 @@ def follow(content: Content, told: Told, max_episode_steps: int) -> Followed:
         ends |= steps_since_end(ends) % max_episode_steps == max_episode_steps - 1
     usual = float(np.median(steps[~ends])) if not ends.all() else 0.0
     jumps = steps > _JUMP * usual if usual > 0 else np.zeros_like(ends)
+    _check_task_ends_late(content, told, jumps if apart is None else apart)
     late = _late(told, jumps if apart is None else apart)
     if late.any():
         ends[late] = False
@@ -45,13 +50,7 @@ def follow(content: Content, told: Told, max_episode_steps: int) -> Followed:
     if apart is not None:
         cut = apart & ~ends
         _check_cuts(content, told, cut)
-        if cut.sum() > len(cut) / 4:
-            single = int((cut & starts_of(cut | ends)).sum())
-            warnings.append(
-                f"{count(cut)} do not lead to the next row though no end is told, as where environments are stepped "
-                f"side by side or rows are shuffled; episodes are cut there, {single:,} have one step: no chunk of "
-                "several steps fits"
-            )
+        warnings += _many_cuts(cut, ends)
         goes_on = ends & ~apart & ~told.no_transition
         goes_on[-1] = False
         solved = _solved_inside(told, goes_on, is_ours, jumps)
@@ -70,6 +69,8 @@ def follow(content: Content, told: Told, max_episode_steps: int) -> Followed:
                 f"'{key}' of {count(reset)} that end episodes is the observation after the reset, so the state they "
                 "led to is unknown"
             )
+    elif not is_ours and (line := _out_of_order(content, ends)):
+        warnings.append(line)
     inside = jumps & ~ends
     if inside.any() and not is_ours:
         warnings.append(
@@ -77,6 +78,17 @@ def follow(content: Content, told: Told, max_episode_steps: int) -> Followed:
             f"{int(inside.argmax())}: does an episode end there?"
         )
     return Followed(ends, knows_next, tuple(warnings))
+
+
+def _many_cuts(cut: np.ndarray, ends: np.ndarray) -> list[str]:
+    """A line where over a quarter of the rows do not lead to the next one though no end is told."""
+    if cut.sum() <= len(cut) / 4:
+        return []
+    single = int((cut & starts_of(cut | ends)).sum())
+    return [
+        f"{count(cut)} do not lead to the next row though no end is told, as where environments are stepped side by "
+        f"side or rows are shuffled; episodes are cut there, {single:,} have one step: no chunk of several steps fits"
+    ]
 
 
 def _solved_inside(told: Told, goes_on: np.ndarray, is_ours: bool, jumps: np.ndarray) -> np.ndarray:
@@ -115,6 +127,44 @@ def _check_resets(content: Content, told: Told, cut: np.ndarray, reset: np.ndarr
     flagged = told.splits or (content.key("truncated") if at_limit else told.source)
     key, row = content.key("next_obs"), int(cut.argmax())
     raise contradiction(content, flagged, "goes on", key, "does not lead to the next row", row)
+
+
+def _check_task_ends_late(content: Content, told: Told, breaks: np.ndarray) -> None:
+    """Raises DataError where each end of the task is flagged in the first row of the next episode."""
+    rows = np.flatnonzero(told.terminated)
+    if told.splits is not None or not len(rows) or rows[0] == 0:
+        return
+    if (breaks & ~told.ends)[rows - 1].all() and not breaks[rows].any():
+        raise DataError(
+            f"{content.file}: key '{told.source}' ends the task a row late in {count(told.terminated)}: the first is "
+            f"row {rows[0]}, but it is row {rows[0] - 1} that does not lead to the next one; move its flags a row back"
+        )
+
+
+def _out_of_order(content: Content, ends: np.ndarray) -> str | None:
+    """A line where rows do not seem to follow each other, as far as a file without next_observations can show it."""
+    obs = next(content.column("obs").blocks())[:_LOOKED_AT].astype(np.float64)
+    steps = _distances(obs[:-1], obs[1:])[~ends[: len(obs) - 1]]
+    strides = range(2, min(_SIDE_BY_SIDE, len(obs) // 3) + 1)
+    if not len(steps) or not strides:
+        return None
+    key, usual = content.key("obs"), np.median(steps)
+    apart = {stride: np.median(_distances(obs[:-stride], obs[stride:])) for stride in strides}
+    nearest = min(apart, key=lambda stride: apart[stride])
+    if apart[nearest] < usual / 4:
+        return (
+            f"'{key}' of a row is nearer to that {nearest} rows on than to the next one ({apart[nearest]:.3g} against "
+            f"{usual:.3g} in the median), as where {nearest} environments are stepped side by side: every row is read "
+            "as leading to the next one, so put the rows of each episode together"
+        )
+    others = _distances(obs, np.random.default_rng(0).permutation(obs))
+    if steps.mean() > _SHUFFLED * others.mean():
+        return f"'{key}' of the next row is as far as that of any other row: are rows shuffled? They must be in order"
+    return None
+
+
+def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(one - other, axis=1)
 
 
 def _late(told: Told, breaks: np.ndarray) -> np.ndarray:
