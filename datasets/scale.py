@@ -1,5 +1,6 @@
 """Whether the actions and rewards of data are on the scale of the task's: what is not is refused, unless accepted."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from datasets.spec import ACTION_LIMIT, DataError, Dataset, TaskSpec
 
 _SLACK = 1e-3  # of rounding beyond [-1, 1]
+_SMALL = 0.1  # of the largest action of a whole file: it is in other units
 _SAME_REWARD = 1e-4
 _REMEDY = "actions must be scaled to [-1, 1], which absolute poses and the units of a device are not"
 
@@ -44,6 +46,11 @@ class ActionScale:
         key, row = self._place
         if self._is_accepted and not is_far:
             raise DataError(f"{self._file}: its actions lie in [-1, 1]; leave out --accept actions")
+        if self._is_users and 0 < self._largest < _SMALL:
+            return [
+                f"{self._file}: no action is beyond {self._largest:.3g} in size, though the task takes them in "
+                "[-1, 1]: are they in other units?"
+            ]
         if not self._beyond:
             return []
         what = (
@@ -62,7 +69,7 @@ class RewardScale:
     def __init__(self, dataset: Dataset, file: Path, task: TaskSpec) -> None:
         self._file, self._task = file, task
         self._is_accepted = "rewards" in dataset.options.accept
-        self._rows = self._foreign = self._solved = self._ends = 0
+        self._rows = self._foreign = self._solved = self._ends = self._going_on = self._unsolved = 0
         self._low, self._high = np.inf, -np.inf
 
     def add(self, reward: np.ndarray, terminated: np.ndarray) -> None:
@@ -75,6 +82,8 @@ class RewardScale:
         self._foreign += int((~is_known).sum())
         self._solved += int((whole == 0).sum())
         self._ends += int(terminated.sum())
+        self._going_on += int(((whole == 0) & ~terminated).sum())
+        self._unsolved += int(((whole != 0) & terminated).sum())
         self._low, self._high = min(self._low, float(reward.min())), max(self._high, float(reward.max()))
 
     def lines(self) -> list[str]:
@@ -87,12 +96,26 @@ class RewardScale:
         if self._foreign:
             hint = "subtract 1 from every reward" if (self._low, self._high) == (0, 1) else "give it the task's"
             raise DataError(f"{self._file}: {self._what()}; {hint}, or take them as they are with --accept rewards")
-        if self._rows and self._solved == self._rows and not self._ends:
-            return [
-                f"{self._file}: every reward is 0, which {task.name} gives only where it is solved, but the task never "
-                "ends: are they 0 until solved, then 1?"
-            ]
-        return []
+        return [f"{self._file}: {line}" for line in self._doubts()]
+
+    def _doubts(self) -> Iterator[str]:
+        """A line each on rewards that the task gives, but not so."""
+        task, least = self._task, self._task.least_reward
+        if not self._rows or least is None:
+            return
+        if self._solved == self._rows and not self._ends:
+            yield (
+                f"every reward is 0, which {task.name} gives only where it is solved, but the task never ends: are "
+                "they 0 until solved, then 1?"
+            )
+        elif self._going_on or self._unsolved:
+            yield (
+                f"{task.name} ends where its reward is 0, but here {share_of(self._going_on, self._rows)} have 0 and "
+                f"do not end the task, and {self._unsolved:,} end it with another reward: do flags and rewards tell "
+                "the same task?"
+            )
+        if self._low == -1 > least:
+            yield f"no reward is below -1, though {task.name} gives down to {least}: are they of a sparse task?"
 
     def _what(self) -> str:
         least = self._task.least_reward

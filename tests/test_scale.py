@@ -80,6 +80,36 @@ def test_rewards_that_are_all_zero_though_nothing_is_solved_are_a_warning(tmp_pa
     assert "every reward is 0, which toy-reach gives only where it is solved" in line
 
 
+@pytest.mark.parametrize("going_on, unsolved", [(11, 1), (1, 0), (0, 1)])
+def test_rewards_that_tell_another_end_than_the_flags_are_a_warning(
+    going_on: int, unsolved: int, tmp_path: Path
+) -> None:
+    last = np.arange(ROWS) == ROWS - 1
+    rewards, ends = {
+        (11, 1): (np.where(last, -1.0, 0.0), last),  # the sign is turned
+        (1, 0): (np.where(last, 0.0, -1.0), last & False),
+        (0, 1): (np.full(ROWS, -1.0), last),
+    }[going_on, unsolved]
+    (line,) = loaded(toy_file(tmp_path / "mine.npz", rewards=rewards, terminals=ends)).warnings
+    assert "toy-reach ends where its reward is 0" in line
+    assert f" {going_on} of 12 rows (" in line and f", and {unsolved} end it with another reward" in line
+
+
+def test_sparse_rewards_of_a_task_that_counts_are_a_warning() -> None:
+    scale = RewardScale(MINE, Path("x.npz"), datasets.task("cube-double-task1"))
+    scale.add(np.array([-1, -1, 0], np.float32), np.array([False, False, True]))
+    assert scale.lines() == [
+        "x.npz: no reward is below -1, though cube-double-task1 gives down to -2: are they of a sparse task?"
+    ]
+
+
+def test_actions_of_other_units_are_a_warning(tmp_path: Path) -> None:
+    actions = np.random.default_rng(0).uniform(-0.05, 0.05, (ROWS, 2))
+    actions[3, 0] = 0.0625
+    (line,) = loaded(toy_file(tmp_path / "mine.npz", actions=actions)).warnings
+    assert "no action is beyond 0.0625 in size, though the task takes them in [-1, 1]: are they in other units?" in line
+
+
 def test_tasks_know_their_rewards() -> None:
     least = {name: datasets.task(name).least_reward for name in ("cube-quadruple-task1", "scene-task2", "lift-mh")}
     assert least == {"cube-quadruple-task1": -4, "scene-task2": -1, "lift-mh": -1}
@@ -87,7 +117,7 @@ def test_tasks_know_their_rewards() -> None:
     assert datasets.task("hopper-bullet-medium").least_reward is None
     for rewards, is_known in ((range(-4, 1), True), ((-5, -1), False), ((-0.99999, 0), True)):
         scale = RewardScale(MINE, Path("x.npz"), datasets.task("cube-quadruple-task1"))
-        scale.add(np.array(rewards, np.float32), np.zeros(len(rewards), bool))
+        scale.add(np.array(rewards, np.float32), np.array(rewards) == 0)
         if is_known:
             assert scale.lines() == []
         else:

@@ -190,7 +190,8 @@ def toy_file(
         next_observations=np.full((rows, width), value, np.float32),
         actions=np.full((rows, 2), action, np.float32),
         rewards=np.full(rows, reward, np.float32),
-        terminals=np.arange(rows) == rows - 1,
+        terminals=np.zeros(rows, bool),
+        timeouts=np.arange(rows) == rows - 1,
     )
 
 
