@@ -191,6 +191,30 @@ def test_demonstrations_come_in_order_of_their_numbers(tmp_path: Path) -> None:
     assert [block.action[0].tolist() for block in blocks] == [action.tolist() for action in expected]
 
 
+def test_a_number_written_in_two_ways_is_two_demonstrations(tmp_path: Path) -> None:
+    demos = {
+        f"demo_{number}": demonstration("can", [0, 1], seed=seed) for seed, number in enumerate(("1", "01", "007"))
+    }
+    blocks = read_blocks(write(tmp_path / "file.hdf5", "can", demos), "can-mh")
+    expected = [demos[f"demo_{number}"]["actions"][0].astype(np.float32) for number in ("01", "1", "007")]
+    assert [block.action[0].tolist() for block in blocks] == [action.tolist() for action in expected]
+
+
+def test_what_lies_beside_the_demonstrations_is_left_out_by_name(tmp_path: Path) -> None:
+    demos = {name: demonstration("lift", [0, 1]) for name in ("demo_0", "demo_1_relabeled", "episode_2")}
+    file = write(tmp_path / "file.hdf5", "lift", demos)
+    assert transitions(file).num_episodes == 1
+    (line,) = warnings_of(file)
+    assert "2 of 3 groups in 'data' are left out, which are no demo_<number>: demo_1_relabeled, episode_2" in line
+
+
+def test_steps_that_num_samples_does_not_count_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "file.hdf5", "lift", {"demo_0": demonstration("lift", [0, 0, 1])})
+    with h5py.File(file, "a") as content:
+        content["data/demo_0"].attrs["num_samples"] = 2
+    refused(file, "attribute 'num_samples' of 'data/demo_0' is 2, but its arrays have 3 steps")
+
+
 def test_filter_keys_are_ignored(tmp_path: Path) -> None:
     demos = {f"demo_{number}": demonstration("square", [0, 1], seed=number) for number in range(3)}
     file = write(tmp_path / "file.hdf5", "square", demos)

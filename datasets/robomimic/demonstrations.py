@@ -33,6 +33,7 @@ _DECISIVE_GAINS = (
     *("type", "input_max", "input_min", "output_max", "output_min", "kp", "impedance_mode", "input_type"),
     "control_delta",  # the older name of input_type
 )
+_DEMO = re.compile(r"demo_([0-9]+)")
 _SAME_OBS = 1e-5  # next_obs[t] and obs[t + 1] are the same observation
 
 
@@ -63,7 +64,7 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
     with _demonstrations(file) as data:
         _check_recording(file, data)
         _check_environment(file, data, domain)
-        names = _names(file, data, dataset.options.filter_key)
+        names, left_out = _names(file, data, dataset.options.filter_key), _left_out(data)
         demos = [_told(file, data, name, success_ends=not dataset.domain) for name in names]
         num_transitions = sum(len(demo.ends) for demo in demos)
         if dataset.name in PUBLISHED and data.attrs.get("origin") != "generated":
@@ -71,7 +72,7 @@ def read(dataset: Dataset, files: list[Path], tasks: list[TaskSpec]) -> Rows:
     if not num_transitions:
         raise DataError(f"{file}: no transition's next observation is known: there is no next_obs, and no second step")
     num_rows = num_transitions + sum(int(demo.ends.sum()) for demo in demos)
-    warnings = [f"{file}: {line}" for line in _doubts(demos)]
+    warnings = [f"{file}: {line}" for line in (*left_out, *_doubts(demos))]
     # Beyond [-1, 1], where devices of humans go, robosuite's controller clips as well.
     scale = ActionScale(dataset, file, refuses=not dataset.domain)
     return Rows(num_rows, _blocks(file, demos, domain, [task.name for task in tasks], scale, warnings), warnings)
@@ -93,7 +94,12 @@ def _told(file: Path, data: Any, name: str, *, success_ends: bool) -> _Demo:
     done = _flags(file, data, f"{name}/dones")
     solved = _flags(file, data, f"{name}/rewards", len(done))
     terminated, ends = (solved, done | solved) if success_ends else (done, done.copy())
-    knows_next = "next_obs" in data[name]
+    samples = data[name].attrs.get("num_samples", len(done))
+    if samples != len(done):
+        raise DataError(
+            f"{file}: attribute 'num_samples' of 'data/{name}' is {samples}, but its arrays have {len(done)} steps"
+        )
+    knows_next = bool(len(data[name].get("next_obs", ())))
     # Nothing is bootstrapped from beyond a last step that terminated; one that did not is of no use without its next
     # observation.
     num = len(done) - int(not knows_next and not terminated[-1])
@@ -245,16 +251,27 @@ def _demonstrations(file: Path) -> Iterator[Any]:
 
 def _names(file: Path, data: Any, filter_key: str | None) -> list[str]:
     """Of all demonstrations, or those of a filter key; `demo_2` comes before `demo_10`."""
-    numbers = sorted(int(match[1]) for name in map(str, data) if (match := re.fullmatch(r"demo_([0-9]+)", name)))
-    if not numbers:
+    numbered = sorted((int(match[1]), match[0]) for name in map(str, data) if (match := _DEMO.fullmatch(name)))
+    if not numbered:
         raise DataError(f"{file}: no demonstration (demo_0, demo_1, …) in group 'data'")
-    names = [f"demo_{number}" for number in numbers]
+    names = [name for _, name in numbered]
     if filter_key is None:
         return names
     members = _members(file, data.file, filter_key)
     if absent := [name for name in members if name not in names]:
         raise DataError(f"{file}: filter key '{filter_key}' names {absent[0]}, which is not in group 'data'")
     return [name for name in names if name in members]
+
+
+def _left_out(data: Any) -> list[str]:
+    """A line on what lies beside the demonstrations."""
+    others = [name for name in map(str, data) if not _DEMO.fullmatch(name)]
+    few = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")
+    return (
+        [f"{len(others):,} of {len(data):,} groups in 'data' are left out, which are no demo_<number>: {few}"]
+        if others
+        else []
+    )
 
 
 def _members(file: Path, content: Any, filter_key: str) -> set[str]:
