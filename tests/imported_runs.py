@@ -71,6 +71,7 @@ def config_of(source: str, suite: str, task: str, method: str, seed: int, points
         "offline_updates": max(point.offline_updates for point in points),
         "online_steps": max(point.online_steps for point in points),
         "eval_episodes": EVAL_EPISODES,
+        "episode_seeds": "own",  # releases evaluate on fresh episodes
         "agent_config": {name: given[name] for name in settings if name in given},
     }
     config |= {"utd_ratio": given["utd_ratio"]} if "utd_ratio" in given else {}

@@ -248,6 +248,10 @@ def test_unknown_suite_is_answered_with_the_nearest(tmp_path: Path):
             {"task": "b", "success_rule": "any"},
             "suite quick: success_rule is last in quick/a/.* but any in quick/b/",
         ),
+        (
+            {"task": "b", "episode_seeds": "own"},
+            "suite quick: episode_seeds is fixed in quick/a/.* but own in quick/b/",
+        ),
         ({"task": "b", "offline": (0.0, 0.2)}, "suite quick: offline_updates is 200 in .* but 100 in"),
         ({"task": "b", "online": (0.2,)}, "suite quick: online_steps is 40 in .* but 10 in"),
         ({"task": "b", "origin": "published"}, "data origin is generated in quick/a/.* but published in quick/b/"),

@@ -198,9 +198,9 @@ def evaluate(*words: object) -> int:
 
 def test_the_episodes_of_training_are_played_again_as_they_were(copy, capsys):
     before = (copy / EPISODES).read_text()
-    assert evaluate(copy, "--episodes", 3, "--base-seed", 1_000_000, "--workers", 2) == 0
+    assert evaluate(copy, "--again", "--workers", 2) == 0
     header, *rows = before.splitlines()
-    file = copy / "evaluations" / "toy-reach_3ep_seed1000000.csv"
+    file = copy / "evaluations" / f"toy-reach_3ep_seed{rows[-3].split(',')[3]}.csv"
     assert file.read_text().splitlines() == [header, *rows[-3:]]
     assert (copy / EPISODES).read_text() == before
     said = capsys.readouterr().out
@@ -229,6 +229,8 @@ def test_what_cannot_be_evaluated_is_one_line(copy, capsys, tmp_path, monkeypatc
     assert "cube-single-task2 has observations of 28 numbers and actions of 5" in refusal(copy, "--task", "cube-single")
     assert "unknown task 'toy-raech'" in refusal(copy, "--task", "toy-raech")
     assert "--base-seed is 2147483647 and --episodes 200; the seed of an" in refusal(copy, "--base-seed", 2**31 - 1)
+    for option in ("--episodes", "--base-seed"):
+        assert "--again plays the last evaluation's episodes" in refusal(copy, "--again", option, 3)
     assert "there is no run" in refusal(tmp_path / "nothing")
     assert "unknown task ''" in refusal(copy, "--task", "")
     results = copy.parent / "results"

@@ -462,7 +462,9 @@ def test_card_says_by_whom_a_value_is_used(tmp_path: Path):
     assert facts["Budgets"]["chunk_length"] == "1 (FQL), 5 (SAC Flow-G) environment steps executed open loop"
     assert facts["Budgets"]["offline_updates"] == "200 gradient updates"
     assert facts["Settings of the agents"]["SAC Flow-G (sac_flow_g)"] == "bc_coef 100 (a), 300 (b); chunk_length 5"
-    assert facts["Evaluation"]["episode seeds"] == "1000 to 1004: the same in every run"
+    assert facts["Evaluation"]["episode seeds"] == (
+        "1000 to 1004: the same in every run; the error of these initial states is in no interval"
+    )
     assert facts["Evaluation"]["success timing"].startswith("post: ")
     assert facts["Evaluation"]["success rule"] == "last: an episode counts as solved if its last step is a success"
     assert "not comparable with published results" in facts["Tasks and data"]["data origin"]
@@ -490,6 +492,14 @@ def test_card_tells_evaluation_seeds_that_differ(tmp_path: Path):
     file = write_run(tmp_path, seed=1) / "episodes.csv"
     file.write_text(file.read_text().replace(",1004,", ",2004,"))
     assert card(tmp_path)["Evaluation"]["episode seeds"] == "1000 to 1004, 1000 to 2004: NOT the same in every run"
+
+
+def test_card_says_that_own_episodes_are_others_in_each_evaluation(tmp_path: Path):
+    file = write_run(tmp_path, episode_seeds="own") / "episodes.csv"
+    file.write_text(file.read_text().replace(",1004,", ",2004,"))
+    facts = card(tmp_path)
+    expected = "own: others in each evaluation and seed, the same for all agents"
+    assert facts["Evaluation"]["episode seeds"] == expected and "episode_seeds" not in facts["Budgets"]
 
 
 def depart(folder: Path, **departures: tuple[Any, Any]) -> None:

@@ -69,8 +69,8 @@ def test_a_success_in_the_middle_of_an_episode_counts_by_the_rule(env, rule, suc
 
 @pytest.mark.parametrize(("rule", "success"), [("any", 1), ("last", 0)])
 def test_evaluation_workers_go_by_the_rule(template, rule, success):
-    evaluator = Evaluator(template, workers=2, eval_episodes=3, success_rule=rule)
-    evaluator.submit(Evaluation("online", 5, 5, {0: policy_state(agent_of(tiny_config("bc")), 0)}))
+    evaluator = Evaluator(template, workers=2, success_rule=rule)
+    evaluator.submit(Evaluation("online", 5, 5, {0: policy_state(agent_of(tiny_config("bc")), 0)}, {0: range(3)}))
     deadline = time.monotonic() + 60
     while not (finished := evaluator.finished(1.0)):
         assert time.monotonic() < deadline

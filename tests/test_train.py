@@ -23,7 +23,7 @@ from bench.runs.checkpoint import MAGIC, Checkpoints
 from bench.runs.state import PendingEvaluation, RunState
 from bench.tools.export import collected
 from bench.training.engine import Engine
-from bench.training.evaluate import NICENESS
+from bench.training.evaluate import NICENESS, episode_seeds
 from bench.training.execution import Execution, Preemption
 from bench.training.pack import prepare_directory
 from bench.training.pack_files import DivergenceError
@@ -408,7 +408,37 @@ def test_evaluations_happen_at_the_points_of_the_contract(reference):
         ("online", 60, 40),
     ]
     assert len(rows) == 2 * len(points)
-    assert {row["episode_seed"] for row in rows} == {"1000000", "1000001"}
+    for point in points:
+        recorded = [int(row["episode_seed"]) for row in rows if (row["phase"], int(row["updates"])) == point[:2]]
+        assert recorded == [*episode_seeds(config, *point)]
+
+
+def test_each_run_of_a_pack_and_each_point_has_its_own_episodes_and_agents_share_them(data_cache, tmp_path):
+    """Flow_mlp makes two updates where the other agent makes one, so that only environment steps agree online."""
+    pack = [tiny_config("sac_flow_g", seed, eval_episodes=3) for seed in (0, 1)]
+    other = tiny_config("flow_mlp", 1, eval_episodes=3, utd_ratio=2)
+    execute(pack, tmp_path)
+    execute([other], tmp_path)
+
+    def seeds(config: RunConfig) -> dict[tuple[str, str], set[int]]:
+        found: dict[tuple[str, str], set[int]] = {}
+        for row in table(config, tmp_path, "episodes.csv"):
+            at = row["updates"] if row["phase"] == "offline" else row["env_steps"]
+            found.setdefault((row["phase"], at), set()).add(int(row["episode_seed"]))
+        return found
+
+    first, second, third = map(seeds, (*pack, other))
+    assert second == third and first.keys() == second.keys()
+    every = [episode for run in (first, second) for point in run.values() for episode in point]
+    assert len({*every}) == len(every) == 2 * 6 * 3
+
+
+def test_runs_of_before_there_was_a_choice_keep_the_fixed_episodes(data_cache, tmp_path):
+    config = tiny_config("qc_fql", episode_seeds="fixed", online_steps=0, eval_episodes=2)
+    assert "episode_seeds" not in config.to_json() and RunConfig.from_json(config.to_json()) == config
+    execute([config], tmp_path)
+    rows = table(config, tmp_path, "episodes.csv")
+    assert [row["episode_seed"] for row in rows] == ["1000000", "1000001"] * 3
 
 
 def test_online_only_and_offline_only_runs(data_cache, tmp_path):

@@ -31,7 +31,7 @@ from bench.tools.video import (
     picture_size,
     read_index,
 )
-from bench.training.evaluate import FIRST_EPISODE_SEED, EpisodeRow
+from bench.training.evaluate import FIXED_SEED, EpisodeRow, episode_seeds
 from bench.training.execution import Execution
 from bench.training.train import run
 from tests.conftest import CUBE_DATASET
@@ -41,12 +41,13 @@ from tests.tiny_runs import ROOT, tiny_config
 HUMAN_LIFT = Path(__file__).parent / "fixtures" / "lift_human3_low_dim.hdf5"
 needs_av = pytest.mark.extra("video")
 SMALL = ["--size", "96x64", "--no-shadows"]
-SEEDS = [FIRST_EPISODE_SEED + number for number in range(4)]
+SEEDS = [FIXED_SEED + number for number in range(4)]
 
 
 def finish(results: Path, run_seeds: int = 1, **changes: Any) -> list[Path]:
     """The directories of complete runs."""
-    base = tiny_config("qc_fql", **{"offline_updates": 3, "online_steps": 0, "eval_episodes": 1, **changes})
+    settings = {"offline_updates": 3, "online_steps": 0, "eval_episodes": 1, "episode_seeds": "fixed", **changes}
+    base = tiny_config("qc_fql", **settings)
     configs = [base.replace(seed=seed) for seed in range(run_seeds)]
     run(configs, results, Execution(device="cpu", env_workers=0), lambda: False)
     return [config.directory(results) for config in configs]
@@ -217,6 +218,7 @@ def rows_of(*successes: int | None) -> dict[int, EpisodeRow]:
         (["--failures"], [rows_of(0, 1, 1, 0, 0), rows_of(0, 0, 1, 1, 0)], [3]),
         (["--successes"], [rows_of(0, 1, 1, 0, 0), rows_of(0, 0, 1, 1, 0)], [1]),
         (["--episode-seeds", "0"], [rows_of(0, 1), rows_of(0, 0)], [0]),
+        (["--episode-seeds", "1"], [rows_of(0, 1), rows_of(0)], [1]),  # of one run alone
         ([], [rows_of(0, 1, 0, 1), rows_of(1, 1)], [0]),  # the other run had fewer episodes
         ([], [rows_of(None, None), rows_of(None, None)], [0, 1]),
     ],
@@ -240,8 +242,8 @@ def test_episodes_are_chosen_by_how_they_went(
         (["--failures"], [rows_of(1), rows_of(0)], "where this run fails and the other succeeds"),
         (["--successes"], [rows_of(0), rows_of(1)], "where this run succeeds and the other fails"),
         (["--failures"], [rows_of(None)], "toy-reach has no notion of success; choose with --episodes"),
-        (["--episode-seeds", "2"], [rows_of(0, 1)], "seed 2 is none of the run's evaluations; they are 0 to 1"),
-        (["--episode-seeds", "1"], [rows_of(0, 1), rows_of(0)], "seed 1 is none of both runs' evaluations; they are 0"),
+        (["--episode-seeds", "2"], [rows_of(0, 1)], "seed 2 is none of the run's last evaluation; they are 0 to 1"),
+        (["--episode-seeds", "1"], [rows_of(0), rows_of(1)], "1 is none of either run's last evaluation; they are"),
     ],
 )
 def test_a_choice_that_leaves_nothing_is_refused(
@@ -249,6 +251,21 @@ def test_a_choice_that_leaves_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         chosen(options_of(*arguments), [tiny_config()] * len(evaluations), evaluations)
+
+
+def test_runs_without_a_common_episode_are_refused_until_episodes_are_named(cache, tmp_path: Path, capsys) -> None:
+    directories = finish(tmp_path, 2, eval_episodes=2, episode_seeds="own")
+    base = tiny_config("qc_fql", eval_episodes=2)
+    ours, theirs = (episode_seeds(base.replace(seed=seed), "offline", 3, 0) for seed in (0, 1))
+    assert [[*last_evaluation(directory)] for directory in directories] == [[*ours], [*theirs]]
+    line = refusal(capsys, directories[0], "--against", directories[1], "--failures", "--format", "gif")
+    assert line == (
+        f"the last evaluations of both runs have no episode in common, but {ours[0]} to {ours[1]} (seed 0) and "
+        f"{theirs[0]} to {theirs[1]} (seed 1): name a run of the same seed and budget, or the episodes, with "
+        "--episode-seeds"
+    )
+    evaluations = [last_evaluation(directory) for directory in directories]
+    assert chosen(options_of("--episode-seeds", str(theirs[1])), [base, base], evaluations) == [theirs[1]]
 
 
 def test_the_last_evaluation_is_the_one_with_the_most_training(tmp_path: Path) -> None:
@@ -371,6 +388,16 @@ def test_an_episode_that_went_otherwise_is_told_and_marked(copy: Path, capsys) -
     )
     assert f"in {length} steps here" in told and f"in {int(length) + 1} steps in episodes.csv" in told
     assert [entry["as_evaluated"] for entry in read_index(copy / "videos")] == [True, False]
+
+
+@needs_bullet
+def test_an_episode_that_one_run_was_not_evaluated_on_is_compared_for_the_other_alone(hoppers, copy: Path) -> None:
+    rows = (copy / "episodes.csv").read_text()
+    (copy / "episodes.csv").write_text(rows.replace(str(SEEDS[3]), "7"))
+    arguments = [str(hoppers[1]), "--against", str(copy), *SMALL, "--format", "gif", "--fps", "2"]
+    assert main(["video", *arguments, "--episode-seeds", str(SEEDS[3]), "--out", str(copy / "videos")]) == 0
+    (entry,) = read_index(copy / "videos")
+    assert entry["as_evaluated"] is True and entry["against"]["as_evaluated"] is None
 
 
 def test_the_index_keeps_other_videos_and_forgets_those_that_are_gone(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class Suite:
     success_timing: str
     success_rule: str  # any or last
     eval_episodes: int  # per evaluation and run
+    episode_seeds: str  # own: of each run and evaluation; fixed: the same ones in all
     offline_updates: int  # of the agents that have an offline phase; 0 where none has
     online_steps: int
     tasks: tuple[str, ...]
@@ -184,6 +185,7 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
     for field in PROTOCOL_FIELDS:
         if field != "offline_updates":
             refuse_mix(runs, lambda run, field=field: run.config[field], f"suite {name}: {field}")
+    refuse_mix(runs, episode_seeds, f"suite {name}: episode_seeds")
     by_success = [run for run in runs if run.measure == SUCCESS]
     refuse_mix(by_success, success_rule, f"suite {name}: success_rule")
     refuse_budget_mix(name, runs)
@@ -218,6 +220,7 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         success_timing=first["success_timing"],
         success_rule=success_rule((by_success or runs)[0]),
         eval_episodes=first["eval_episodes"],
+        episode_seeds=episode_seeds(runs[0]),
         offline_updates=max(run.config["offline_updates"] for run in runs),
         online_steps=first["online_steps"],
         tasks=tuple(sorted(by_task, key=task_order)),
@@ -238,6 +241,11 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
 def success_rule(run: Run) -> str:
     """Which steps of an episode say whether it is solved. Runs of before there was a choice went by the last one."""
     return run.config.get("success_rule", "last")
+
+
+def episode_seeds(run: Run) -> str:
+    """Which episodes evaluations play. Those of before there was a choice all played the same ones."""
+    return run.config.get("episode_seeds", "fixed")
 
 
 def measures_of(by_task: dict[str, list[Run]]) -> dict[str, Measure]:

@@ -141,6 +141,8 @@ def judge(suite: Suite, points: Sequence[PublishedPoint], margin: float = MARGIN
     for (agent, source, method), curves in families.items():
         ours = our_protocol(suite, agent)
         forbidding, remarks = differences(ours, protocol_of(source, method))
+        if suite.episode_seeds == "fixed":
+            remarks.append("our runs share their evaluation episodes: that error is not in the interval")
         if source_of(source).best_of_curve:
             forbidding.append("may be the best checkpoint of each curve")
         steps = compared_steps(curves, untrained_start=not ours.offline_updates)

@@ -117,7 +117,7 @@ function runPage(run) {
     const score = run.measure === "return" ? [] : [scalarFigure(run.measure, parts(run.score), scale, { unit: run.measure === "success rate" })];
     page.push(element("div", { class: "panels scalars" }, ...score, scalarFigure("mean return", parts(run.return), scale), scalarFigure("mean length", parts(run.length), scale)));
     const seeds = run.episode_seeds;
-    page.push(element("p", { class: "small" }, `${config.eval_episodes} episodes at each of ${grid.at.length} points, episode seeds ${seeds[0]} to ${seeds[1]}.`));
+    page.push(element("p", { class: "small" }, `${config.eval_episodes} episodes at each of ${grid.at.length} points, ${config.episode_seeds === "own" ? "others at each, " : ""}episode seeds ${seeds[0]} to ${seeds[1]}.`));
   } else page.push(element("p", {}, "No evaluation has finished."));
 
   if (run.videos.length) {

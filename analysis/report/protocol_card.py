@@ -45,7 +45,7 @@ UNITS = {  # field of config.json -> unit, in the order of reading; fields that 
 }
 # Fields of config.json that other sections show, or that say how often something is recorded.
 SHOWN_ELSEWHERE = ("schema_version", "config_hash", "suite", "task", "agent", "variant", "seed", "dataset")
-SHOWN_ELSEWHERE += ("agent_config", "success_timing", "success_rule", "eval_episodes")
+SHOWN_ELSEWHERE += ("agent_config", "success_timing", "success_rule", "eval_episodes", "episode_seeds")
 SHOWN_ELSEWHERE += ("eval_interval_updates", "eval_interval_steps", "log_interval", "gradient_norm_interval")
 HASH_DIGITS = 12
 
@@ -132,15 +132,25 @@ def budget_facts(suite: Suite) -> Iterable[tuple[str, str]]:
 
 def evaluation_facts(suite: Suite, records: Sequence[RunRecord]) -> Iterable[tuple[str, str]]:
     yield "episodes", f"{suite.eval_episodes} per evaluation and run"
-    seeds = sorted({record.episode_seeds for record in records if record.episode_seeds})
-    ranges = [f"{low} to {high}" for low, high in seeds]
-    same = "the same in every run" if len(seeds) == 1 else "NOT the same in every run"
-    yield "episode seeds", f"{', '.join(ranges)}: {same}" if ranges else "no episode so far"
+    yield "episode seeds", episode_seeds_fact(suite, records)
     for field, unit in (("eval_interval_updates", "gradient updates"), ("eval_interval_steps", "environment steps")):
         if any(field in run.config for run in suite.runs):
             yield field, f"{by_run(suite, suite.runs, lambda run, field=field: run.config.get(field))} {unit}"
     yield "success timing", TIMINGS.get(suite.success_timing, suite.success_timing)
     yield "success rule", RULES.get(suite.success_rule, suite.success_rule)
+
+
+def episode_seeds_fact(suite: Suite, records: Sequence[RunRecord]) -> str:
+    """Whether intervals cover the error of a finite number of initial states."""
+    seeds = sorted({record.episode_seeds for record in records if record.episode_seeds})
+    if not seeds:
+        return "no episode so far"
+    if suite.episode_seeds != "fixed":
+        return f"{suite.episode_seeds}: others in each evaluation and seed, the same for all agents"
+    ranges = ", ".join(f"{low} to {high}" for low, high in seeds)
+    if len(seeds) > 1:
+        return f"{ranges}: NOT the same in every run"
+    return f"{ranges}: the same in every run; the error of these initial states is in no interval"
 
 
 def run_facts(suite: Suite) -> Iterable[tuple[str, str]]:

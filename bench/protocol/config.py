@@ -27,6 +27,7 @@ from bench.runs.contract import (
 from datasets.spec import DataError
 
 LARGEST_SEED = 2**63 - 1  # tables hold 64-bit integers
+MOST_EPISODES = 100_000_000  # of an evaluation: their seeds stay below 2**31, as every simulator wants
 
 # Fields that runs of older code do not have, and what they stand for then: such runs keep their hash.
 LATER_FIELDS = {
@@ -36,6 +37,7 @@ LATER_FIELDS = {
     "online_batch_share": None,
     "success_rule": "last",
     "replay": "overwrite",
+    "episode_seeds": "fixed",
 }
 # The same for fields of agents' configs, and of those nested in them, by the name of the class that has the field.
 LATER_AGENT_FIELDS: dict[str, dict[str, Any]] = {
@@ -71,6 +73,7 @@ class RunSettings:
     eval_interval_updates: int = 100_000
     eval_interval_steps: int = 100_000
     eval_episodes: int = 50
+    episode_seeds: Literal["own", "fixed"] = "own"  # of each run and evaluation; fixed: the same ones in all
     log_interval: int = 5_000  # updates and environment steps between rows of train.csv
     gradient_norm_interval: int = 10_000  # updates between norms of gradients along the policy's rollout; 0: none
 
@@ -127,6 +130,10 @@ class RunConfig(RunSettings):
             raise ConfigError(f"warmup_actions is {self.warmup_actions!r}; it must be policy or random")
         if self.success_rule not in ("any", "last"):
             raise ConfigError(f"success_rule is {self.success_rule!r}; it must be any or last")
+        if self.episode_seeds not in ("own", "fixed"):
+            raise ConfigError(f"episode_seeds is {self.episode_seeds!r}; it must be own or fixed")
+        if self.eval_episodes > MOST_EPISODES:
+            raise ConfigError(f"eval_episodes is {self.eval_episodes}; it must be at most {MOST_EPISODES}")
         if self.replay not in ("overwrite", "keep"):
             raise ConfigError(f"replay is {self.replay!r}; it must be overwrite or keep")
         if self.replay == "keep" and self.replay_capacity != RunSettings.replay_capacity:

@@ -30,11 +30,12 @@ from bench.runs.quantities import counted
 from bench.runs.writer import csv_bytes
 from bench.tools.data import ProgressLine
 from bench.tools.roll_out import finished_run
-from bench.training.evaluate import EpisodeRow, Evaluation, Evaluator, prepare_worker, score_of
+from bench.training.evaluate import EpisodeRow, Evaluation, Evaluator, episode_seeds, prepare_worker, score_of
 from bench.training.execution import available_cores
 from bench.training.workers import Template
 
-BASE_SEED = 2_000_000  # evaluations during training begin at 1,000,000
+EPISODES_PLAYED = 200
+BASE_SEED = 2_000_000  # evaluations during training begin at 1,000,000 or from 1,000,000,000 on
 LARGEST_SEED = 2**31 - 1  # that every simulator takes
 NORMAL_95 = 1.959964  # 97.5 % quantile
 
@@ -44,9 +45,10 @@ class EvaluateOptions:
     """The final policy of a finished run on fresh episodes. Episode i resets with the base seed + i."""
 
     run: Positional[str]  # a run's folder, or suite/task/agent/seed_000; or an agent's folder: each of its runs
-    episodes: int = 200
+    episodes: int | None = None  # default: 200
     task: str | None = None  # another one with observations and actions of the same size; default: the run's
-    base_seed: int = BASE_SEED  # 1000000: the episodes of the evaluations during training
+    base_seed: int | None = None  # default: 2000000
+    again: bool = False  # the episodes of the run's last evaluation during training, as many as it had
     workers: int = available_cores()  # processes
     results: Path = Path("results")
     plugins: Plugins = Plugins()
@@ -57,26 +59,36 @@ class EvaluateOptions:
         check_folder(self)
         if self.out is not None:
             check_folder(self, "out")
-        if self.base_seed + self.episodes - 1 > LARGEST_SEED:
+        if self.again and (self.episodes is not None or self.base_seed is not None):
+            raise ConfigError("--again plays the last evaluation's episodes; --episodes and --base-seed choose others")
+        seeds = self.fresh_seeds
+        if seeds[-1] > LARGEST_SEED:
             raise ConfigError(
-                f"--base-seed is {self.base_seed} and --episodes {self.episodes}; the seed of an episode is at most "
-                f"{LARGEST_SEED}"
+                f"--base-seed is {seeds.start} and --episodes {seeds.stop - seeds.start}; the seed of an episode is at "
+                f"most {LARGEST_SEED}"
             )
+
+    @property
+    def fresh_seeds(self) -> range:
+        """Of the episodes that are played unless it is those of training again."""
+        first = BASE_SEED if self.base_seed is None else self.base_seed
+        return range(first, first + (EPISODES_PLAYED if self.episodes is None else self.episodes))
 
 
 def evaluate_command(options: EvaluateOptions) -> int:
     """Everything that can be wrong is found out before the first episode is played."""
     found = [(directory, *finished_run(directory)) for directory in named_runs(options.run, options.results)]
-    runs = [(directory, played_config(directory, config, options.task), policy) for directory, config, policy in found]
-    for _, config, _ in runs:
+    played = [played_config(directory, trained, options.task) for directory, trained, _ in found]
+    for config in played:
         if options.out is not None and (config.directory(options.out) / CONFIG).exists():
             raise ConfigError(f"--out {options.out}: {config.name} there is a run's folder; leave --out out")
-    for directory, config, policy in runs:
-        rows = play(config, policy, options)
+    for (directory, trained, policy), config in zip(found, played, strict=True):
         status = read_json(directory / STATUS) or {}
         at = {name: status[name] for name in ("phase", "updates", "env_steps")}
+        seeds = episode_seeds(trained, **at) if options.again else options.fresh_seeds
+        rows = play(config, policy, seeds, options.workers)
         folder = directory / EVALUATIONS if options.out is None else config.directory(options.out)
-        file = make_folder(folder) / f"{config.task}_{options.episodes}ep_seed{options.base_seed}.csv"
+        file = make_folder(folder) / f"{config.task}_{len(seeds)}ep_seed{seeds[0]}.csv"
         columns = HEADERS[EPISODES]
         write_atomically(file, csv_bytes([columns, *([{**at, **row}[name] for name in columns] for row in rows)]))
         print(f"{config.label}, seed {config.seed}, on {config.task}: {described(rows)}; {file}", flush=True)
@@ -97,17 +109,16 @@ def played_config(directory: Path, config: RunConfig, task: str | None) -> RunCo
     return config if played.name == trained.name else config.replace(task=played.name, success_rule=played.success_rule)
 
 
-def play(config: RunConfig, policy: bytes, options: EvaluateOptions) -> list[EpisodeRow]:
+def play(config: RunConfig, policy: bytes, seeds: range, workers: int) -> list[EpisodeRow]:
     """A row for each episode, in order, as evaluations during training play theirs. Raises WorkerError."""
-    evaluation = Evaluation("", 0, 0, {0: safetensors.torch.load(policy)})
+    evaluation = Evaluation("", 0, 0, {0: safetensors.torch.load(policy)}, {0: seeds})
     progress = ProgressLine(lambda done, total: f"{done}/{total} episodes", lambda rate: f"{rate:.1f}/s")
     template = Template(prepare_worker, config)
     try:
-        workers = min(options.workers, options.episodes)
-        evaluator = Evaluator(template, workers, options.episodes, config.success_rule, options.base_seed)
+        evaluator = Evaluator(template, min(workers, len(seeds)), config.success_rule)
         evaluator.submit(evaluation)
         while not evaluator.finished(timeout=1.0):
-            progress(len(evaluation.rows), options.episodes)
+            progress(len(evaluation.rows), len(seeds))
     finally:
         progress.clear()
         template.close()

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ class VideoOptions:
     against: str | None = None  # another run of the task, played beside on the same episodes
     results: Path = Path("results")
     episodes: int = 3  # so many, from the first one
-    episode_seeds: tuple[int, ...] = ()  # these ones, as in episodes.csv
+    episode_seeds: tuple[int, ...] = ()  # these ones, as in episodes.csv, there the last rows of one of the runs
     failures: bool = False  # only where the run fails; with --against: alone
     successes: bool = False  # only where the run succeeds; with --against: alone
     format: Literal["auto", "mp4", "gif"] = "auto"  # auto: MP4 where the extra `video` is installed, else GIF
@@ -170,13 +171,23 @@ def chosen(
     options: VideoOptions, configs: Sequence[RunConfig], evaluations: Sequence[Mapping[int, EpisodeRow]]
 ) -> list[int]:
     """The episode seeds to show. Raises ConfigError where there are none, or one that was no evaluation's."""
-    shared = [seed for seed in evaluations[0] if all(seed in rows for rows in evaluations)]
+    recorded = list(dict.fromkeys(itertools.chain(*evaluations)))
     if options.episode_seeds:
         for seed in options.episode_seeds:
-            if seed not in shared:
-                of = "both runs' evaluations" if len(evaluations) == 2 else "the run's evaluations"
-                raise ConfigError(f"episode seed {seed} is none of {of}; they are {_ranges(shared)}")
+            if seed not in recorded:
+                of = "either run's last evaluation" if len(evaluations) == 2 else "the run's last evaluation"
+                there_are = " and ".join(dict.fromkeys(_ranges([*rows]) for rows in evaluations))
+                raise ConfigError(f"episode seed {seed} is none of {of}; they are {there_are}")
         return list(dict.fromkeys(options.episode_seeds))
+    shared = [seed for seed in recorded if all(seed in rows for rows in evaluations)]
+    if not shared:
+        theirs = " and ".join(
+            f"{_ranges([*rows])} (seed {config.seed})" for config, rows in zip(configs, evaluations, strict=True)
+        )
+        raise ConfigError(
+            f"the last evaluations of both runs have no episode in common, but {theirs}: name a run of the same seed "
+            "and budget, or the episodes, with --episode-seeds"
+        )
     has_success = all(rows[seed]["success"] is not None for rows in evaluations for seed in shared)
     if not has_success and (options.failures or options.successes):
         raise ConfigError(f"{configs[0].task} has no notion of success; choose with --episodes or --episode-seeds")
@@ -235,12 +246,12 @@ def film_episode(
     fps: float,
     out: Path,
 ) -> None:
-    """Plays one episode, compares it with the evaluation's row, draws it, writes video and index."""
+    """Plays one episode, compares it with the evaluation's row if it has one, draws it, writes video and index."""
     for stage in stages:
         stage.play(seed)
     takes = [stage.take() for stage in stages]
     as_evaluated = [
-        is_as_evaluated(stage.config, take, rows[seed])
+        is_as_evaluated(stage.config, take, rows[seed]) if seed in rows else None
         for stage, take, rows in zip(stages, takes, evaluations, strict=True)
     ]
     film = Film(stages, takes, look, fps)

@@ -1,10 +1,11 @@
-"""Fixed-seed evaluation episodes in worker processes, while training goes on: one row per episode.
+"""Evaluation episodes in worker processes, while training goes on: one row per episode.
 
 Never touches training: frozen copies of the policies, own environments, own seeds, own random streams.
 """
 
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -15,23 +16,39 @@ import torch
 
 import datasets
 from agents.blocks.base import Agent
-from agents.blocks.streams import SeedStreams
+from agents.blocks.streams import SeedStreams, stream_key
 from bench.protocol.config import RunConfig
 from bench.runs.state import PendingEvaluation, Score
 from bench.training.policies import Policy, build_agent, load_policy
 from bench.training.workers import Requests, Template, Worker, with_answers
 
-FIRST_EPISODE_SEED = 1_000_000  # episode i of every evaluation of every run resets with this + i
+FIXED_SEED = 1_000_000  # episode i of every evaluation resets with this + i where `episode_seeds` is fixed
+FIRST_OWN_SEED = NUM_OWN_SEEDS = 1_000_000_000  # with own ones the first episode's is one of so many, from here on
 NICENESS = 10  # training comes first: on a core that both want, an evaluation gets a tenth
 
 EpisodeRow = dict[str, float | None]  # episode_seed, success, return, length
+
+
+def episode_seeds(config: RunConfig, phase: str, updates: int, env_steps: int) -> range:
+    """Reset seeds of the episodes of one evaluation.
+
+    Own ones depend on task, run seed and point, so that the error of a finite number of initial states is not common to
+    runs, tasks and points. They do not depend on the agent: runs of equal seed stay paired. Online, agents differ in
+    their updates, so that the point is that of the environment.
+    """
+    first = FIXED_SEED
+    if config.episode_seeds == "own":
+        at = updates if phase == "offline" else env_steps
+        key = stream_key("evaluation episodes", config.task, config.seed, phase, at)
+        first = FIRST_OWN_SEED + key % NUM_OWN_SEEDS
+    return range(first, first + config.eval_episodes)
 
 
 def run_episode(env: gymnasium.Env, agent: Agent, episode_seed: int, success_rule: str = "any") -> EpisodeRow:
     """One episode with action chunks executed open loop; the policy is called once per chunk.
 
     `success` is 1 if the episode was solved by the rule, else 0, or None where the task has no such notion. Noise is
-    keyed by the episode's seed, so that all runs of all agents meet the same draws.
+    keyed by the episode's seed, so that all agents meet the same draws in it.
     """
     noise = SeedStreams([episode_seed], "cpu", "evaluation")
     obs, _ = env.reset(seed=episode_seed)
@@ -59,18 +76,23 @@ def score_of(rows: list[EpisodeRow]) -> Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One point of the schedule: frozen policies, by seed index of the pack, and the rows that have come in."""
+    """One point of the schedule: frozen policies and their episodes, by seed index of the pack; the rows so far."""
 
     phase: str
     updates: int
     env_steps: int
-    policies: dict[int, Policy]
+    policies: Mapping[int, Policy]
+    episode_seeds: Mapping[int, range]
     started: float = field(default_factory=time.monotonic)
     rows: dict[tuple[int, int], EpisodeRow] = field(default_factory=dict)  # by seed index and episode seed
 
     @property
     def point(self) -> dict[str, Any]:
         return {"phase": self.phase, "updates": self.updates, "env_steps": self.env_steps}
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.rows) == sum(map(len, self.episode_seeds.values()))
 
     def rows_of(self, seed_index: int) -> list[EpisodeRow]:
         """In order of episode."""
@@ -81,15 +103,26 @@ class Evaluation:
         return PendingEvaluation(self.phase, self.updates, self.env_steps, self.policies[seed_index])
 
 
-def unfinished_evaluations(states: list[list[PendingEvaluation]]) -> list[Evaluation]:
+def new_evaluation(
+    configs: Sequence[RunConfig], phase: str, updates: int, env_steps: int, policies: Mapping[int, Policy]
+) -> Evaluation:
+    """Of the runs of a pack at one point."""
+    seeds = {index: episode_seeds(configs[index], phase, updates, env_steps) for index in policies}
+    return Evaluation(phase, updates, env_steps, policies, seeds)
+
+
+def unfinished_evaluations(
+    configs: Sequence[RunConfig], states: Sequence[Sequence[PendingEvaluation]]
+) -> list[Evaluation]:
     """The inverse of `state_of_seed` for each seed's list, in order of the schedule."""
-    evaluations: dict[tuple[int, int], Evaluation] = {}
+    policies: dict[tuple[int, int, str], dict[int, Policy]] = {}
     for index, pending in enumerate(states):
         for state in pending:
-            at = (state.updates, state.env_steps)
-            evaluation = evaluations.setdefault(at, Evaluation(state.phase, *at, policies={}))
-            evaluation.policies[index] = state.policy
-    return [evaluations[at] for at in sorted(evaluations)]
+            policies.setdefault((state.updates, state.env_steps, state.phase), {})[index] = state.policy
+    return [
+        new_evaluation(configs, phase, updates, env_steps, policies[updates, env_steps, phase])
+        for updates, env_steps, phase in sorted(policies)
+    ]
 
 
 @dataclass(frozen=True)
@@ -105,14 +138,7 @@ class Evaluator:
     Which worker runs an episode, and when, changes no row.
     """
 
-    def __init__(
-        self,
-        template: Template,
-        workers: int,
-        eval_episodes: int,
-        success_rule: str,
-        first_seed: int = FIRST_EPISODE_SEED,
-    ):
+    def __init__(self, template: Template, workers: int, success_rule: str):
         self.pending: deque[Evaluation] = deque()  # not yet given back by `finished`, in order of submission
         self._workers = [
             template.fork(f"evaluation worker {number}", serve_episodes, success_rule, niceness=NICENESS)
@@ -121,13 +147,12 @@ class Evaluator:
         self._under_way: dict[Worker, deque[Episode]] = {worker: deque() for worker in self._workers}
         self._holds: dict[Worker, Policy] = {}
         self._waiting: deque[Episode] = deque()
-        self._episode_seeds = range(first_seed, first_seed + eval_episodes)
 
     def submit(self, evaluation: Evaluation) -> None:
-        """Queues `eval_episodes` episodes for each of the policies."""
+        """Queues the episodes of each of the policies."""
         self.pending.append(evaluation)
-        for index in evaluation.policies:
-            self._waiting.extend(Episode(evaluation, index, seed) for seed in self._episode_seeds)
+        for index, seeds in evaluation.episode_seeds.items():
+            self._waiting.extend(Episode(evaluation, index, seed) for seed in seeds)
         self._hand_out()
 
     def finished(self, timeout: float = 0.0) -> list[Evaluation]:
@@ -141,7 +166,7 @@ class Evaluator:
             episode.evaluation.rows[episode.seed_index, episode.episode_seed] = worker.receive()
         self._hand_out()
         finished = []
-        while self.pending and len(self.pending[0].rows) == len(self.pending[0].policies) * len(self._episode_seeds):
+        while self.pending and self.pending[0].is_finished:
             finished.append(self.pending.popleft())
         return finished
 

@@ -33,7 +33,7 @@ from bench.runs.provenance import describe_start
 from bench.runs.quantities import scores
 from bench.runs.state import RunState, TrainingPoint
 from bench.training.engine import Engine, pick_device, pick_mode
-from bench.training.evaluate import Evaluation, Evaluator, prepare_worker, unfinished_evaluations
+from bench.training.evaluate import Evaluator, new_evaluation, prepare_worker, unfinished_evaluations
 from bench.training.execution import Execution, Preemption, available_cores
 from bench.training.meters import Clock, MetricMeans
 from bench.training.pack import PackedRun, claim_runs, prepare_directory, resume_groups, still_owned
@@ -113,7 +113,8 @@ class Training:
         should_stop: Callable[[], bool],
     ):
         self.config = config = runs[0].config
-        self.seeds = [run.config.seed for run in runs]
+        self._configs = [run.config for run in runs]  # equal but for the seed
+        self.seeds = [config.seed for config in self._configs]
         self.execution, self.device, self.should_stop = execution, device, should_stop
         self.transitions = transitions
         self.files = PackFiles(runs)
@@ -175,7 +176,7 @@ class Training:
         self._template = Template(prepare_worker, self.config)
         self._opened.callback(self._template.close)
         workers = self.execution.eval_workers or available_cores()
-        self.evaluator = Evaluator(self._template, workers, self.config.eval_episodes, self.config.success_rule)
+        self.evaluator = Evaluator(self._template, workers, self.config.success_rule)
 
     def close(self) -> None:
         """Ends worker processes and closes files, as far as `open` has come."""
@@ -191,7 +192,7 @@ class Training:
         config, self._until = self.config, until
         try:
             self._status("running")
-            for evaluation in unfinished_evaluations([state.pending for state in self._states]):
+            for evaluation in unfinished_evaluations(self._configs, [state.pending for state in self._states]):
                 self.evaluator.submit(evaluation)
             if any(state.rollouts for state in self._states):
                 self._hand_over()
@@ -245,7 +246,8 @@ class Training:
                 self._fail(index, f"seed {self.seeds[index]}: the policy's parameters are not finite")
                 del policies[index]
         if policies:
-            self.evaluator.submit(Evaluation(self.point.phase, self.updates, self.env_steps, policies))
+            at = (self.point.phase, self.updates, self.env_steps)
+            self.evaluator.submit(new_evaluation(self._configs, *at, policies))
         self.evaluated = True
 
     def _await_evaluations(self, at_most: int) -> None:

@@ -19,12 +19,7 @@ from agents.blocks.base import Agent
 from agents.blocks.streams import SeedStreams
 from bench.protocol.config import RunConfig
 from bench.protocol.tuned import tuned_config
-from bench.training.evaluate import (
-    FIRST_EPISODE_SEED,
-    Evaluation,
-    Evaluator,
-    prepare_worker,
-)
+from bench.training.evaluate import FIXED_SEED, Evaluator, new_evaluation, prepare_worker
 from bench.training.execution import available_cores
 from bench.training.policies import build_agent, policy_state
 from bench.training.workers import Template
@@ -54,9 +49,9 @@ def package_env(task: str) -> Any:
     return SingleTask(task_env(spec, "post", package_step=True), spec)
 
 
-def evaluate(evaluator: Evaluator, agent: Agent) -> None:
+def evaluate(evaluator: Evaluator, agent: Agent, config: RunConfig) -> None:
     """One evaluation, waited for."""
-    evaluator.submit(Evaluation("offline", 0, 0, {0: policy_state(agent, 0)}))
+    evaluator.submit(new_evaluation([config], "offline", 0, 0, {0: policy_state(agent, 0)}))
     while not evaluator.finished(timeout=1.0):
         pass
 
@@ -64,15 +59,15 @@ def evaluate(evaluator: Evaluator, agent: Agent) -> None:
 def pool_against_sequential(config: RunConfig, workers: int, turns: int) -> list[list[object]]:
     """Rows of the first table."""
     agent = build_agent(config, SeedStreams([0], "cpu", "init"))
-    env, seeds = package_env(config.task), itertools.count(FIRST_EPISODE_SEED)
+    env, seeds = package_env(config.task), itertools.count(FIXED_SEED)
     template = Template(prepare_worker, config)
-    evaluator = Evaluator(template, workers, config.eval_episodes, config.success_rule)
+    evaluator = Evaluator(template, workers, config.success_rule)
 
     def sequential() -> None:
         for _ in range(SEQUENTIAL_EPISODES):
             sequential_episode(env, agent, next(seeds))
 
-    times = interleaved({"sequential": sequential, "pool": lambda: evaluate(evaluator, agent)}, turns=turns)
+    times = interleaved({"sequential": sequential, "pool": lambda: evaluate(evaluator, agent, config)}, turns=turns)
     template.close()
     factor = config.eval_episodes / SEQUENTIAL_EPISODES
     slow, fast = times["sequential"], times["pool"]
@@ -100,15 +95,15 @@ def training_while_pending(config: RunConfig, workers: int, turns: int, seconds:
         valid=torch.ones(1, size, length),
     )
     template = Template(prepare_worker, config)
-    evaluator = Evaluator(template, workers, config.eval_episodes, config.success_rule)
-    evaluate(evaluator, agent)  # the workers are up
+    evaluator = Evaluator(template, workers, config.success_rule)
+    evaluate(evaluator, agent, config)  # the workers are up
     policy = policy_state(agent, 0)
     times: dict[bool, list[float]] = {False: [], True: []}
     for _, pending in itertools.product(range(turns), (False, True)):
         started, updates = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:
             if pending and not evaluator.pending:
-                evaluator.submit(Evaluation("offline", 0, 0, {0: policy}))
+                evaluator.submit(new_evaluation([config], "offline", 0, 0, {0: policy}))
             evaluator.finished()
             agent.update_online(batch, noise.at(updates))
             updates += 1
