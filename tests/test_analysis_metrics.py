@@ -263,3 +263,13 @@ def test_intervals_hold_the_truth_as_often_as_they_promise(seeds: int):
             assert 0.93 <= held <= 0.975, name
         elif seeds < 10:
             assert held < 0.93, f"{name} does as well: then why not ours"
+
+
+def test_intervals_cover_the_error_of_initial_states_only_where_runs_have_episodes_of_their_own():
+    truth, _ = intervals.true_values(intervals.EASY_TASK)
+    ours = {"t": intervals.MEANS["mean, stratified t (ours)"]}
+    held = {
+        states: intervals.coverage(ours, truth, intervals.EASY_TASK, 20, trials=400, states=states)["t"][0]
+        for states in ("fixed", "own")
+    }
+    assert held["fixed"] < 0.88 and held["own"] > 0.92

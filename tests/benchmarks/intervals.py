@@ -1,14 +1,17 @@
 """How often intervals hold what they promise: coverage of nominal 95 % intervals, and false alarms of comparisons.
 
 Simulated runs of known truth: on each task a share of runs has learned it and the others have collapsed, and each is
-evaluated in 50 episodes. Run as `python -m tests.benchmarks.intervals [--trials N]`.
+evaluated in 50 episodes. Then the same with initial states that are hard or easy for all policies: of each run's own
+(`episode_seeds=own`), or the same 50 for all (`fixed`). Run as `python -m tests.benchmarks.intervals [--trials N]`.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 from scipy.stats import binom
 
 from analysis.statistics import metrics
@@ -19,17 +22,39 @@ EPISODES = 50
 LEARNED, COLLAPSED = (12.0, 3.0), (0.6, 8.0)  # parameters of Beta distributions of true success rates
 FIVE_TASKS = (1.0, 0.85, 0.6, 0.3, 0.1)  # share of runs that learn each task
 ONE_TASK = (0.6,)
+EASY_TASK = (1.0,)
+STATE_EFFECT = 0.5  # share of what decides about an episode, besides the run's rate, that is its initial state's
+States = Literal["alike", "own", "fixed"]  # all as hard; others for each run; the same ones for all
 Method = Callable[[Sequence[Array]], Interval]
 
 
-def simulated(shares: Sequence[float], seeds: int, generator: np.random.Generator) -> list[Array]:
-    """Success rates (seeds,) of the runs of an agent on each task."""
+def simulated(
+    shares: Sequence[float],
+    seeds: int,
+    generator: np.random.Generator,
+    hardness: Sequence[Array] | None = None,
+) -> list[Array]:
+    """Success rates (seeds,) of the runs of an agent on each task; `hardness`: see `hardness_of`."""
     tasks = []
-    for share in shares:
+    for task, share in enumerate(shares):
         learned = generator.random(seeds) < share
         rates = np.where(learned, generator.beta(*LEARNED, seeds), generator.beta(*COLLAPSED, seeds))
-        tasks.append(generator.binomial(EPISODES, rates) / EPISODES)
+        if hardness is None:
+            tasks.append(generator.binomial(EPISODES, rates) / EPISODES)
+        else:
+            # Over all initial states a run solves the share `rates` of them.
+            ease = (ndtri(rates)[:, None] - STATE_EFFECT**0.5 * hardness[task]) / (1 - STATE_EFFECT) ** 0.5
+            tasks.append((generator.random((seeds, EPISODES)) < ndtr(ease)).mean(axis=1))
     return tasks
+
+
+def hardness_of(
+    states: States, shares: Sequence[float], seeds: int, generator: np.random.Generator
+) -> list[Array] | None:
+    """Standard normal, (seeds, EPISODES) or (1, EPISODES) for each task; None where all states are as hard."""
+    if states == "alike":
+        return None
+    return [generator.standard_normal((1 if states == "fixed" else seeds, EPISODES)) for _ in shares]
 
 
 def percentile(statistic: Callable[[Sequence[Array]], Array]) -> Method:
@@ -62,14 +87,19 @@ IQMS: dict[str, Method] = {
 
 
 def coverage(
-    methods: dict[str, Method], truth: float, shares: Sequence[float], seeds: int, trials: int
+    methods: dict[str, Method],
+    truth: float,
+    shares: Sequence[float],
+    seeds: int,
+    trials: int,
+    states: States = "alike",
 ) -> dict[str, tuple[float, float]]:
     """Share of trials in which each interval holds the truth, and its mean width."""
     generator = np.random.default_rng(seeds)
     held: dict[str, list[bool]] = {name: [] for name in methods}
     widths: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(trials):
-        strata = simulated(shares, seeds, generator)
+        strata = simulated(shares, seeds, generator, hardness_of(states, shares, seeds, generator))
         for name, method in methods.items():
             interval = method(strata)
             held[name].append(bool(interval.low <= truth <= interval.high))
@@ -92,13 +122,17 @@ def true_values(shares: Sequence[float]) -> tuple[float, float]:
     return float(np.mean([runs.mean() for runs in many])), float(metrics.interquartile_mean(np.concatenate(many)))
 
 
-def false_alarms(shares: Sequence[float], seeds: int, trials: int) -> tuple[float, float]:
-    """Share of comparisons of an agent with itself that find a difference: by its interval, by the probability's."""
+def false_alarms(shares: Sequence[float], seeds: int, trials: int, states: States = "alike") -> tuple[float, float]:
+    """Share of comparisons of an agent with itself that find a difference: by its interval, by the probability's.
+
+    Both sides play the same episodes, run by run.
+    """
     generator = np.random.default_rng(seeds)
     by_mean: NDArray[np.bool_] = np.zeros(trials, dtype=bool)
     by_probability = np.zeros(trials, dtype=bool)
     for trial in range(trials):
-        first, second = simulated(shares, seeds, generator), simulated(shares, seeds, generator)
+        hardness = hardness_of(states, shares, seeds, generator)
+        first, second = (simulated(shares, seeds, generator, hardness) for _ in range(2))
         by_mean[trial] = mean_difference(first, second, episodes=EPISODES)[1] < 0.05
         interval, _ = improvement_probability(first, second)
         by_probability[trial] = interval.low > 0.5 or interval.high < 0.5
@@ -136,6 +170,27 @@ def main() -> None:
     for seeds in (3, 5, 8, 10):
         rates = (*false_alarms(FIVE_TASKS, seeds, trials), *false_alarms(ONE_TASK, seeds, trials))
         print(f"| {seeds} | " + " | ".join(f"{rate:.3f}" for rate in rates) + " |")
+    initial_states(trials)
+
+
+def initial_states(trials: int) -> None:
+    """Prints coverage of the mean and the interquartile mean, and false alarms, fixed -> own."""
+    print(f"\ninitial states that are hard or easy for all: fixed -> own episodes, {trials} trials\n")
+    print("| | seeds | mean | IQM | difference | probability |\n|---|---|---|---|---|---|")
+    ours = [{name: method for name, method in methods.items() if "ours" in name} for methods in (MEANS, IQMS)]
+    for what, shares in (("5 tasks", FIVE_TASKS), ("1 task", ONE_TASK), ("1 task that all learn", EASY_TASK)):
+        truths = true_values(shares)
+        for seeds in (3, 5, 10, 20):
+            rules: tuple[States, ...] = ("fixed", "own")
+            rows = []
+            for states in rules:
+                held = [
+                    next(iter(coverage(methods, truth, shares, seeds, trials, states).values()))[0]
+                    for methods, truth in zip(ours, truths, strict=True)
+                ]
+                rows.append([*held, *false_alarms(shares, seeds, trials, states)])
+            cells = " | ".join(f"{fixed:.3f} -> {own:.3f}" for fixed, own in zip(*rows, strict=True))
+            print(f"| {what} | {seeds} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

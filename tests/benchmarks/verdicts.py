@@ -2,6 +2,7 @@
 
 False alarms: the seeds of every method and task fall into two sides at random, as if one were ours; every below or
 above is false. Power: another method's runs are put in the place of ours. A suite is a domain of the file, five tasks.
+Without FILE: false alarms on simulated runs of five tasks, where initial states are hard or easy for all policies.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from analysis.published import verdicts
 from analysis.published.equality import Sample, published_sample
 from analysis.published.points import COMPARED_STEPS, PublishedPoint, read_file
 from analysis.published.verdicts import ABOVE, BELOW, CONFORMANT
+from tests.benchmarks.intervals import EPISODES, FIVE_TASKS, States, hardness_of, simulated
 
-EPISODES = 50
 RESAMPLES = 2_000  # of a published bootstrap interval
 WORST = 5  # suites that are split anew
 DIFFERENCES = (0.0, 0.05, 0.10, 0.20, 0.30, 0.50, 1.01)  # bins of the true difference
@@ -155,6 +156,32 @@ def false_alarms(suites: dict[str, Suite], splits: int, jobs: int) -> None:
         print(f"| {setting.ours} v {setting.theirs} | {setting.form} | {cells_of_row} |", flush=True)
 
 
+def state_alarms(shares: Sequence[float], setting: Setting, states: States, trials: int) -> tuple[float, float]:
+    """Share of suites with any alarm, and of intervals of a task that cover 0, for runs of one agent on both sides; the
+    published ones play fresh episodes."""
+    rng = np.random.default_rng([setting.ours, setting.theirs])
+    alarms, covered = [], []
+    for _ in range(trials):
+        ours = simulated(shares, setting.ours, rng, hardness_of(states, shares, setting.ours, rng))
+        theirs = simulated(shares, setting.theirs, rng, hardness_of("own", shares, setting.theirs, rng))
+        pairs = [(our_sample(a), published(b, setting.form, rng)) for a, b in zip(ours, theirs, strict=True)]
+        found = verdicts.compare(pairs)
+        alarms.append(any(row[2] in ALARMS for row in found))
+        covered += [row[0].low <= 0 <= row[0].high for row in found[: len(pairs)]]
+    return float(np.mean(alarms)), float(np.mean(covered))
+
+
+def initial_states(trials: int) -> None:
+    """Prints false alarms against published runs with fixed and with own episodes of ours."""
+    print(f"Simulated runs of one agent on both sides, fixed -> own episodes of ours, {trials} trials, %:\n")
+    print("| tasks | ours v published | published as | suites with an alarm | tasks covered |\n|---|---|---|---:|---:|")
+    for what, shares in (("all learn all five", (1.0,) * 5), ("some learn some", FIVE_TASKS)):
+        for setting in (Setting(8, 8, "per seed"), Setting(20, 20, "per seed"), Setting(8, 4, "mean, 95 % interval")):
+            rates = [state_alarms(shares, setting, states, trials) for states in ("fixed", "own")]
+            cells = " | ".join(f"{100 * fixed:.1f} -> {100 * own:.1f}" for fixed, own in zip(*rates, strict=True))
+            print(f"| {what} | {setting.ours} v {setting.theirs} | {setting.form} | {cells} |", flush=True)
+
+
 # --------------------------------------------------------------------------------------------------------- power
 
 
@@ -212,11 +239,15 @@ def mapped(function: Callable[[Any], Any], items: Sequence[Any], jobs: int) -> I
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="rates per seed")
+    parser.add_argument("file", type=Path, nargs="?", help="rates per seed")
+    parser.add_argument("--trials", type=int, default=1_000, help="of simulated suites, without a file")
     parser.add_argument("--splits", type=int, default=100, help="of the seeds of each method, domain and step")
     parser.add_argument("--draws", type=int, default=1, help="of seeds per pair of methods")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
+    if options.file is None:
+        initial_states(options.trials)
+        return
     started = time.perf_counter()
     suites = read_suites(options.file)
     false_alarms(suites, options.splits, options.jobs)
