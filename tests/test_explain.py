@@ -176,4 +176,4 @@ def test_figures_is_the_command_where_none_is_named(tmp_path: Path, capsys: pyte
         assert main([*words, "--results", str(tmp_path), "--suite", "quick"]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
-    assert "quick_success.pdf" in printed[0]
+    assert "quick_success.{pdf,svg,png}" in printed[0]
