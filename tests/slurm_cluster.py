@@ -150,3 +150,13 @@ def processes_of(results: Path) -> list[str]:
         if str(results) in command and state not in "ZX" and int(path.name) != os.getpid():
             found.append(f"{path.name}: {command}")
     return found
+
+
+def drain_nodes(cluster: Cluster, *nodes: int) -> None:
+    for node in nodes:
+        cluster.says("scontrol", "update", f"nodename=node{node}", "state=drain", "reason=test")
+
+
+def resume_nodes(cluster: Cluster, *nodes: int) -> None:
+    for node in nodes:
+        cluster.says("scontrol", "update", f"nodename=node{node}", "state=resume")

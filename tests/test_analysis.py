@@ -1266,7 +1266,9 @@ def test_people_read_names_of_papers_unless_they_ask_for_those_of_the_registry(
         assert all(f"<span>{name}</span></button>" in page for name in (*names[kind], "my_agent"))
         assert set(pd.read_csv(out / "quick_table.csv").agent) == {*names["code"], "my_agent"}, "files for programs"
     drawn: list[Suite] = []
-    monkeypatch.setattr("analysis.output.write_all", lambda suites, *_: drawn.extend(suites) or ([tmp_path / "a.md"], []))
+    monkeypatch.setattr(
+        "analysis.output.write_all", lambda suites, *_: drawn.extend(suites) or ([tmp_path / "a.md"], [])
+    )
     assert main(["--results", str(tmp_path), "--code-names", "--plain"]) == 0
     assert drawn[0].plain
     with figures.house_style():

@@ -468,7 +468,7 @@ def test_a_crashed_pack_goes_on_run_by_run_and_each_crash_is_told(data_cache, tm
     assert "killed by signal 9" in told["failures"][0]["cause"]
     run_here("grid", tmp_path / "more", "--agent", "qc_fql", "--seeds", "1", "--offline-updates", "600")
     text = python("-m", "bench", "status", "--results", str(tmp_path)).stdout
-    assert text.startswith("2 runs: 1 complete, 1 failed") and "seed 0 alone" not in text.splitlines()[0]
+    assert text.startswith("2 runs of grid: 1 complete, 1 failed") and "seed 0 alone" not in text.splitlines()[0]
 
 
 @pytest.mark.thorough

@@ -42,6 +42,7 @@ OTHER = {
     "learning_rate": 1e-2,
     "value_learning_rate": 1e-2,
     "value_weight_decay": 0.1,
+    "online_policy": "trained",
 }
 
 

@@ -361,12 +361,12 @@ def test_a_gif_needs_no_extra_and_a_video_made_again_replaces_the_old_one(
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     arguments = [*SMALL, "--episodes", "1"]
-    assert refusal(capsys, copy, *arguments).startswith(
+    assert refusal(capsys, copy, *arguments, "--format", "mp4").startswith(
         "MP4 needs av, which is not installed; install it: make setup EX"
     )
     assert not (copy / "videos").exists()
     for fps in (30, 5):
-        assert main(["video", str(copy), *arguments, "--format", "gif", "--fps", str(fps)]) == 0
+        assert main(["video", str(copy), *arguments, "--fps", str(fps)]) == 0
         row = last_evaluation(copy)[SEEDS[0]]
         file = copy / "videos" / f"episode_{SEEDS[0]}.gif"
         assert len(frames_of(file)) == len(steps_to_show(int(row["length"] or 0), 1 / 0.0165, fps))
