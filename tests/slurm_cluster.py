@@ -4,6 +4,7 @@ import fcntl
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -160,3 +161,23 @@ def drain_nodes(cluster: Cluster, *nodes: int) -> None:
 def resume_nodes(cluster: Cluster, *nodes: int) -> None:
     for node in nodes:
         cluster.says("scontrol", "update", f"nodename=node{node}", "state=resume")
+
+
+class Undisturbed(threading.Thread):
+    """The same runs on this machine, while the cluster keeps the test waiting."""
+
+    def __init__(self, name: str, results: Path, *options: str):
+        super().__init__()
+        self._name, self._results, self._options = name, results, options
+        self.start()
+
+    def run(self) -> None:
+        run_here(self._name, self._results, *self._options)
+
+    def bytes(self) -> dict[str, bytes]:
+        self.join()
+        return bytes_of(self._results, self._name)
+
+
+def slurmd(cluster: Cluster, node: int) -> int:
+    return int((cluster.conf.parent.parent / "run" / f"node{node}.pid").read_text())
