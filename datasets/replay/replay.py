@@ -168,7 +168,8 @@ class Replay:
         self._ring.append(rows)
         if self._online_share is None:
             (self._oldest if is_full else self._num_starts).add_(1)
-            self._shift.fill_(self._span[-1])
+            if self._turn is not None:
+                self._shift.fill_(self._span[-1])
         else:
             self._set_counters()
 
@@ -239,7 +240,8 @@ class Replay:
 
     def _of_dataset(self, positions: Tensor) -> Tensor:
         """The dataset transitions at `positions`; some transition of it at those of online ones."""
-        return positions.clamp(max=self._end - 1) - self._shift
+        rows = positions.clamp(max=self._end - 1)
+        return rows if self._turn is None else rows - self._shift
 
     def _positions(self, start_fractions: Tensor) -> Tensor:
         """Positions (S, B, H) of the windows that start at these fractions (S, B)."""
@@ -258,14 +260,15 @@ class Replay:
         online = positions >= self._end
         collected = self._ring.window((positions - self._end).clamp(min=0))
         first, last = online[..., :1], online[..., -1:]
+        dataset_end = dataset.episode_end
+        if self._turn is not None:  # the last row of a shard, which need not end an episode there
+            dataset_end = dataset_end.maximum((positions == self._end - 1).float())
         return Window(
             obs=torch.where(first, collected.obs, dataset.obs),
             action=torch.where(online.unsqueeze(-1), collected.action, dataset.action),
             reward=torch.where(online, collected.reward, dataset.reward),
             terminated=torch.where(online, collected.terminated, dataset.terminated),
-            episode_end=torch.where(
-                online, collected.episode_end, dataset.episode_end.maximum((positions == self._end - 1).float())
-            ),
+            episode_end=torch.where(online, collected.episode_end, dataset_end),
             next_obs=torch.where(last, collected.next_obs, dataset.next_obs),
         )
 
