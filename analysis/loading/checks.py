@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.runs.contract import COMPLETE, CONFIG, REPRODUCIBLE, TRAIN, RunName, config_hash
+from bench.runs.contract import COMPLETE, CONFIG, REPRODUCIBLE, TRAIN, RunName, config_hash, is_sum_of
 
 HASH = re.compile("[0-9a-f]{16}")  # as `bench` writes it; of other forms, as of imported runs, nothing is known
 TWINS = 8  # runs with equal rows that a note names, and sets of them
@@ -71,12 +71,6 @@ def check_files(folder: Path, config: Mapping[str, Any], marker: Mapping[str, An
         if name == TRAIN and rows and has_losses(rows):
             training = hashlib.sha256(rows).hexdigest()
     return Checks(tuple(unchecked), tuple(line_ends), training), fault
-
-
-def is_sum_of(written: Mapping[str, Any], content: bytes) -> bool:
-    """Whether complete.json's entry for a file is that of `content`."""
-    size = written.get("bytes", len(content))
-    return size == len(content) and written["sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def has_losses(rows: bytes) -> bool:

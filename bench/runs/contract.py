@@ -192,6 +192,17 @@ def is_complete(directory: Path) -> bool:
     return (directory / COMPLETE).exists()
 
 
+def sums_of(content: bytes) -> dict[str, Any]:
+    """What complete.json says of a file."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def is_sum_of(written: Mapping[str, Any], content: bytes) -> bool:
+    """Whether complete.json's entry for a file is that of `content`."""
+    size = written.get("bytes", len(content))
+    return size == len(content) and written["sha256"] == hashlib.sha256(content).hexdigest()
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
     """What config.json says under `config_hash`: a hash of all its other keys."""
     others = {name: value for name, value in config.items() if name != "config_hash"}

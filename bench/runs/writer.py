@@ -1,7 +1,6 @@
 """Appends rows under a run's directory and keeps its status; the schema is results/README.md."""
 
 import csv
-import hashlib
 import io
 import os
 import shutil
@@ -21,6 +20,7 @@ from bench.runs.contract import (
     TRAIN,
     StorageError,
     read_json,
+    sums_of,
     utc,
     write_json,
 )
@@ -141,7 +141,7 @@ class RunWriter:
             "completed_at": utc(),
             "generation": self._claim.generation,
             "owner": str(self._claim.owner),
-            "files": {name: _facts(self.directory / name) for name in REPRODUCIBLE},
+            "files": {name: sums_of((self.directory / name).read_bytes()) for name in REPRODUCIBLE},
         }
         write_json(draft, marker_content)
         self._claim.check()
@@ -177,8 +177,3 @@ def csv_bytes(rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -4,7 +4,6 @@ The finished run is only read. The longer one gets its checkpoint and its rows, 
 the budget ended there, and then goes on like any run that was stopped.
 """
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from bench.runs.contract import (
     ConfigError,
     StorageError,
     is_complete,
+    is_sum_of,
     make_folder,
     read_json,
     write_atomically,
@@ -99,7 +99,7 @@ def check_source(config: RunConfig, results: Path) -> None:
         checkpoints.read_segment(segment)
     for name, facts in (read_json(source / COMPLETE) or {}).get("files", {}).items():
         data = (source / name).read_bytes() if (source / name).exists() else b""
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        if not is_sum_of(facts, data):
             raise StorageError(f"{source / name} has other bytes than {COMPLETE} says: it was edited; restore it")
 
 
