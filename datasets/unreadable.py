@@ -1,6 +1,7 @@
 """Says why a data file cannot be opened or read: it is locked, closed to this user, lacks a filter, or is damaged."""
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.runs.contract import one_line
@@ -9,6 +10,15 @@ from datasets.cache import NO_LOCKS
 _LOCKED = "unable to lock file"  # HDF5's words, where the error has no number of its own
 _MARKED = "already open for"  # by a writer in SWMR mode, or one that was killed
 _FILTER = ("is not registered", "plugin")  # of a filter, which HDF5 looks for in a folder of plugins
+
+
+def in_place_of_array(where: str, members: Iterable[str]) -> str:
+    """One line on a group of an HDF5 file where an array is expected.
+
+    Args:
+        where: file and key.
+    """
+    return f"{where} is a group of {', '.join(members) or 'nothing'}, expected one array"
 
 
 def why_unreadable(file: Path, error: Exception, remedy: str, *, what: str = "", damage: str = "cannot be read") -> str:

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from datasets.spec import DataError
-from datasets.unreadable import why_unreadable
+from datasets.unreadable import in_place_of_array, why_unreadable
 
 KEYS = {  # what an array means: the keys it goes by
     "obs": ("observations", "observation", "obs", "states", "state"),  # (N, O)
@@ -159,10 +159,9 @@ class Content(NamedTuple):
         """Raises DataError where a key of the meaning is a group of an HDF5 file in place of an array."""
         for key in KEYS[meaning]:
             if key in self.groups:
-                inside = ", ".join(name.partition("/")[2] for name in self.groups if name.startswith(f"{key}/"))
-                raise DataError(
-                    f"{self.file}: '{key}' is a group of {inside or 'nothing'}, expected one array with a row per step"
-                )
+                members = (name.partition("/")[2] for name in self.groups if name.startswith(f"{key}/"))
+                where = f"{self.file}: '{key}'"
+                raise DataError(f"{in_place_of_array(where, members)} with a row per step")
 
     def _keys(self) -> str:
         return ", ".join(sorted({*self.columns, *(name.split("/")[0] for name in self.groups)})) or "none"

@@ -20,7 +20,7 @@ from datasets.scale import ActionScale
 from datasets.source import Block, Rows
 from datasets.spec import DataError, Dataset, TaskSpec
 from datasets.transitions import row_form
-from datasets.unreadable import why_unreadable
+from datasets.unreadable import in_place_of_array, why_unreadable
 
 if TYPE_CHECKING:
     import h5py
@@ -238,8 +238,7 @@ class _Hdf5Episodes:
 
         member = self.handle.get(key)
         if isinstance(member, h5py.Group):
-            inside = ", ".join(map(str, member)) or "nothing"
-            raise DataError(f"{self.file}: '{key}' is a group of {inside}, expected one array")
+            raise DataError(in_place_of_array(f"{self.file}: '{key}'", map(str, member)))
         if not isinstance(member, h5py.Dataset):
             raise DataError(f"{self.file}: '{key}' is missing")
         return member

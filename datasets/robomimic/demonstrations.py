@@ -26,7 +26,7 @@ from datasets.scale import ActionScale, share_of
 from datasets.source import Block, Rows
 from datasets.spec import DataError, Dataset, Origin, TaskSpec
 from datasets.transitions import row_form
-from datasets.unreadable import why_unreadable
+from datasets.unreadable import in_place_of_array, why_unreadable
 
 _DECISIVE_KWARGS = ("robots", "gripper_types", "control_freq", "reward_shaping")
 _DECISIVE_GAINS = (
@@ -295,8 +295,7 @@ def _array(file: Path, data: Any, path: str) -> np.ndarray:
 
     array = data.get(path)
     if isinstance(array, h5py.Group):
-        inside = ", ".join(map(str, array)) or "nothing"
-        raise DataError(f"{file}: key 'data/{path}' is a group of {inside}, expected one array")
+        raise DataError(in_place_of_array(f"{file}: key 'data/{path}'", map(str, array)))
     if not isinstance(array, h5py.Dataset):
         parent = data.get(path.rpartition("/")[0])
         has = f", beside it are {', '.join(map(str, parent))}" if isinstance(parent, h5py.Group) and len(parent) else ""
