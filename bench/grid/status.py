@@ -28,7 +28,7 @@ from bench.grid.launches import CANCELLED, launches
 from bench.grid.survey import STATE_COLOURS, GridStatus, Queue, RunStatus, survey
 from bench.runs.claims import Heartbeats
 from bench.runs.contract import GRIDS, LOG, ConfigError, StorageError, is_complete, named_run
-from bench.runs.quantities import counted, duration
+from bench.runs.quantities import counted, duration, score
 
 UNDER_WAY = {"running", "starting", "queued"}
 WATCH_SECONDS = 10.0  # between looks at files
@@ -131,7 +131,11 @@ def table(grid: GridStatus, width: int) -> Table:
         Column("progress", [f"{100 * fmean(run.progress for run in runs):.0f} %" for runs in groups], "right"),
         *rates,
         Column("left", [_left(grid, runs) for runs in groups], "right"),
-        Column("score, by seed", [" ".join(map(score, runs)) for runs in groups], wraps=14),
+        Column(
+            "score, by seed",
+            [" ".join(score(run.success_rate, run.mean_return) for run in runs) for runs in groups],
+            wraps=14,
+        ),
     ]
     return fitting(columns, width)
 
@@ -152,13 +156,6 @@ RATES = {"updates_per_second": "updates/s", "env_steps_per_second": "steps/s"}
 def _mean(values: Iterable[float]) -> str:
     values = list(values)
     return f"{fmean(values):.1f}" if values else ""
-
-
-def score(run: RunStatus) -> str:
-    """Of the newest evaluation: success rate, or return where there is no success; `-` before the first."""
-    if run.success_rate is not None:
-        return f"{run.success_rate:.2f}"
-    return "-" if run.mean_return is None else f"{run.mean_return:.4g}"
 
 
 def _left(grid: GridStatus, runs: Sequence[RunStatus]) -> str:

@@ -3,7 +3,6 @@
 Imports nothing heavy, writes nothing, and works without a cluster.
 """
 
-import math
 import shutil
 import time
 from collections import Counter
@@ -262,19 +261,19 @@ def estimate_left(grid: GridStatus) -> None:
     for run in grid.runs:
         if run.state != "complete":
             packs.setdefault(_pack_of(run), []).append(run)
-    left, gpu_left, side_by_side = [0.0], 0.0, 0
+    left: list[float] = []  # of the packs whose time is known
+    gpu_left, side_by_side = 0.0, 0
     for runs in packs.values():
         for run in runs:
             if (seconds := _left_of(run, complete_seconds.get(run.name.label), len(runs))) is not None:
                 grid.left_of[run.directory] = seconds
         if any(run.directory not in grid.left_of for run in runs):
-            left.append(math.nan)
             continue
         left.append(max(grid.left_of[run.directory] for run in runs))
         gpu_left += left[-1] / 3600 * fmean(_gpu_share(run) for run in runs)
         side_by_side += runs[0].state == "running"
-    if not math.isnan(sum(left)):
-        grid.left_seconds, grid.gpu_hours_left = max(sum(left) / max(1, side_by_side), *left), gpu_left
+    if len(left) == len(packs):
+        grid.left_seconds, grid.gpu_hours_left = max([sum(left) / max(1, side_by_side), *left]), gpu_left
 
 
 def _pack_of(run: RunStatus) -> tuple[str, ...]:

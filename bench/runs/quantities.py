@@ -39,7 +39,13 @@ def counted(count: int, what: str) -> str:
 
 def scores(runs: Sequence[Mapping[str, Any]]) -> str:
     """Of runs by their status: `success 0.50 -`, or `return 312.5 290` where the task has no notion of success."""
-    by_return = any(run.get("success_rate") is None and run.get("mean_return") is not None for run in runs)
-    name, key, form = ("return", "mean_return", ".4g") if by_return else ("success", "success_rate", ".2f")
-    values = [run.get(key) for run in runs]
-    return " ".join([name, *("-" if value is None else format(value, form) for value in values)])
+    values = [(run.get("success_rate"), run.get("mean_return")) for run in runs]
+    by_return = any(rate is None and mean is not None for rate, mean in values)
+    return " ".join(["return" if by_return else "success", *(score(*value) for value in values)])
+
+
+def score(success_rate: float | None, mean_return: float | None) -> str:
+    """Of an evaluation: the success rate, or the return where there is no success; `-` before the first one."""
+    if success_rate is not None:
+        return f"{success_rate:.2f}"
+    return "-" if mean_return is None else f"{mean_return:.4g}"

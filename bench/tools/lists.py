@@ -14,7 +14,8 @@ from agents import AGENTS
 from agents.blocks.config import setting_types, settings_of
 from bench.protocol.config import check_agent
 from bench.protocol.plugins import Plugins
-from bench.protocol.suites import SUITES, tuned_config
+from bench.protocol.suites import SUITES
+from bench.protocol.tuned import tuned_config
 from bench.runs.contract import one_line
 from bench.runs.quantities import counted
 
