@@ -106,8 +106,8 @@ def train(agent: Agent, seeds: list[int], offline: int = 2, online: int = 2) -> 
     noise, metrics = SeededNoise(seeds), []
     for _ in range(offline):
         metrics.append(agent.update_offline(batch_of(seeds, agent.chunk_length), noise))
-    for _ in range(online):
-        metrics.append(agent.update_online(online_batch(agent, seeds), noise))
+    for number in range(online):
+        metrics.append(agent.update_turn(online_batch(agent, seeds), noise, number % agent.period))
     return metrics
 
 
@@ -706,11 +706,11 @@ def test_the_policy_keeps_two_modes_offline_and_moves_to_the_better_one_online(n
         return
     online = agent_class(with_settings(common, **only_online), 1, 1, noise)
     online.load_seed_states([offline.state_of_seed(0)])
-    for _ in range(ONLINE_UPDATES.get(name, 100)):
+    for number in range(ONLINE_UPDATES.get(name, 100)):
         experience: Any = batch
         if isinstance(online, OnPolicyAgent):
             experience = decisions_of(online, noise, torch.zeros(1, 64, 1), lambda chunk: chunk.sum((2, 3)))
-        online.update_online(experience, noise)
+        online.update_turn(experience, noise, number % online.period)
     assert float((online.act(obs, noise, "evaluate") > 0.4).float().mean()) > 0.9
 
 

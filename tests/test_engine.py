@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents import AGENTS
-from agents.blocks.base import OnPolicyAgent
+from agents.blocks.base import Agent, OnPolicyAgent
 from agents.blocks.config import settings_of, with_settings
 from agents.blocks.streams import NoiseTape, SeedStreams, Stream
 from bench.protocol.config import ConfigError
@@ -56,14 +56,11 @@ class Setup:
 
     def __init__(self, agent: str, seeds: tuple[int, ...] = (0, 1), device: torch.device = CPU, **options: Any):
         placement = options.pop("placement", "auto")
-        agent_class, config = AGENTS[agent][0], small_agent_config(agent)
-        few = {name: value for name, value in FEW_OPERATIONS.items() if name in settings_of(config)}
-        config = with_settings(config, **few)
-        self.agent = agent_class(config, OBS_DIM, ACTION_DIM, SeedStreams(seeds, device, "init"))
+        self.agent = self.make_agent(agent, SeedStreams(seeds, device, "init"))
         self.replay = Replay(
             made_up_transitions(),
             num_seeds=len(seeds),
-            chunk_length=config.chunk_length,
+            chunk_length=self.agent.chunk_length,
             discount=0.99,
             device=device,
             placement=placement,
@@ -86,6 +83,11 @@ class Setup:
             **options,
         )
         self.seeds = seeds
+
+    def make_agent(self, name: str, noise: SeedStreams) -> Agent:
+        agent_class, config = AGENTS[name][0], small_agent_config(name)
+        few = {name: value for name, value in FEW_OPERATIONS.items() if name in settings_of(config)}
+        return agent_class(with_settings(config, **few), OBS_DIM, ACTION_DIM, noise)
 
     def collect(self, steps: int) -> None:
         """Online transitions, the same for every setup."""

@@ -65,10 +65,13 @@ class Agent(nn.Module, metaclass=_CheckedAtConstruction):
     actions, `critic` does so (`agents.blocks.critic.Critic`). A tensor that all seeds share, such as a schedule, is a
     plain attribute and no buffer.
     No update synchronises with the device, branches on a tensor's value or counts steps: each may become a CUDA graph.
+    An agent whose online updates differ in turn, such as one whose policy moves at every third, sets `period` and has
+    `update_turn` instead of `update_online`.
     """
 
     policy_modules: tuple[str, ...]
     online_only: tuple[str, ...] = ()
+    period: int = 1  # online updates after which what an update does repeats
 
     def __init__(self, config: Any, obs_dim: int, action_dim: int, noise: Noise) -> None:
         super().__init__()
@@ -107,6 +110,12 @@ class Agent(nn.Module, metaclass=_CheckedAtConstruction):
         `update` where the agent says nothing else.
         """
         return self.update(batch, noise)
+
+    def update_turn(self, batch: Any, noise: Noise, turn: int) -> Metrics:
+        """The online update number n of a run, counted from 0, where turn = n mod `period`; a metric may be of some
+        turns only. `update_online` where the agent says nothing else.
+        """
+        return self.update_online(batch, noise)
 
     def update(self, batch: Batch, noise: Noise) -> Metrics:
         """One gradient update of an agent whose phases have the same one."""

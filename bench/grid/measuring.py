@@ -1,9 +1,10 @@
 """What runs will cost on this machine: a few updates and environment steps, measured, times the plan."""
 
+import itertools
 import os
 import time
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from statistics import fmean
 
 import torch
@@ -30,23 +31,27 @@ def estimate(config: RunConfig, pack: int, eval_workers: int, device: torch.devi
     noise = SeedStreams(range(members), device, "cost")
     offline_batch, online_batch = made_up_batches(config, agent, noise)
 
-    def time_of(update: Callable[..., object], data: Batch | Decisions) -> float:
+    def time_of(updates: Sequence[Callable[..., object]], data: Batch | Decisions) -> float:
+        """Seconds of an update, on average over `updates` in turn."""
         seconds: list[float] = []
-        while len(seconds) < 21 and sum(seconds) < 0.5:
+        for update in itertools.cycle(updates):
+            if len(seconds) % len(updates) == 0 and (len(seconds) > 20 or sum(seconds) > 0.5):
+                break
             started = time.monotonic()
             update(data, noise.at(len(seconds)))
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.monotonic() - started)
-        return fmean(seconds[1:] or seconds) * pack / members  # the first one is slower
+        return fmean(seconds[len(updates) :] or seconds) * pack / members  # the first ones are slower
 
+    turns = [partial(agent.update_turn, turn=turn) for turn in range(agent.period)]
     step = _env_step_seconds(task.domain, config.task, config.success_timing)
     network_bytes = sum(4 * parameter.numel() for parameter in agent.parameters()) // members
     row_bytes = 4 * (2 * task.obs_dim + task.action_dim + 3)
     kept_rows = config.rollout_steps or config.online_steps  # an on-policy run keeps one rollout, others their replay
     return Cost(
-        offline_update=time_of(agent.update_offline, offline_batch),
-        online_step=pack * step + updates_per_step(config) * time_of(agent.update_online, online_batch),
+        offline_update=time_of([agent.update_offline], offline_batch),
+        online_step=pack * step + updates_per_step(config) * time_of(turns, online_batch),
         evaluation=pack * config.eval_episodes * task.max_episode_steps * step / eval_workers,
         bytes=pack * (2 * 3 * network_bytes + kept_rows * row_bytes),
         config=config,

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -35,15 +36,15 @@ MODES = get_args(Mode)
 SLOWER: dict[Mode, Mode] = {"compiled-graph": "graph", "graph": "compiled", "compiled": "eager"}
 
 NOISE_BLOCK = 32  # updates whose random numbers are drawn at once
-GRAPH_UPDATES = 8  # captured in one graph where so many follow each other
+GRAPH_UPDATES = 8  # at most, captured in one graph where so many follow each other; whole periods of the agent
 PREFETCHED = 8  # batches on their way from a replay on the host
 COMPILE_FROM = 100_000  # updates from which on compiling (a minute or two on a CPU) pays
 
-CHECKED_UPDATES = 2
+CHECKED_UPDATES = 2  # at least, and each turn of the agent's period
 # Largest distance of fast from eager execution, as a share of how far eager execution moved from the start. Adam's
 # means are linear in gradients; parameters get more room, because Adam's first steps are signs of gradients and
-# rounding turns those of gradients near 0.
-TOLERANCE = {"metrics": 1e-3, "gradients": 1e-3, "parameters": 5e-2}
+# rounding turns those of gradients near 0. Counts are equal: in a norm their steps of 1 would outweigh all else.
+TOLERANCE = {"metrics": 1e-3, "gradients": 1e-3, "parameters": 5e-2, "counts": 0.0}
 
 
 def pick_device(name: str) -> torch.device:
@@ -83,6 +84,7 @@ class MismatchError(Exception):
 
 
 State = dict[str, Tensor]
+Ways = dict[tuple[int, int], Callable[[], object]]  # turn of the first update, number of updates -> what makes them
 
 
 class Engine:
@@ -97,6 +99,7 @@ class Engine:
         seeds: Sequence[int],
         batch_size: int,
         online_batch_size: int | None = None,
+        first_online: int = 0,
         device: torch.device,
         mode: Mode = "eager",
         compiler: str = "inductor",
@@ -106,12 +109,15 @@ class Engine:
         Args:
             metrics: every update's metrics are added to these.
             online_batch_size: that of online updates where it differs.
+            first_online: number of the run's first online update, from which the agent's turns are counted.
             compiler: back end of torch.compile.
             on_policy: what online updates are made on instead of the replay.
         """
         self.mode: Mode = mode  # in effect: a fallback changes it
         self.warning: str | None = None  # that, and why
         self._agent, self._replay, self._metrics, self._device = agent, replay, metrics, device
+        self._periods: dict[Phase, int] = {"offline": 1, "online": agent.period}
+        self._first_online = first_online
         self._sources: dict[Phase, Replay | TrajectoryStore] = {"offline": replay, "online": on_policy or replay}
         # Starts of windows choose the data: drawn on the CPU, they are the same on every device.
         self._host_starts = SeedStreams(seeds, "cpu", "batch", NOISE_BLOCK)
@@ -127,8 +133,8 @@ class Engine:
         self._obs = torch.zeros(len(seeds), num_envs, agent.obs_dim, device=device)
         self._act: Callable[[], tuple[Tensor, Tensor]] | None = None
         self._compiler = compiler
-        self._ways: dict[Phase, dict[int, Callable[[], object]]] = {}  # number of updates -> what makes them
-        self._metric_names: dict[Phase, tuple[str, ...]] = {}
+        self._ways: dict[Phase, Ways] = {}
+        self._metric_names: dict[tuple[Phase, int], tuple[str, ...]] = {}  # of each turn
         self._replay_version = replay.version
         self._given: Batch | None = None  # gathered on the host
         self._prefetched = -1  # the last update whose batch is on its way
@@ -187,19 +193,27 @@ class Engine:
         if phase not in self._ways:
             self._ways[phase] = self._prepare(phase, number)
         self._make(phase, self._ways[phase], number, count)
-        self._metrics.count(self._metric_names[phase], count)
+        period = self._periods[phase]
+        for ahead in range(min(count, period)):
+            names = self._metric_names[phase, self._turn(phase, number + ahead)]
+            self._metrics.count(names, len(range(ahead, count, period)))
 
-    def _make(self, phase: Phase, ways: dict[int, Callable[[], object]], number: int, count: int) -> None:
+    def _turn(self, phase: Phase, number: int) -> int:
+        """Which of the agent's updates number `number` of the run is: a resumed run goes on within a period."""
+        return (number - self._first_online) % self._periods[phase]
+
+    def _make(self, phase: Phase, ways: Ways, number: int, count: int) -> None:
         """Makes `count` updates from `number` on by the largest steps that `ways` offers."""
         end = number + count
         while number < end:
             on_tape = self._starts.seek(number)
             self._noise.seek(number)
-            size = max(size for size in ways if size <= min(end - number, on_tape))
+            turn, most = self._turn(phase, number), min(end - number, on_tape)
+            size = max(size for first, size in ways if first == turn and size <= most)
             if not self._sources[phase].on_device:
                 self._gather(phase, number)
                 size = 1
-            ways[size]()
+            ways[turn, size]()
             number += size
 
     def _gather(self, phase: Phase, number: int) -> None:
@@ -217,7 +231,7 @@ class Engine:
     def _fractions(self, number: int) -> Tensor:
         return self._host_starts.at(number).slice(self._start)
 
-    def _update(self, phase: Phase) -> dict[str, Tensor]:
+    def _update(self, phase: Phase, turn: int = 0) -> dict[str, Tensor]:
         """One update, as it is executed, traced or captured: every state it leaves is in tensors that stay in place."""
         source = self._sources[phase]
         batch = self._given if source is self._replay else None
@@ -225,7 +239,7 @@ class Engine:
             batch = source.sample(self._starts.slice(self._start if phase == "offline" else self._online_start))
         update: Callable[..., Metrics] = self._agent.update_offline
         if phase == "online":
-            update = self._agent.update_online
+            update = partial(self._agent.update_turn, turn=turn)
         metrics = update(batch, TapeNoise(self._noise))
         self._metrics.add(metrics)
         self._starts.offset += 1
@@ -234,18 +248,22 @@ class Engine:
 
     # Setting up a fast way, and checking it.
 
-    def _prepare(self, phase: Phase, number: int) -> dict[int, Callable[[], object]]:
+    def _prepare(self, phase: Phase, number: int) -> Ways:
         """The way to execute updates: that of the current mode, or of the next slower one that works."""
 
-        def eager() -> None:
-            self._metric_names[phase] = tuple(self._update(phase))
+        def eager(turn: int) -> None:
+            self._metric_names[phase, turn] = tuple(self._update(phase, turn))
 
+        period = self._periods[phase]
+        slow: Ways = {(turn, 1): partial(eager, turn) for turn in range(period)}
         while self.mode != "eager":
             # The first updates, eagerly, then the same ones the fast way.
             started = time.monotonic()
-            checked = CHECKED_UPDATES + (GRAPH_UPDATES if "graph" in self.mode else 0)
+            checked = max(CHECKED_UPDATES, period)
+            if "graph" in self.mode:
+                checked += period - 1 + _graph_updates(period)
             before = self._state()
-            self._make(phase, {1: eager}, number, checked)
+            self._make(phase, slow, number, checked)
             expected = self._state()
             self._restore(before)
             try:
@@ -266,7 +284,7 @@ class Engine:
                 return ways
             finally:
                 self._restore(before)
-        return {1: eager}
+        return slow
 
     def _prepare_acting(self) -> Callable[[], tuple[Tensor, Tensor]]:
         """The agent's `collect`; as a CUDA graph where updates are graphs too and it gives the same."""
@@ -295,29 +313,38 @@ class Engine:
             return eager
         return replay
 
-    def _fast_ways(self, phase: Phase, number: int) -> dict[int, Callable[[], object]]:
-        def one() -> None:
-            self._update(phase)
+    def _fast_ways(self, phase: Phase, number: int) -> Ways:
+        def one(turn: int) -> Callable[[], object]:
+            def update() -> None:
+                self._update(phase, turn)
 
-        if "compiled" in self.mode:
+            if "compiled" not in self.mode:
+                return update
             set_up_compiler()
-            one = torch.compile(one, fullgraph=True, dynamic=False, backend=self._compiler)
+            return torch.compile(update, fullgraph=True, dynamic=False, backend=self._compiler)
+
+        period = self._periods[phase]
+        ones: Ways = {(turn, 1): one(turn) for turn in range(period)}
         if "graph" not in self.mode:
-            return {1: one}
+            return ones
         # Outside the capture first: libraries make their workspaces, the compiler its kernels.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._make(phase, {1: one}, number, 3)
+            self._make(phase, ones, number, max(3, period))
         torch.cuda.current_stream().wait_stream(side)
-        graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        for size in (1, GRAPH_UPDATES) if self._sources[phase].on_device else (1,):
-            graphs[size] = torch.cuda.CUDAGraph()
-            pool = graphs[1].pool() if size > 1 else None
-            with torch.cuda.graph(graphs[size], pool=pool):
-                for _ in range(size):
-                    one()
-        return {size: graph.replay for size, graph in graphs.items()}
+        sizes = list(ones)
+        if self._sources[phase].on_device:
+            sizes.append((0, _graph_updates(period)))
+        graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        for first, size in sizes:
+            graph = torch.cuda.CUDAGraph()
+            pool = next(iter(graphs.values())).pool() if graphs else None
+            with torch.cuda.graph(graph, pool=pool):
+                for turn in range(first, first + size):
+                    ones[turn % period, 1]()
+            graphs[first, size] = graph
+        return {way: graph.replay for way, graph in graphs.items()}
 
     def _state(self) -> State:
         """Copies of all tensors that an update changes, the tapes' offsets apart."""
@@ -333,10 +360,16 @@ class Engine:
 
 
 def _distances(before: State, expected: State, got: State) -> dict[str, float]:
-    """How far `got` is from `expected`, as a share of how far `expected` is from `before`, by kind of tensor."""
+    """How far `got` is from `expected`, as a share of how far `expected` is from `before`, by kind of tensor.
+
+    Of counts it is the root of how many differ.
+    """
     moved, apart = dict.fromkeys(TOLERANCE, 0.0), dict.fromkeys(TOLERANCE, 0.0)
     for name, eager in expected.items():
         kind = "metrics" if name.startswith("metric ") else "gradients" if "/" in name else "parameters"
+        if name.endswith("/steps") or not eager.is_floating_point():
+            apart["counts"] += float((got[name] != eager).sum())
+            continue
         # A metric may be new. A seed that diverged holds NaN on both sides.
         start, eager, fast = (
             torch.nan_to_num(state[name].double(), 0, 0, 0) if name in state else torch.zeros((), dtype=torch.float64)
@@ -344,7 +377,8 @@ def _distances(before: State, expected: State, got: State) -> dict[str, float]:
         )
         moved[kind] += float((eager - start).square().sum())
         apart[kind] += float((fast - eager).square().sum())
-    return {kind: math.sqrt(apart[kind] / moved[kind]) if apart[kind] else 0.0 for kind in TOLERANCE}
+    moved["counts"] = 1.0
+    return {kind: math.sqrt(apart[kind] / (moved[kind] or math.nan)) if apart[kind] else 0.0 for kind in TOLERANCE}
 
 
 def set_up_compiler() -> None:
@@ -358,6 +392,11 @@ def set_up_compiler() -> None:
         features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
         kind = hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "compiled" / kind)
+
+
+def _graph_updates(period: int) -> int:
+    """Updates captured in one graph: whole periods, so that each begins with the first turn."""
+    return max(1, GRAPH_UPDATES // period) * period
 
 
 def _list(shares: dict[str, float]) -> str:

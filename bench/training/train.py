@@ -147,6 +147,7 @@ class Training:
             seeds=self.seeds,
             batch_size=config.batch_size,
             online_batch_size=config.online_batch_size,
+            first_online=config.offline_updates,
             device=device,
             mode=pick_mode(execution.engine, device, total_updates(config)),
             on_policy=self.trajectories,

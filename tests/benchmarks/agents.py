@@ -40,7 +40,7 @@ def measure(config: RunConfig) -> dict[str, float]:
     offline, online = made_up_batches(config, agent, noise)
     return {
         "offline": rate(lambda number: agent.update_offline(offline, noise.at(number))),
-        "online": rate(lambda number: agent.update_online(online, noise.at(number))),
+        "online": rate(lambda number: agent.update_turn(online, noise.at(number), number % agent.period)),
         "parameters": sum(parameter.numel() for parameter in agent.parameters()),
         "megabytes": peak_megabytes(),
     }

@@ -105,7 +105,7 @@ def training_while_pending(config: RunConfig, workers: int, turns: int, seconds:
             if pending and not evaluator.pending:
                 evaluator.submit(new_evaluation([config], "offline", 0, 0, {0: policy}))
             evaluator.finished()
-            agent.update_online(batch, noise.at(updates))
+            agent.update_turn(batch, noise.at(updates), updates % agent.period)
             updates += 1
         times[pending].append((time.perf_counter() - started) / updates)
         while evaluator.pending:
