@@ -1,6 +1,7 @@
 """Initial values and optimisers of agents in tables, as their releases have them: what no number of an update shows."""
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +10,24 @@ import torch
 from torch import Tensor
 
 from agents import AGENTS
-from agents.blocks.base import OnPolicyAgent
+from agents.blocks.base import Agent, OnPolicyAgent
 from agents.blocks.config import settings_of, with_settings
 from agents.blocks.networks import LayerNorm, Linear
 from tests.seeded_noise import SeededNoise
 from tests.test_agents import batch_of, build
 
 SAC_OF_OGBENCH = {"policy_out_scale": 0.1, "policy_activation": "gelu", "critic_activation": "gelu"}
+GLOROT = (
+    *("naive_sac_flow", "flow_mlp", "fbrac", "fql", "qc_fql", "qc", "bfn", "ifql", "fawac", "dsrl", "qam", "qam_e"),
+    *("qam_f", "dac", "qsm", "bc", "bc_diffusion", "awac", "sac", "rlpd", "rlpd_ac"),
+)
 # Agent and options -> layers whose weights begin otherwise than Glorot's: (rule, factor). Of layers with two heads side
 # by side the rule holds for each.
 STARTS: list[tuple[str, dict[str, Any], dict[str, tuple[str, float]]]] = [
-    *((name, {}, {}) for name in ("dac", "qsm", "bc", "bc_diffusion", "awac", "sac", "rlpd", "rlpd_ac")),
+    *((name, {}, {}) for name in GLOROT),
+    ("sac_flow_g", {}, {"velocity_field.gate.0": ("lecun", 1.0), "velocity_field.gate.2": ("open gate", 1.0)}),
+    *(("sac_flow_t", {"norm": norm}, {"velocity_field": ("lecun", 1.0)}) for norm in ("post", "pre")),
+    *((name, {}, {"": ("torch", 1.0)}) for name in ("dppo", "reinflow")),
     ("sac", SAC_OF_OGBENCH, {"policy.mlp.out": ("glorot", 0.1)}),
     ("rebrac", {}, {"policy.out": ("glorot", 0.1), "target_policy.out": ("glorot", 0.1)}),
     ("iql", {}, {"policy.out": ("glorot", 0.1)}),
@@ -34,7 +42,24 @@ STARTS: list[tuple[str, dict[str, Any], dict[str, tuple[str, float]]]] = [
         dict.fromkeys(("denoiser", "target_denoiser"), ("torch", 1.0)),
     ),  # its critic is the shared one
 ]
-TWO_HEADS = ("policy.mlp.out",)
+TWO_HEADS = ("policy.mlp.out", "latent_policy.mlp.out", "edit_policy.mlp.out")
+# The entropy's weight at the start.
+TEMPERATURES = {
+    **dict.fromkeys(("sac_flow_t", "sac_flow_g", "flow_mlp", "sac"), 0.2),
+    **dict.fromkeys(("dsrl", "qam_e", "rlpd", "rlpd_ac"), 1.0),
+}
+
+
+def agent_with(name: str, options: dict[str, Any]) -> Agent:
+    """Sixteen seeds, with layers wide enough for a distribution to show."""
+    agent_class, config = AGENTS[name]
+    sizes = {"policy_hidden_dims": (64, 64, 64), "critic_hidden_dims": (64, 64), "num_critics": 4, "decoder_dim": 64}
+    config = with_settings(config, **{k: v for k, v in sizes.items() if k in settings_of(config)} | options)
+    return agent_class(config, 20, 4, SeededNoise(range(16)))
+
+
+def test_starts_are_known_of_every_agent() -> None:
+    assert {name for name, *_ in STARTS} == set(AGENTS)
 
 
 @pytest.mark.parametrize(
@@ -43,27 +68,58 @@ TWO_HEADS = ("policy.mlp.out",)
 def test_each_layer_begins_as_in_the_release(
     name: str, options: dict[str, Any], exceptions: dict[str, tuple[str, float]]
 ) -> None:
-    agent_class, config = AGENTS[name]
-    sizes = {"policy_hidden_dims": (64, 64), "critic_hidden_dims": (64, 64), "num_critics": 4}
-    config = with_settings(config, **{k: v for k, v in sizes.items() if k in settings_of(config)} | options)
-    agent = agent_class(config, 20, 4, SeededNoise(range(4)))
+    agent = agent_with(name, options)
     used: set[str] = set()
     for path, layer in agent.named_modules():
         if isinstance(layer, LayerNorm):
             assert layer.weight.eq(1).all() and layer.bias.eq(0).all()
         elif isinstance(layer, Linear):
             exception = next((prefix for prefix in exceptions if path.startswith(prefix)), None)
-            used |= {exception} if exception else set()
-            rule, factor = exceptions[exception] if exception else ("glorot", 1.0)
+            used |= set() if exception is None else {exception}
+            rule, factor = ("glorot", 1.0) if exception is None else exceptions[exception]
             check_start(path, layer, rule, factor)
     for path, parameter in agent.named_parameters():
         if path.endswith("frequencies"):
             assert float(parameter.detach().std()) == pytest.approx(0.2, rel=0.2)
+        if path == "temperature.log_coef":
+            assert parameter.exp().tolist() == pytest.approx([TEMPERATURES[name]] * 16)
     assert used == set(exceptions)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_each_seed_layer_and_critic_begins_on_its_own_and_targets_as_copies(name: str) -> None:
+    agent = agent_with(name, {})
+    parameters = dict(agent.named_parameters())
+    drawn: list[Tensor] = []  # the first numbers of each seed, or of each critic of a seed
+    for path, layer in agent.named_modules():
+        if not isinstance(layer, Linear) or not layer.weight.any():
+            continue
+        if (source := followed(path, parameters)) is not None:
+            assert torch.equal(layer.weight, parameters[f"{source}.weight"]), path
+            assert torch.equal(layer.bias, parameters[f"{source}.bias"]), path
+        else:
+            drawn.append(layer.weight.detach().flatten(0, -3).flatten(1)[:, 0])
+    numbers = torch.cat(drawn)
+    assert len(numbers.unique()) == len(numbers)
+
+
+def followed(path: str, parameters: Collection[str]) -> str | None:
+    """The layer that a layer starts as a copy of: what its average follows, and what PPO fine-tunes of a clone."""
+    found = None
+    if ".target." in path:
+        found = path.replace(".target.", ".online.")
+    elif path.startswith("target_"):
+        found = path.removeprefix("target_")
+    elif path.split(".")[0] in ("denoiser", "velocity") and f"cloning_{path}.weight" in parameters:
+        found = f"cloning_{path}"
+    return found
 
 
 def check_start(path: str, layer: Linear, rule: str, factor: float) -> None:
     weight = layer.weight.detach() / factor
+    if rule == "open gate":
+        assert not weight.any() and layer.bias.eq(5).all()
+        return
     fan_in, fan_out = weight.shape[-2], weight.shape[-1] // (2 if path in TWO_HEADS else 1)
     bound = {
         "glorot": math.sqrt(6 / (fan_in + fan_out)),
@@ -71,7 +127,8 @@ def check_start(path: str, layer: Linear, rule: str, factor: float) -> None:
         "torch": 1 / math.sqrt(fan_in),
     }[rule]
     variance = 1 / fan_in if rule == "lecun" else bound**2 / 3
-    assert 0.97 * bound < float(weight.abs().max()) <= bound * (1 + 1e-5), path
+    # A cut normal seldom comes near its bound.
+    assert (0.9 if rule == "lecun" else 0.97) * bound < float(weight.abs().max()) <= bound * (1 + 1e-5), path
     # Five deviations of the mean of n squares; of uniform numbers one has .9 / sqrt(n), of cut normal ones less than 1.
     assert float(weight.square().mean()) == pytest.approx(variance, rel=5 / math.sqrt(weight.numel())), path
     bias = layer.bias.detach()
