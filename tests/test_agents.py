@@ -727,11 +727,11 @@ def test_gradient_step_moves_each_loss_own_parameters_by_gradients_of_before_any
     torch.testing.assert_close(torch.cat([a, b]), torch.tensor([1.9, 2.9]))
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_adam_and_its_weight_decay_are_those_of_torch(weight_decay: float) -> None:
+@pytest.mark.parametrize(("weight_decay", "betas"), [(0.0, (0.9, 0.999)), (0.3, (0.9, 0.999)), (0.0, (0.5, 0.99))])
+def test_adam_its_betas_and_its_weight_decay_are_those_of_torch(weight_decay: float, betas: Any) -> None:
     ours, theirs = (nn.Parameter(torch.tensor([[2.0, -3.0], [0.5, 1.0]])) for _ in range(2))
-    adam = Adam([ours], 0.1, weight_decay)
-    reference = torch.optim.AdamW([theirs], lr=0.1, weight_decay=weight_decay)
+    adam = Adam([ours], 0.1, weight_decay, *betas)
+    reference = torch.optim.AdamW([theirs], lr=0.1, betas=betas, weight_decay=weight_decay)
     for step in range(4):
         theirs.grad = (1.0 + step) * theirs.detach() - 1
         adam.step([(1.0 + step) * ours.detach() - 1])
@@ -760,11 +760,21 @@ def test_clipping_scales_the_gradients_of_all_steps_together_and_each_seed_alone
     torch.testing.assert_close(gradients[b], torch.tensor([0.8, 0.5]))
 
 
+def test_entries_of_a_gradient_are_cut_one_by_one_and_what_is_no_number_is_0(gradients: dict[Tensor, Tensor]) -> None:
+    a = nn.Parameter(torch.zeros(2, 4))
+    slopes = torch.tensor([[3.0, -0.5, math.nan, -7.0], [math.inf, 0.2, -math.inf, 1.0]])
+    gradient_step((Adam([a], 0.1), (slopes * a).sum(1)), max_entry=1.0)
+    assert torch.equal(gradients[a], torch.tensor([[1.0, -0.5, 0.0, -1.0], [1.0, 0.2, -1.0, 1.0]]))
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.99)])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_adam_has_its_state_before_the_first_step_and_equals_that_of_torch(compiled: bool) -> None:
+def test_adam_has_its_state_before_the_first_step_and_equals_that_of_torch(
+    compiled: bool, betas: tuple[float, float]
+) -> None:
     start = torch.randn(2, 3, 5)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    own, reference = Adam([ours], 0.1), torch.optim.Adam([theirs], lr=0.1, eps=1e-8)
+    own, reference = Adam([ours], 0.1, 0.0, *betas), torch.optim.Adam([theirs], lr=0.1, betas=betas, eps=1e-8)
     assert own.exp_avg[0].shape == own.exp_avg_sq[0].shape == ours.shape
     step = torch.compile(own.step, backend="eager", fullgraph=True) if compiled else own.step
     for _ in range(20):

@@ -263,15 +263,23 @@ def frozen_copy(network: Network) -> Network:
 
 
 class Adam:
-    """Adam (arXiv 1412.6980) with beta 0.9 and 0.999, eps 1e-8. Its state exists before the first step.
+    """Adam (arXiv 1412.6980) with eps 1e-8; b1 and b2 are its two betas. Its state exists before the first step.
 
     With `weight_decay` it is AdamW (arXiv 1711.05101): parameters shrink by that share of the learning rate.
     All of it lies on the parameters' device, so that it can be loaded, compiled and captured in a CUDA graph.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        b1: float = 0.9,
+        b2: float = 0.999,
+    ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.b1, self.b2 = b1, b2
         self.exp_avg = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.exp_avg_sq = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.steps = torch.zeros((), device=self.parameters[0].device)
@@ -299,8 +307,8 @@ class Adam:
             [],
             [self.steps] * len(parameters),
             lr=self.learning_rate,
-            beta1=0.9,
-            beta2=0.999,
+            beta1=self.b1,
+            beta2=self.b2,
             weight_decay=0.0,
             eps=1e-8,
             amsgrad=False,
@@ -309,16 +317,16 @@ class Adam:
 
     def _elementwise(self, *groups: Sequence[Tensor]) -> None:
         """The same step in operations that a compiler fuses; it copies the tensors of the fused operator."""
-        correction = -torch.expm1(self.steps * math.log(0.9))  # 1 - beta^steps without cancellation
-        correction_sq = -torch.expm1(self.steps * math.log(0.999))
+        correction = -torch.expm1(self.steps * math.log(self.b1))  # 1 - beta^steps without cancellation
+        correction_sq = -torch.expm1(self.steps * math.log(self.b2))
         for parameter, gradient, mean, mean_sq in zip(*groups, strict=True):
-            mean.lerp_(gradient, 0.1)
-            mean_sq.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            mean.lerp_(gradient, 1 - self.b1)
+            mean_sq.mul_(self.b2).addcmul_(gradient, gradient, value=1 - self.b2)
             denominator = mean_sq.sqrt() / correction_sq.sqrt() + 1e-8
             parameter.sub_(self.learning_rate / correction * (mean / denominator))
 
 
-def gradient_step(*steps: tuple[Adam, Tensor], max_norm: float = math.inf) -> None:
+def gradient_step(*steps: tuple[Adam, Tensor], max_norm: float = math.inf, max_entry: float = math.inf) -> None:
     """One step of each optimiser down its own loss (S,), with all gradients taken at the parameters before any step.
 
     A loss moves only parameters of its optimiser. Those that it does not reach get a zero gradient, not none: the
@@ -326,6 +334,7 @@ def gradient_step(*steps: tuple[Adam, Tensor], max_norm: float = math.inf) -> No
 
     Args:
         max_norm: a seed's gradients, of all steps together, are scaled down to this Euclidean norm.
+        max_entry: each entry of a gradient is cut to this size, one that is no number to 0.
     """
     # Summed over S, so that no seed's gradient depends on another's.
     gradients = [torch.autograd.grad(loss.sum(), adam.parameters, materialize_grads=True) for adam, loss in steps]
@@ -333,6 +342,8 @@ def gradient_step(*steps: tuple[Adam, Tensor], max_norm: float = math.inf) -> No
         squares = [g.unflatten(0, (-1, 1)).flatten(1).square().sum(1) for of_step in gradients for g in of_step]
         scale = (max_norm / torch.stack(squares).sum(0).sqrt()).clamp(max=1.0)  # (S,)
         gradients = [[g * scale.view(-1, *[1] * (g.dim() - 1)) for g in of_step] for of_step in gradients]
+    if max_entry < math.inf:
+        gradients = [[g.nan_to_num(0.0).clamp(-max_entry, max_entry) for g in of_step] for of_step in gradients]
     for (adam, _), of_step in zip(steps, gradients, strict=True):
         adam.step(of_step)
 

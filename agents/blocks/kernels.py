@@ -24,13 +24,21 @@ def by_member(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -
     that is faster than batched products, and the rounding of a seed's numbers does not depend on its pack,
     for batches of a multiple of 16 rows (MKL rounds by where in memory an operand begins).
     """
+    (y,) = all_by_member(lambda *of_member: (function(*of_member),), x, *parameters)
+    return y
+
+
+def all_by_member(function: Callable[..., tuple[Tensor, ...]], x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    """The same of a function with several results, each with the leading dimensions of x (S, *members, B, in)."""
     leading = x.shape[:-2]
     flat = [tensor.flatten(0, len(leading) - 1) for tensor in (x, *parameters)]
     if x.is_cuda:
-        return function(*flat).unflatten(0, leading)
-    members = [function(*member) for member in zip(*flat, strict=True)]
-    y = torch.stack(members) if len(members) > 1 else members[0].unsqueeze(0)
-    return y.unflatten(0, leading)
+        results = function(*flat)
+    else:
+        first, *others = [function(*member) for member in zip(*flat, strict=True)]
+        each = zip(first, *others, strict=True)
+        results = tuple(torch.stack(of_all) for of_all in each) if others else tuple(y.unsqueeze(0) for y in first)
+    return tuple(result.unflatten(0, leading) for result in results)
 
 
 def by_seed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
