@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+aten = torch.ops.aten
+
 
 def stream_key(*parts: object) -> int:
     """A 63-bit seed that is a pure function of `parts`."""
@@ -52,7 +54,11 @@ class SeedStreams(NamedDraws):
     """The noise source of `S` runs, with one independent stream per run seed and name.
 
     Position it with `at(step)`. Nothing is carried from step to step, so a checkpoint needs no generator state.
-    Numbers are drawn for `block` consecutive steps by one generator call per seed.
+    Numbers are drawn for `block` consecutive steps at once.
+
+    A CPU's numbers are those of torch's generator, one call for each seed. A GPU's generator deals its numbers out to
+    as many threads as the GPU has room for, so that large draws differ between models. There the numbers are Philox
+    4x32-10 (Random123, doi 10.1145/2063384.2063405) of key and place alone, for all seeds in one call.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str, purpose: str, block: int = 1):
@@ -61,7 +67,7 @@ class SeedStreams(NamedDraws):
         self.device = torch.device(device)
         self.purpose = purpose
         self.block = block
-        self._generator = torch.Generator(self.device)
+        self._generator = torch.Generator("cpu")
         self._step = 0
 
     @property
@@ -80,13 +86,32 @@ class SeedStreams(NamedDraws):
 
     def draw_block(self, stream: Stream, index: int) -> Tensor:
         """The draws of steps index * block to (index + 1) * block - 1: (S, block, *stream.shape)."""
+        shape = (self.block, *stream.shape)
+        if self.device.type != "cpu":
+            block = torch.empty(self.num_seeds, *shape, dtype=stream.dtype, device=self.device)
+            return self._fill(block, stream, index)
         draw = torch.randn if stream.distribution == "normal" else torch.rand
         rows = []
-        for seed in self.seeds:
-            self._generator.manual_seed(stream_key(seed, self.purpose, stream.name, stream.count, index))
-            shape = (self.block, *stream.shape)
-            rows.append(draw(shape, generator=self._generator, device=self.device, dtype=stream.dtype))
+        for key in self._keys(stream, index):
+            self._generator.manual_seed(key)
+            rows.append(draw(shape, generator=self._generator, dtype=stream.dtype))
         return torch.stack(rows)
+
+    def refill(self, block: Tensor, stream: Stream, index: int) -> None:
+        """Puts `draw_block(stream, index)` into `block`, on whatever device it lies, without waiting for that."""
+        if self.device.type != "cpu":
+            self._fill(block, stream, index)
+        else:
+            block.copy_(_pinned(self.draw_block(stream, index), block.device), non_blocking=True)
+
+    def _fill(self, block: Tensor, stream: Stream, index: int) -> Tensor:
+        keys = torch.tensor([[key, 0] for key in self._keys(stream, index)], dtype=torch.uint64)  # (key, first place)
+        keys = _pinned(keys, block.device).to(block.device, non_blocking=True)
+        fill = aten._philox_normal_ if stream.distribution == "normal" else aten._philox_uniform_
+        return fill(block, keys.view(-1, *[1] * (block.dim() - 1), 2))
+
+    def _keys(self, stream: Stream, index: int) -> list[int]:
+        return [stream_key(seed, self.purpose, stream.name, stream.count, index) for seed in self.seeds]
 
 
 class NoiseTape:
@@ -110,7 +135,7 @@ class NoiseTape:
         if index != self._index:
             self._index = index
             for stream, block in self.blocks.items():
-                block.copy_(self._streams.draw_block(stream, index))
+                self._streams.refill(block, stream, index)
         self.offset.fill_(offset)
         return self._streams.block - offset
 
@@ -119,6 +144,12 @@ class NoiseTape:
         if stream not in self.blocks:
             self.blocks[stream] = self._streams.draw_block(stream, self._index).to(self.device)
         return self.blocks[stream].index_select(1, self.offset).squeeze(1)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor, where it is to go to a GPU in memory from which that copies while this process goes on; torch hands
+    such memory out again only after the copy."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 class TapeNoise(NamedDraws):
