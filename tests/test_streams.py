@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from agents import AGENTS
 from agents.blocks.streams import NoiseTape, SeedStreams, Stream, stream_key
+from bench.training.policies import build_agent
+from tests.tiny_runs import small_agent_config, tiny_config
 
 META = torch.device("meta")  # takes the way of a GPU, without numbers
 PACKED_NORMALS = Stream("step", 0, "normal", (4, 64, 25), torch.float32)
@@ -57,6 +60,7 @@ class Calls(TorchDispatchMode):
         super().__init__()
         self.names: list[str] = []
         self.waits: list[str] = []  # copies from the CPU that this process waits for
+        self.given: dict[int, torch.Tensor] = {}  # the newest numbers that a tensor had from the CPU
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -65,6 +69,7 @@ class Calls(TorchDispatchMode):
             source = args[1] if name == "copy_" else args[0]
             asynchronous = (kwargs or {}).get("non_blocking") or True in args[2:]
             if source.device.type == "cpu" and args[0].device != source.device:
+                self.given[id(args[0])] = source.clone()
                 self.waits += [] if asynchronous else [name]
         return func(*args, **(kwargs or {}))
 
@@ -92,6 +97,17 @@ def test_a_tape_on_a_gpu_is_refilled_in_place_without_a_wait(drawn_on):
         assert tape.seek(5) == 3
     assert all(tape.blocks[kind] is blocks[kind] for kind in kinds)
     assert not calls.waits and ("copy_" in calls.names or "_to_copy" in calls.names)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_initial_networks_of_a_gpu_are_those_of_a_cpu(name):
+    config = tiny_config(name).replace(agent_config=small_agent_config(name))
+    with Calls() as calls:
+        on_gpu = build_agent(config, SeedStreams([4, 2], META, "init"))
+    expected = build_agent(config, SeedStreams([4, 2], "cpu", "init")).state_tensors()
+    assert on_gpu.state_tensors().keys() == expected.keys()
+    for entry, tensor in on_gpu.state_tensors().items():
+        assert tensor.device == META and torch.equal(calls.given[id(tensor)], expected[entry]), entry
 
 
 def philox(key: int, place: int) -> list[int]:

@@ -14,9 +14,18 @@ Policy = dict[str, Tensor]  # CPU tensors with S = 1
 
 
 def build_agent(config: RunConfig, noise: SeedStreams) -> Agent:
-    """The config's agent with freshly drawn parameters, one member per seed of `noise`."""
+    """The config's agent on the device of `noise`, with freshly drawn parameters, one member per seed: those that it
+    has on a CPU, to the last bit."""
     task = datasets.task(config.task)
-    return AGENTS[config.agent][0](config.agent_config, task.obs_dim, task.action_dim, noise)
+
+    def built(noise: SeedStreams) -> Agent:
+        return AGENTS[config.agent][0](config.agent_config, task.obs_dim, task.action_dim, noise)
+
+    agent = built(noise)
+    if noise.device.type != "cpu":
+        on_cpu = built(SeedStreams(noise.seeds, "cpu", noise.purpose))
+        agent.load_seed_states([on_cpu.state_of_seed(index) for index in range(agent.num_seeds)])
+    return agent
 
 
 def policy_state(agent: Agent, seed_index: int) -> Policy:
