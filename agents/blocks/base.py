@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from agents.blocks import kernels
 from datasets.batch import Batch, Decisions, Trajectories
 
 Metrics = dict[str, Tensor]  # name -> (S,), detached
@@ -295,7 +296,7 @@ class Adam:
         groups: list[Sequence[Tensor]] = [self.parameters, gradients, self.exp_avg, self.exp_avg_sq]
         if torch.compiler.is_compiling():
             return self._elementwise(*groups)
-        if not self.steps.is_cuda:
+        if not kernels.at_once(self.steps):
             # The rounding of a fused entry depends on its place in the tensor: seed by seed, not on the pack.
             groups = [[row for tensor in group for row in tensor.unbind(0)] for group in groups]
         parameters, gradients, exp_avg, exp_avg_sq = groups
@@ -354,10 +355,12 @@ def polyak_update(target: nn.Module, online: nn.Module, rate: float | Tensor) ->
 
     Most agents call it before the gradient step: in their official code the target follows the parameters before it.
     """
-    if isinstance(rate, Tensor):  # which the fused operator does not take
-        for old, new in zip(target.parameters(), online.parameters(), strict=True):
-            old.lerp_(new, rate)
+    old, new = list(target.parameters()), list(online.parameters())
+    if not isinstance(rate, Tensor):
+        torch._foreach_lerp_(old, new, rate)  # pyright: ignore[reportPrivateImportUsage]
+    elif kernels.at_once(rate):  # the operator above takes no tensor: three launches, not one for each parameter
+        torch._foreach_mul_(old, 1 - rate)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(old, torch._foreach_mul(new, rate))  # pyright: ignore[reportPrivateImportUsage]
     else:
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            list(target.parameters()), list(online.parameters()), rate
-        )
+        for of_target, of_online in zip(old, new, strict=True):
+            of_target.lerp_(of_online, rate)

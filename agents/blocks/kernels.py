@@ -1,6 +1,7 @@
 """How networks of S seeds are computed on a CPU: member by member, by the faster of two libraries, with fewer passes.
 
-Each function takes tensors with or without a leading dimension of members. On a GPU they are torch's own operators.
+Each function takes tensors with or without a leading dimension of members. On a GPU they are torch's own operators, for
+all members at once.
 GELU is the tanh approximation and LayerNorm has eps 1e-6, as in the official JAX code.
 """
 
@@ -15,6 +16,14 @@ from torch.nn import functional as F
 GELU_LINEAR = 2 * math.sqrt(2 / math.pi)  # gelu(x) = x sigmoid(GELU_LINEAR x + GELU_CUBIC x^3)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def at_once(x: Tensor) -> bool:
+    """Whether x (S, ...) is computed by one operator for all seeds and members, as on a GPU.
+
+    The form of a GPU may run on any device: a test that replaces this function has its numbers on a CPU.
+    """
+    return x.device.type != "cpu"
 
 
 def by_member(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
@@ -32,7 +41,7 @@ def all_by_member(function: Callable[..., tuple[Tensor, ...]], x: Tensor, *param
     """The same of a function with several results, each with the leading dimensions of x (S, *members, B, in)."""
     leading = x.shape[:-2]
     flat = [tensor.flatten(0, len(leading) - 1) for tensor in (x, *parameters)]
-    if x.is_cuda:
+    if at_once(x):
         results = function(*flat)
     else:
         first, *others = [function(*member) for member in zip(*flat, strict=True)]
@@ -47,13 +56,15 @@ def by_seed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     A CPU computes most elements in vectors and the last few one by one, and sigmoid, SiLU, Mish, softplus and atanh
     round differently there. Which elements are the last ones must not depend on the pack.
     """
-    return function(x) if x.is_cuda else torch.stack([function(seed) for seed in x])
+    return function(x) if at_once(x) else torch.stack([function(seed) for seed in x])
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x @ weight + bias, of one member or with a leading dimension of members."""
     if x.dim() == 3:
-        return torch.baddbmm(bias.unsqueeze(1), x, weight)
+        # Not torch.baddbmm: it copies the bias into the result before the product, while a compiler adds it in what
+        # follows.
+        return torch.bmm(x, weight) + bias.unsqueeze(1)
     return _CPUAffine.apply(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
 
 
@@ -112,7 +123,7 @@ def _onednn_product_shape(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """GELU with the tanh approximation."""
-    if x.is_cuda:
+    if at_once(x):
         return F.gelu(x, approximate="tanh")
     return _CPUGELU.apply(x) if torch.is_grad_enabled() else x * _gelu_gate(x)
 
