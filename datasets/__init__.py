@@ -20,7 +20,7 @@ from datasets.registry import (
     unavailable,
 )
 from datasets.spec import DataError, FileOptions, TaskSpec
-from datasets.store import check_dataset, describe, get, load, made_here, verify
+from datasets.store import check_dataset, describe, get, load, made_here, no_data, verify
 from datasets.transitions import Transitions
 from datasets.user_files.source import register
 
@@ -45,6 +45,7 @@ __all__ = [
     "load",
     "made_here",
     "make_env",
+    "no_data",
     "parse_name",
     "published",
     "register",

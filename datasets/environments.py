@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from datasets.pictures.view import usable_renderer
-from datasets.registry import played_task, require_extra, source_of, task
+from datasets.registry import family_of, played_task, require_extra, task
 from datasets.spec import DataError, TaskSpec
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ def make_env(task_name: str, success_timing: str = "post") -> "gymnasium.Env":
     """
     spec = task(task_name)
     check_timing(spec, success_timing)
-    require_extra(source_of(spec))
+    require_extra(family_of(spec))
     played = played_task(spec)
-    require_extra(source_of(played))
-    return source_of(played).make_env(played, success_timing)
+    require_extra(family_of(played))
+    return family_of(played).make_env(played, success_timing)
 
 
 def renderer(task_name: str) -> str | None:
     """What MUJOCO_GL must be before the simulator is imported so that `make_env(task_name).view()` can draw; None where
     that does not matter. Raises DataError, which says what to install, where this machine cannot draw the task."""
-    source = source_of(task(task_name))
+    source = family_of(task(task_name))
     require_extra(source)
     return usable_renderer() if source.NEEDS_OPENGL else None
 

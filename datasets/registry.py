@@ -1,4 +1,4 @@
-"""The registry of sources: who knows a task, who reads a data set, and what an environment needs to be installed."""
+"""The registry of families: who knows a task, who reads a data set, and what an environment needs to be installed."""
 
 import importlib.util
 import re
@@ -8,18 +8,20 @@ from typing import cast
 
 from bench.runs.contract import nearest
 from datasets.bullet import source as bullet
+from datasets.gymnasium_mujoco import source as gymnasium_mujoco
 from datasets.minari import source as minari
 from datasets.ogbench import source as ogbench
 from datasets.robomimic import source as robomimic
-from datasets.source import Generator, Reader, Source
+from datasets.source import Family, Generator, Reader, Source
 from datasets.spec import DataError, Dataset, Recipe, TaskSpec, generated_name
 from datasets.toy import source as toy
 from datasets.user_files.source import UserFiles
 
 GENERATORS: list[Generator] = [ogbench, robomimic, bullet, toy]
 SOURCES: list[Source] = [*GENERATORS, minari]
+FAMILIES: list[Family] = [*SOURCES, gymnasium_mujoco]  # also those without data
 DOWNLOADERS = {minari.SUITE: minari.get}  # of sources whose package fetches its data itself
-TASKS = {name: spec for source in SOURCES for name, spec in source.TASKS.items()}
+TASKS = {name: spec for family in FAMILIES for name, spec in family.TASKS.items()}
 EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
     "robomimic": "robosuite",
     "minari": "minari",
@@ -29,8 +31,8 @@ EXTRAS = {  # the extras of pyproject.toml, and a module that each brings
 
 def task(name: str) -> TaskSpec:
     """The task of a name; a bare domain is its default task. Raises DataError for an unknown one."""
-    for source in SOURCES:
-        if spec := source.task(name):
+    for family in FAMILIES:
+        if spec := family.task(name):
             if spec.played_in is None:
                 return spec
             played = played_task(spec)
@@ -41,6 +43,7 @@ def task(name: str) -> TaskSpec:
                 success_rule=played.success_rule,
                 reference_returns=returns,
                 least_reward=played.least_reward,
+                action_scale=played.action_scale,
             )
     if why := _unsupported(name):
         raise DataError(f"unsupported task '{name}': {why}; python -m bench data list shows every task")
@@ -51,7 +54,8 @@ def task(name: str) -> TaskSpec:
 
 
 def _unsupported(name: str) -> str | None:
-    return next((why for source in (minari, *GENERATORS) if (why := source.unsupported(name))), None)
+    asked = (minari, *GENERATORS, gymnasium_mujoco)
+    return next((why for family in asked if (why := family.unsupported(name))), None)
 
 
 def played_task(spec: TaskSpec) -> TaskSpec:
@@ -78,13 +82,13 @@ READERS: list[Reader] = [*SOURCES, UserFiles(SOURCES, may_share_rewards)]
 PLUGINS: list[str] = []  # modules that have registered sources, for processes that start afresh to import
 
 
-def register_source(source: Source) -> None:
-    """Adds a family of tasks from outside this checkout, a Generator where it can make data.
+def register_source(source: Family) -> None:
+    """Adds a family of tasks from outside this checkout: a Source where it has data, a Generator where it makes them.
 
     Raises ValueError for a name that is taken, and for an extra or a suite that the family's tasks do not have.
     """
     for what, names, taken in (
-        ("suite", [source.SUITE], {reader.SUITE for reader in READERS}),
+        ("suite", [source.SUITE], {known.SUITE for known in (*FAMILIES, *READERS)}),
         ("task", [*source.TASKS], TASKS),
         ("domain", [spec.domain for spec in source.TASKS.values()], domains()),
     ):
@@ -95,8 +99,10 @@ def register_source(source: Source) -> None:
             raise ValueError(f"task {name!r} says that it is {spec.name!r} of {spec.suite!r}, not of {source.SUITE!r}")
     if source.EXTRA is not None and source.EXTRA not in EXTRAS:
         raise ValueError(f"{source.SUITE}: EXTRA is {source.EXTRA!r}; it must be None or one of {', '.join(EXTRAS)}")
-    SOURCES.append(source)
-    READERS.insert(-1, source)  # files of users come last
+    FAMILIES.append(source)
+    if hasattr(source, "read"):
+        SOURCES.append(cast(Source, source))
+        READERS.insert(-1, cast(Source, source))  # files of users come last
     if hasattr(source, "make_episode"):
         GENERATORS.append(cast(Generator, source))
     TASKS.update(source.TASKS)
@@ -123,17 +129,20 @@ def _generated_like(name: str) -> Iterator[str]:
         return
     episodes, seed = max(1, int(numbers[1])), int(numbers[2])
     for spec in TASKS.values():
-        for kind, is_for_one in source_of(spec).kinds(spec.domain).items():
+        for kind, is_for_one in kinds_for(spec).items():
             yield generated_name(spec.domain, Recipe(kind, episodes, seed, spec.task_id if is_for_one else 0))
 
 
 def default_dataset(task_name: str) -> str:
     """Name of the data set that a task is trained on, also where its task is known by its data alone (Minari).
 
-    Raises DataError for an unknown task.
+    Raises DataError for an unknown task and for one without data.
     """
     dataset = minari.parse(task_name)
-    return dataset.name if dataset else task(task_name).dataset
+    name = dataset.name if dataset else task(task_name).dataset
+    if name is None:
+        raise DataError(f"task {task(task_name).name} has no data: it is learned from scratch")
+    return name
 
 
 def domains() -> tuple[str, ...]:
@@ -154,12 +163,17 @@ def kinds(domain: str) -> Mapping[str, bool]:
     spec = next((spec for spec in TASKS.values() if spec.domain == domain), None)
     if spec is None:
         raise DataError(f"unknown domain '{domain}'{nearest(domain, domains())}; domains are {', '.join(domains())}")
-    return source_of(spec).kinds(domain)
+    return kinds_for(spec)
 
 
-def source_of(spec: TaskSpec) -> Source:
-    """The source that a task belongs to."""
-    return next(source for source in SOURCES if spec.suite == source.SUITE)
+def kinds_for(spec: TaskSpec) -> Mapping[str, bool]:
+    """The same for the domain of a task; none where its family has no data."""
+    return next((source.kinds(spec.domain) for source in SOURCES if spec.suite == source.SUITE), {})
+
+
+def family_of(spec: TaskSpec) -> Family:
+    """The family that a task belongs to."""
+    return next(family for family in FAMILIES if spec.suite == family.SUITE)
 
 
 def reader_of(dataset: Dataset) -> Reader:
@@ -172,12 +186,12 @@ def generator_of(dataset: Dataset) -> Generator:
     return next(source for source in GENERATORS if dataset.suite == source.SUITE)
 
 
-def missing_extra(source: Source) -> str | None:
+def missing_extra(source: Family) -> str | None:
     """The extra that the source's environments need and that is not installed."""
     return source.EXTRA if source.EXTRA and importlib.util.find_spec(EXTRAS[source.EXTRA]) is None else None
 
 
-def require_extra(source: Source) -> None:
+def require_extra(source: Family) -> None:
     """Raises DataError, with the command that helps, where the source's environments cannot be made."""
     if extra := missing_extra(source):
         raise DataError(
@@ -189,7 +203,7 @@ def require_extra(source: Source) -> None:
 def unavailable(task_name: str) -> str | None:
     """Why a task's environment cannot be made here, with the command that helps; None where it can."""
     try:
-        require_extra(source_of(task(task_name)))
+        require_extra(family_of(task(task_name)))
     except DataError as error:
         return str(error)
     return None

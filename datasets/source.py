@@ -51,8 +51,13 @@ class Reader(Protocol):
         ...
 
 
-class Source(Reader, Protocol):
-    """One family of tasks and their data. A module each, which imports no simulator before one is needed."""
+class Family(Protocol):
+    """One family of tasks. A module each, which imports no simulator before one is needed."""
+
+    @property
+    def SUITE(self) -> str:
+        """`TaskSpec.suite` of its tasks."""
+        ...
 
     @property
     def EXTRA(self) -> str | None:
@@ -69,15 +74,10 @@ class Source(Reader, Protocol):
         """Those that are known without looking at files."""
         ...
 
-    @property
-    def PUBLISHED(self) -> tuple[str, ...]:
-        """Names of its published data sets."""
-        ...
-
     def task(self, name: str) -> TaskSpec | None:
         """The task of a name: ours, a bare domain's default task, or one that the family's own packages and papers use.
 
-        None where the name is none of this source's. A name that chooses data has them as `TaskSpec.dataset`.
+        None where the name is none of this family's. A name that chooses data has them as `TaskSpec.dataset`.
         """
         ...
 
@@ -87,6 +87,15 @@ class Source(Reader, Protocol):
 
     def make_env(self, spec: TaskSpec, success_timing: str) -> "gymnasium.Env":
         """The environment of a task (see `datasets.make_env`)."""
+        ...
+
+
+class Source(Family, Reader, Protocol):
+    """A family of tasks that has data."""
+
+    @property
+    def PUBLISHED(self) -> tuple[str, ...]:
+        """Names of its published data sets."""
         ...
 
     def kinds(self, domain: str) -> Mapping[str, bool]:

@@ -9,7 +9,7 @@ from bench.runs.contract import nearest
 
 SuccessRule = Literal["any", "last"]  # an episode is solved if any of its steps is a success; if its last one is
 Accepted = Literal["actions", "rewards"]  # what of data may be off the task's scale
-Origin = Literal["published", "generated", "user"]  # as released; made by a script here; a file that a user named
+Origin = Literal["published", "generated", "user", "none"]  # as released; made by a script; a user's file; no data
 ACTION_LIMIT = 1 - 1e-5  # of actions in data: keeps the inverse of a tanh squashing finite
 
 
@@ -19,7 +19,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task: an environment with a fixed goal, and the data set it is trained on unless told otherwise."""
+    """One task: an environment with a fixed goal, and the data set, if any, it is trained on unless told otherwise."""
 
     name: str  # "cube-double-task2"
     suite: str  # "ogbench": the source it belongs to
@@ -28,11 +28,12 @@ class TaskSpec:
     obs_dim: int
     action_dim: int
     max_episode_steps: int  # the environment truncates after this many steps
-    dataset: str  # "cube-double-play-v0"
+    dataset: str | None  # "cube-double-play-v0"; None: there are no data, it is learned from scratch
     success_timings: tuple[str, ...] = ("post",)  # success may be told of the state after the action, or before it
     success_rule: SuccessRule = "any"  # where episodes end at success both are one; "last" keeps hashes
     reference_returns: tuple[float, float] | None = None  # returns that score 0 and 1; None: none are published
     least_reward: int | None = None  # a step gives whole numbers from here to 0, which is solved; None: any number
+    action_scale: float = 1.0  # of an action of 1 in the environment's own units; entropies there differ by its log
     played_in: str | None = None  # another task, whose environment this one is played in; None: its own
 
 

@@ -22,11 +22,11 @@ import numpy as np
 
 from bench.runs.contract import one_line
 from datasets.cache import ELSEWHERE, NO_LOCKS, cache_root, exclusive, file_sha256
-from datasets.registry import DOWNLOADERS, TASKS, parse_name, reader_of
+from datasets.registry import DOWNLOADERS, TASKS, default_dataset, parse_name, reader_of
 from datasets.registry import task as find_task
 from datasets.scale import RewardScale
 from datasets.spec import DataError, Dataset, TaskSpec
-from datasets.transitions import Transitions
+from datasets.transitions import Transitions, no_transitions
 
 if TYPE_CHECKING:
     from datasets.download.fetch import ByteProgress
@@ -164,10 +164,16 @@ def load(
     """Transitions of a task from `dataset`, or from the task's own data set, which is converted at its first use.
 
     Looks in `data_dir`, where given, before the usual places. Prints the data's warnings unless `quiet`. Raises
-    DataError, which says what to do, for data that are missing, damaged or of another domain.
+    DataError, which says what to do, for data that are missing, damaged or of another domain, and for a task without.
     """
     spec = find_task(task_name)
-    return _load(spec, check_dataset(spec, dataset or spec.dataset), data_dir, quiet)
+    return _load(spec, check_dataset(spec, dataset or default_dataset(task_name)), data_dir, quiet)
+
+
+def no_data(task_name: str) -> Transitions:
+    """What a run from scratch on a task has in place of `load`."""
+    spec = find_task(task_name)
+    return no_transitions(spec.obs_dim, spec.action_dim)
 
 
 def _load(spec: TaskSpec, dataset: Dataset, data_dir: str | Path | None, quiet: bool) -> Transitions:

@@ -12,6 +12,7 @@ from datasets.spec import DataError, Origin
 @dataclass(frozen=True, eq=False)
 class Transitions:
     """E episodes with N transitions in R = N + E rows; the last row of an episode holds only its final observation.
+    Of a task without data all are 0 (`no_transitions`).
 
     Rewards and terminations are those of the transition from a row to the next, in whatever way the source tells them:
     OGBench's describe the state of their own row, Robomimic's the one its action leads to. Raises DataError where the
@@ -45,12 +46,13 @@ class Transitions:
                     f"{self.name}: '{key}' is {array.dtype} {array.shape}, "
                     f"expected {np.dtype(dtype)} with {ndim} axes and {num_rows} rows"
                 )
-        object.__setattr__(self, "episode_ends", episode_ends(self.final, where=self.name))
+        ends = np.zeros(0, np.int64) if self.origin == "none" else episode_ends(self.final, where=self.name)
+        object.__setattr__(self, "episode_ends", ends)
 
     @property
     def num_transitions(self) -> int:
         """N, without the final rows."""
-        return int(self.episode_ends[-1])
+        return len(self.final) - self.num_episodes
 
     @property
     def num_episodes(self) -> int:
@@ -65,6 +67,13 @@ class Transitions:
         """Bytes of what sampling reads of the rows from `first_row` on."""
         arrays = (self.obs, self.action, self.reward, self.terminated)
         return sum(array[first_row:].nbytes for array in arrays)
+
+
+def no_transitions(obs_dim: int, action_dim: int) -> Transitions:
+    """What a run from scratch has in place of data: the widths of an observation and of an action, and no row."""
+    wide, flat = np.zeros((0, obs_dim), np.float32), np.zeros(0, np.float32)
+    flags = np.zeros(0, bool)
+    return Transitions(wide, np.zeros((0, action_dim), np.float32), flat, flags, flags, "none", "none", content_hash="")
 
 
 def is_mapped(array: np.ndarray) -> TypeGuard[np.memmap]:

@@ -1107,7 +1107,7 @@ def test_suite_of_normalised_returns_says_so_everywhere(tmp_path: Path, capsys: 
     printed = capsys.readouterr().out
     assert "### all tasks (2)" in printed
     assert "Normalised return: mean over seeds and over 2 tasks of equal weight, with 95 % t interval." in printed
-    assert "0 and 1 are the task's reference returns (random and expert policy)." in printed
+    assert "0 and 1 are the task's reference returns (random actions; an expert or a published agent)." in printed
     assert "uccess" not in printed
     out = tmp_path / "figures"
     written = {path.name for path in out.iterdir()}

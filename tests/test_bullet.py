@@ -67,7 +67,7 @@ def test_the_twelve_sets_have_tasks_files_and_official_links(monkeypatch):
     assert len(bullet.PUBLISHED) == len(bullet.TASKS) == 12
     links = set()
     for name, spec in bullet.TASKS.items():
-        dataset = bullet.parse(spec.dataset)
+        dataset = bullet.parse(spec.dataset or "")
         assert dataset is not None and dataset.domain == spec.domain and spec.dataset == f"{name}-v0"
         (file,) = dataset.files
         assert file.name == f"{name}-v0.hdf5"

@@ -23,8 +23,9 @@ from bench.protocol.config import (
     parse_value,
 )
 from bench.protocol.departures import departures
+from bench.protocol.grids import run_config
 from bench.protocol.schedule import total_updates, updates_after
-from bench.protocol.suites import SUITES, run_config
+from bench.protocol.suites import SUITES
 from bench.protocol.tuned import (
     AGENT_SETTINGS,
     DOMAIN_SETTINGS,
@@ -200,9 +201,12 @@ def test_a_domain_asks_the_same_of_every_agent_in_it(domain):
     """Of the release's config, of the tuned one, and of a run that is named by its task."""
     task = next(task for task in datasets.TASKS.values() if task.domain == domain)
     maze, humanoid = "maze" in domain, "humanoidmaze" in domain
+    scratch = ("--offline-updates", "0") if task.dataset is None else ()
+    run_settings = RunSettings(offline_updates=0) if scratch else RunSettings()
     for agent, (_, default) in AGENTS.items():
         selection = Selection(task=task.name, agent=agent)
-        (single,) = selected_configs(PlanOptions(selection, typed=("--task", task.name, "--agent", agent)))
+        typed = ("--task", task.name, "--agent", agent, *scratch)
+        (single,) = selected_configs(PlanOptions(selection, run_settings, typed=typed))
         of_domain = 0.995 if humanoid or domain == "antmaze-giant" else 0.99
         assert single.discount == RUN_SETTINGS.get(agent, {}).get("discount", of_domain)
         assert single.online_dataset_rows == (1_000_000 if domain in ("cube-quadruple", "puzzle-4x4") else None)
@@ -227,7 +231,7 @@ def test_weights_of_mazes_are_those_of_fql():
 
 
 def test_agents_without_an_offline_phase_have_none_wherever_they_are_named():
-    from bench.protocol.suites import run_config
+    from bench.protocol.grids import run_config
 
     task = datasets.task("cube-double-task2")
     config = run_config("s", task, "rlpd", 0, offline_updates=10)

@@ -15,7 +15,7 @@ import bench.__main__
 import datasets
 from bench.grid import slurm
 from bench.protocol.config import default_agent_config
-from bench.protocol.suites import run_config
+from bench.protocol.grids import run_config
 from bench.runs.contract import NO_SUITES, ConfigError
 from tests.tiny_runs import ROOT, tiny_config
 

@@ -25,7 +25,7 @@ from analysis.figures.curves import (
     save,
 )
 from analysis.labels.style import COLUMN_WIDTH, AgentStyle, styles_of
-from analysis.labels.wording import seeds_label, wrapped
+from analysis.labels.wording import data_label, seeds_label, wrapped
 from analysis.loading.gradients import PHASES, RolloutNorms
 from analysis.loading.load import Suite
 from analysis.statistics.metrics import Array, stratified_t
@@ -155,6 +155,6 @@ def title(figure: Figure, suite: Suite, what: str, fact: str) -> None:
     runs = [len(cell.seeds) for agent in suite.agents for cell in suite.cells_of(agent)]
     band = "95 % t band" if max(runs) > 1 else "no band: one seed"
     tasks = suite.tasks[0] if len(suite.tasks) == 1 else f"mean over {len(suite.tasks)} tasks"
-    facts = [tasks, f"{suite.origin} data", seeds_label(runs), fact, band, "thin lines: single runs"]
+    facts = [tasks, data_label(suite), seeds_label(runs), fact, band, "thin lines: single runs"]
     lines = [f"{suite.name}, {what}", *wrapped(facts, int(figure.get_figwidth() * CHARACTERS_PER_INCH))]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.3)

@@ -12,7 +12,8 @@ from bench.runs.contract import nearest
 
 # What success rates do without.
 DEFINITIONS = {
-    NORMALISED_RETURN: "Normalised return: 0 and 1 are the task's reference returns (random and expert policy).",
+    NORMALISED_RETURN: "Normalised return: 0 and 1 are the task's reference returns (random actions; an expert or a "
+    "published agent).",
     RETURN: "Return: undiscounted sum of rewards of an episode.",
 }
 
@@ -44,14 +45,19 @@ def seeds_label(numbers: Sequence[int]) -> str:
     return text if low >= FLOOR_SEEDS else f"{text} (below the floor of {FLOOR_SEEDS})"
 
 
-def provenance_facts(suite: Suite) -> list[str]:
-    """Origin of the data, seeds, evaluation episodes, agents without an offline phase beside others, and how many runs
-    are missing or incomplete."""
+def data_label(suite: Suite) -> str:
+    """Where the data are from, or that there are none."""
+    return "no data" if suite.origin == "none" else f"{suite.origin} data"
+
+
+def provenance_facts(suite: Suite, evaluated: bool = True) -> list[str]:
+    """Origin of the data, seeds, evaluation episodes (where it is `evaluated` that is shown), agents without an offline
+    phase beside others, and how many runs are missing or incomplete."""
     facts = [
-        f"{suite.origin} data",
+        data_label(suite),
         seeds_label([len(cell.seeds) for cell in suite.cells.values()]),
-        f"{counted(suite.eval_episodes, 'evaluation episode')} per point",
     ]
+    facts += [f"{counted(suite.eval_episodes, 'evaluation episode')} per point"] * evaluated
     facts += [f"from scratch: {', '.join(name_in(suite, agent) for agent in suite.from_scratch)}"] * bool(
         suite.from_scratch
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analysis.loading.cache import Cache
 from analysis.loading.checks import listed, notes_of
-from analysis.loading.read import PROTOCOL_FIELDS, SUCCESS, Measure, ResultsError, Run, read_run
+from analysis.loading.read import NORMALISED_RETURN, PROTOCOL_FIELDS, SUCCESS, Measure, ResultsError, Run, read_run
 from bench.runs import contract
 from bench.runs.contract import CONFIG, PROVENANCE, flat, nearest
 
@@ -55,7 +55,7 @@ class Suite:
     """The runs of one suite, checked against each other; `notes` are for the reader, one line each."""
 
     name: str
-    origin: str  # of the offline data: "published", "generated" or "user"
+    origin: str  # of the data: "published", "generated" or "user"; "none" where no run has any
     success_timing: str
     success_rule: str  # any or last
     eval_episodes: int  # per evaluation and run
@@ -87,6 +87,13 @@ class Suite:
         """The agents without an offline phase that stand beside agents with one."""
         scratch = tuple(agent for agent in self.agents if all(cell.from_scratch for cell in self.cells_of(agent)))
         return scratch if self.offline_updates else ()
+
+    def references(self, task: str) -> tuple[float, float]:
+        """The returns that score 0 and 1 on a task; of one that is not scored by them 0 and 1, which change nothing."""
+        if self.measures[task] != NORMALISED_RETURN:
+            return 0.0, 1.0
+        low, high = next(run for run in self.runs if run.config["task"] == task).provenance["reference_returns"]
+        return float(low), float(high)
 
     def missing(self, agent: str, tasks: Sequence[str] | None = None) -> int:
         """Number of runs that another agent or another task has (same seed), and this agent has not."""
@@ -189,7 +196,8 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
     by_success = [run for run in runs if run.measure == SUCCESS]
     refuse_mix(by_success, success_rule, f"suite {name}: success_rule")
     refuse_budget_mix(name, runs)
-    refuse_mix(runs, lambda run: run.provenance["dataset"]["origin"], f"suite {name}: data origin")
+    with_data = [run for run in runs if run.has_data]
+    refuse_mix(with_data, lambda run: run.provenance["dataset"]["origin"], f"suite {name}: data origin")
     by_task: dict[str, list[Run]] = defaultdict(list)
     by_agent: dict[str, list[Run]] = defaultdict(list)
     by_cell: dict[tuple[str, str], list[Run]] = defaultdict(list)
@@ -199,8 +207,9 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         by_cell[run.config["task"], run.agent].append(run)
     for task, members in by_task.items():
         where = f"suite {name}, task {task}"
-        refuse_mix(members, lambda run: run.provenance["dataset"].get("name"), f"{where}: dataset")
-        refuse_mix(members, lambda run: run.provenance["dataset"].get("content_hash"), f"{where}: dataset content hash")
+        trained = [run for run in members if run.has_data]
+        refuse_mix(trained, lambda run: run.provenance["dataset"].get("name"), f"{where}: dataset")
+        refuse_mix(trained, lambda run: run.provenance["dataset"].get("content_hash"), f"{where}: dataset content hash")
         scored = [run for run in members if run.measure is not None]
         if any(run.measure != SUCCESS for run in scored):
             refuse_mix(scored, lambda run: run.provenance.get("reference_returns"), f"{where}: reference_returns")
@@ -216,7 +225,7 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
     first = runs[0].config
     return Suite(
         name=name,
-        origin=runs[0].provenance["dataset"]["origin"],
+        origin=(with_data or runs)[0].provenance["dataset"]["origin"],
         success_timing=first["success_timing"],
         success_rule=success_rule((by_success or runs)[0]),
         eval_episodes=first["eval_episodes"],

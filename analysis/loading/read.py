@@ -99,6 +99,11 @@ class Run:
         return (phase["config_hash"], phase["seed"]) if phase else None
 
     @property
+    def has_data(self) -> bool:
+        """Whether it trained on a data set: a run from scratch has none."""
+        return self.provenance["dataset"]["origin"] != "none"
+
+    @property
     def complete(self) -> bool:
         """Whether the last row of the last evaluation is on disk."""
         return self.state == "complete"

@@ -45,6 +45,7 @@ ORIGIN_WORDS = {
     "published": "published data: the data set as released with the benchmark",
     "generated": "generated data: made by a script, not the published data; do not compare with published results",
     "user": "data from a file that a user named; do not compare with published results",
+    "none": "no data: every agent learns from scratch",
 }
 
 

@@ -12,8 +12,9 @@ from agents import AGENTS
 from agents.blocks.config import settings_of
 from bench.command_line import check_folder, check_least, flag, option_types, typed_names
 from bench.protocol.config import RunConfig, RunSettings, check_agent, config_difference, default_agent_config
+from bench.protocol.grids import run_config
 from bench.protocol.plugins import Plugins, loaded_plugins
-from bench.protocol.suites import SUITES, run_config
+from bench.protocol.suites import SUITES
 from bench.protocol.tuned import tuned_config
 from bench.runs.contract import ConfigError, RunName, nearest
 from bench.tools.trackers import MIRRORS, check_mirrors
@@ -32,7 +33,7 @@ class Selection:
     agent: Annotated[str | None, arg(help=f"a single run's agent: {', '.join(AGENTS)}")] = None
     seed: int = 0
     name: str = "single"  # folder of single runs under the results
-    dataset: str | None = None  # default: the task's published set
+    dataset: str | None = None  # default: the task's published set; none: learn from scratch, without data
     data: Path | None = None  # train on an npz or HDF5 file of yours
     accept: tuple[str, ...] = ()  # of --data: actions (clipped) or rewards (as they are) that are not the task's
     filter_key: str | None = None  # of --data in robomimic's layout: only this filter key's demonstrations
@@ -88,13 +89,19 @@ def selected_configs(options: PlanOptions) -> list[RunConfig]:
             raise ConfigError("--data and --dataset exclude each other: a file of yours, or a set by its name")
         reading = datasets.FileOptions(selection.accept, selection.filter_key)
         settings["dataset"] = datasets.register(selection.data, options=reading)
+    elif selection.dataset == NO_DATASET:
+        settings["dataset"] = None
     elif selection.dataset is not None:
         settings["dataset"] = datasets.parse_name(selection.dataset).name  # in the form that fits a folder's name
     configs = _configs(selection, settings)
     check_on_policy(configs, given)
+    check_data_is_sampled(configs, selection)
     if settings.get("variant"):
         check_variant(configs, _configs(replace(selection, agent_config={}), {}))
     return configs
+
+
+NO_DATASET = "none"  # typed as a data set
 
 
 def _configs(selection: Selection, settings: dict[str, Any]) -> list[RunConfig]:
@@ -146,6 +153,18 @@ def without_repetitions(selection: Selection) -> Selection:
         if repeated := [value for value in once[name] if values.count(value) > 1]:
             print(f"{flag(name)}: {', '.join(map(str, repeated))} more than once, counted once", flush=True)
     return replace(selection, **once)
+
+
+def check_data_is_sampled(configs: list[RunConfig], selection: Selection) -> None:
+    """ConfigError for data that are named although none of the runs would draw from any."""
+    named = {"--dataset": selection.dataset, "--data": selection.data}
+    options = [option for option, value in named.items() if value not in (None, NO_DATASET)]
+    if options and all(config.data is None for config in configs):
+        agents = ", ".join(dict.fromkeys(config.agent for config in configs))
+        raise ConfigError(
+            f"{options[0]} does nothing for {agents}, which learns from scratch (offline_updates 0, online_batch_share "
+            "1): no update would draw from these data"
+        )
 
 
 # Settings of a replay and of updates after single steps: an agent that learns from whole rollouts reads none of them.
@@ -225,7 +244,10 @@ def single_config(selection: Selection, settings: dict[str, Any], seed: int) -> 
     _check_data_of_task(selection.task or "", settings)
     check_agent(agent)
     agent_config = default_agent_config(agent, selection.agent_config, tuned_config(agent, task.domain))
+    settings = {"dataset": task.dataset, **settings}
     asking = {name: settings[name] for name in ("dataset", "replay") if name in settings}  # for settings of their own
+    if asking["dataset"] is None:  # a run without data is refused where it would train on some
+        asking |= {name: settings[name] for name in ("offline_updates", "online_batch_share") if name in settings}
     config = run_config(selection.name, task, agent, seed, agent_config=agent_config, **asking)
     return config.replace(**settings)
 

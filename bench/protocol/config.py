@@ -86,12 +86,13 @@ class RunConfig(RunSettings):
     task: str
     agent: str
     seed: int
-    dataset: str  # name of a published or generated data set
+    dataset: str | None  # name of a published or generated data set; None: none, the run learns from scratch
     agent_config: Any  # the frozen dataclass of the agent
 
     def __post_init__(self) -> None:
-        for name in ("suite", "dataset"):
-            value = getattr(self, name)
+        for name, value in (("suite", self.suite), ("dataset", self.dataset)):
+            if value is None:
+                continue
             if not re.fullmatch(FOLDER, value):
                 raise ConfigError(
                     f"{name} {value!r} cannot be a folder's name; use letters, digits, '-' and '_', and begin with "
@@ -163,6 +164,8 @@ class RunConfig(RunSettings):
                 raise ConfigError(f"{found} at least two in each environment, {least}")
         if not 0.0 <= self.discount <= 1.0:
             raise ConfigError(f"discount is {self.discount!r}; it must lie in [0, 1]")
+        if self.dataset is None:
+            self._check_from_scratch()
         if self.offline_updates + self.online_steps == 0:
             raise ConfigError("offline_updates and online_steps are both 0: nothing to run")
 
@@ -175,6 +178,31 @@ class RunConfig(RunSettings):
             )
         if rows is not None and rows < length:
             raise ConfigError(f"online_dataset_rows is {rows}; it must be at least one chunk, {length}, or be none")
+
+    def _check_from_scratch(self) -> None:
+        """ConfigError for what needs data, in a run that has none."""
+        no_data = f"{self.task} has no data here, so {self.agent} can only learn from scratch"
+        mend = "or name data with --dataset or --data FILE"
+        if self.offline_updates:
+            raise ConfigError(f"offline_updates is {self.offline_updates}; {no_data}: it must be 0, {mend}")
+        if self.online_batch_share not in (None, 1.0):
+            raise ConfigError(f"online_batch_share is {self.online_batch_share}; {no_data}: it must be 1, {mend}")
+        if self.online_dataset_rows is not None:
+            raise ConfigError(f"online_dataset_rows is {self.online_dataset_rows}; {no_data}: it must be none, {mend}")
+        if self.rollout_steps is None and self.warmup_steps < self.agent_config.chunk_length:
+            raise ConfigError(
+                f"warmup_steps is {self.warmup_steps}; {no_data}, after at least one chunk, "
+                f"{self.agent_config.chunk_length}"
+            )
+
+    @property
+    def data(self) -> str | None:
+        """The data set that updates draw from: those of an offline phase do, and online ones that mix it in.
+
+        None where no update would, also of a run whose `dataset` names its task's, as runs always have.
+        """
+        is_sampled = self.offline_updates > 0 or (self.rollout_steps is None and self.online_batch_share != 1.0)
+        return self.dataset if is_sampled else None
 
     @property
     def rollout_steps(self) -> int | None:

@@ -42,7 +42,7 @@ def load_plugins(modules: tuple[str, ...]) -> None:
     for module in new:
         if not re.fullmatch(r"\w+(\.\w+)*", module) or module.endswith(".py"):
             raise ConfigError(f"--plugin is {module!r}; it takes a module's name, as in `import`: my_module")
-        known, has_come = len(agents.AGENTS) + len(registry.SOURCES), module in set(sys.modules) - before
+        known, has_come = len(agents.AGENTS) + len(registry.FAMILIES), module in set(sys.modules) - before
         try:
             file = importlib.import_module(module).__file__
         except ModuleNotFoundError as error:
@@ -53,7 +53,7 @@ def load_plugins(modules: tuple[str, ...]) -> None:
             ) from error
         except (Exception, SystemExit) as error:
             raise ConfigError(f"--plugin {module} cannot be imported ({error_line(error)})") from error
-        if file is None or (len(agents.AGENTS) + len(registry.SOURCES) == known and not has_come):
+        if file is None or (len(agents.AGENTS) + len(registry.FAMILIES) == known and not has_come):
             raise ConfigError(
                 f"--plugin {module} registers nothing; it must call agents.register or datasets.register_source"
             )

@@ -1,58 +1,23 @@
 """SUITES: a name for each grid of runs, as data. Settings are here, in `bench.protocol.tuned` or in an agent's file."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
 from agents.blocks.config import settings_of, with_settings
 from bench.protocol.config import RunConfig
-from bench.protocol.tuned import (
-    DOMAIN_SETTINGS,
-    RELEASE_CRITIC,
-    RUN_SETTINGS,
-    data_settings,
-    release_config,
-    tuned_config,
-)
-from bench.runs.contract import NO_SUITES, ConfigError
+from bench.protocol.grids import GRID_SEEDS, SMALL, grid, quick_grid, run_config, tasks_of
+from bench.protocol.scratch_suites import SCRATCH_SUITES
+from bench.protocol.tuned import RELEASE_CRITIC, RUN_SETTINGS, release_config, tuned_config
 from datasets.registry import TASKS
-from datasets.spec import TaskSpec
 
 FLOW_AGENTS = ("sac_flow_t", "sac_flow_g", "naive_sac_flow", "flow_mlp", "fql", "qc_fql")
-GRID_SEEDS = range(8)  # per agent and task; the least for a head-to-head claim is 10, for a table 5
 RELEASE_SEEDS = range(12)
 
 
-def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: Any) -> RunConfig:
-    """A run on the task's own data with its tuned settings and those of its domain and data, unless `settings` say
-    otherwise. What all runs of the agent do differently from everyone's (RUN_SETTINGS) holds in any case. ConfigError
-    for a suite that results keep a folder of its name for.
-    """
-    if suite.lower() in NO_SUITES:
-        raise ConfigError(
-            f"suite {suite!r} cannot be: results keep the folders {', '.join(NO_SUITES)} for something else; "
-            f"use another name, such as my-{suite.lower()}"
-        )
-    settings = {"agent_config": tuned_config(agent, task.domain), "dataset": task.dataset, **settings}
-    settings = DOMAIN_SETTINGS.get(task.domain, {}) | data_settings(settings["dataset"]) | settings
-    own = RUN_SETTINGS.get(agent, {})
-    if settings.get("replay") == "keep":  # which has room for all
-        own = {name: value for name, value in own.items() if name != "replay_capacity"}
-    return RunConfig(suite=suite, task=task.name, agent=agent, seed=seed, **(settings | own))
-
-
-def _grid(suite: str, tasks: Iterable[TaskSpec], agents: Sequence[str] = FLOW_AGENTS) -> list[RunConfig]:
-    """Every agent on every task at the published protocol, with settings tuned where a paper has tuned them."""
-    return [run_config(suite, task, agent, seed) for task in tasks for agent in agents for seed in GRID_SEEDS]
-
-
-def _tasks(*domains: str) -> list[TaskSpec]:
-    return [task for task in TASKS.values() if task.domain in domains]
-
-
 def _ogbench(domain: str, agents: Sequence[str] = FLOW_AGENTS) -> list[RunConfig]:
-    return _grid(f"ogbench-{domain}", _tasks(domain), agents)
+    return grid(f"ogbench-{domain}", tasks_of(domain), agents)
 
 
 def _cubes(domain: str) -> list[RunConfig]:
@@ -68,10 +33,10 @@ def quick() -> list[RunConfig]:
     runs are short. SAC Flow-G runs without entropy: the released temperature rule takes 20,000 updates to get there.
     """
     settings: dict[str, dict[str, Any]] = {
-        "qc_fql": {**_SMALL, "bc_coef": 50.0},
-        "sac_flow_g": {**_SMALL, "gate_dim": 64, "bc_coef": 50.0, "bc_coef_online": 50.0, "temperature": "off"},
+        "qc_fql": {**SMALL, "bc_coef": 50.0},
+        "sac_flow_g": {**SMALL, "gate_dim": 64, "bc_coef": 50.0, "bc_coef_online": 50.0, "temperature": "off"},
     }
-    return _quick(
+    return quick_grid(
         "quick",
         settings,
         task="cube-single-task1",
@@ -102,7 +67,7 @@ def toy() -> list[RunConfig]:
         "qc_fql": tiny,
         "sac_flow_g": {**tiny, "gate_dim": 32, "bc_coef_online": 10.0, "temperature": "off"},
     }
-    return _quick(
+    return quick_grid(
         "toy",
         settings,
         task="toy-reach",
@@ -138,13 +103,13 @@ def baselines_quick() -> list[RunConfig]:
         "dppo": {**on_policy, "cloning_learning_rate": 1e-3},
         "reinflow": {**on_policy, "matching_learning_rate": 1e-3},
     }
-    same = {**_SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96, 96)}
+    same = {**SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96, 96)}
     same |= {"num_critics": 2, "critic_norm": "after", "critic_activation": "gelu"}
     settings = {}
     for agent, (_, config) in AGENTS.items():
         every = {"q_aggregation": "mean", **same, **changes.get(agent, {})}
         settings[agent] = {name: value for name, value in every.items() if name in settings_of(config)}
-    return _quick(
+    return quick_grid(
         "baselines-quick",
         settings,
         task="cube-single-task1",
@@ -166,10 +131,10 @@ def robomimic_quick() -> list[RunConfig]:
     """
     flow = {"bc_coef": 1_000.0, "bc_coef_online": 1_000.0, "temperature": "off", "q_aggregation": "min"}
     settings: dict[str, dict[str, Any]] = {
-        "flow_mlp": {**_SMALL, **flow},
-        "sac_flow_g": {**_SMALL, **flow, "gate_dim": 64},
+        "flow_mlp": {**SMALL, **flow},
+        "sac_flow_g": {**SMALL, **flow, "gate_dim": 64},
     }
-    return _quick(
+    return quick_grid(
         "robomimic-quick",
         settings,
         task="lift-mh",
@@ -180,30 +145,6 @@ def robomimic_quick() -> list[RunConfig]:
         eval_interval_steps=750,
         eval_episodes=20,
     )
-
-
-_SMALL: dict[str, Any] = {
-    "policy_hidden_dims": (96, 96, 96),
-    "critic_hidden_dims": (96, 96, 96),
-    "learning_rate": 1e-3,
-    "target_update_rate": 0.02,
-}
-
-
-def _quick(suite: str, settings: dict[str, dict[str, Any]], **run: Any) -> list[RunConfig]:
-    """Three seeds of each agent with its settings, small batches."""
-    small = {"warmup_steps": 500, "batch_size": 128, "log_interval": 500, "gradient_norm_interval": 500}
-    return [
-        RunConfig(
-            suite=suite,
-            agent=agent,
-            seed=seed,
-            agent_config=with_settings(AGENTS[agent][1], **changes),
-            **{**small, **run, **RUN_SETTINGS.get(agent, {})},
-        )
-        for agent, changes in settings.items()
-        for seed in range(3)
-    ]
 
 
 def ogbench_cube_single() -> list[RunConfig]:
@@ -277,7 +218,7 @@ def _maze(domain: str) -> list[RunConfig]:
 def robomimic() -> list[RunConfig]:
     """Lift, Can and Square on multi-human demonstrations: the Robomimic panels of Q-chunking and SAC Flow."""
     tasks = (TASKS[name] for name in ("lift-mh", "can-mh", "square-mh"))
-    return _grid("robomimic", tasks, (*FLOW_AGENTS, "reinflow"))
+    return grid("robomimic", tasks, (*FLOW_AGENTS, "reinflow"))
 
 
 def baselines_cube() -> list[RunConfig]:
@@ -299,7 +240,7 @@ def baselines_cube() -> list[RunConfig]:
             eval_interval_steps=50_000,
             **({"replay": "keep"} if _has_other_replay(agent, task.domain) else {}),
         )
-        for task in _tasks("cube-double", "cube-triple", "cube-quadruple")
+        for task in tasks_of("cube-double", "cube-triple", "cube-quadruple")
         for agent in agents
         for seed in RELEASE_SEEDS
     ]
@@ -360,7 +301,7 @@ def sac_flow_ablations() -> list[RunConfig]:
             variant=variant,
             agent_config=with_settings(tuned_config(agent, task.domain), **changes),
         )
-        for task in _tasks("cube-double")
+        for task in tasks_of("cube-double")
         for agent, variant, changes in ABLATIONS
         for seed in GRID_SEEDS
     ]
@@ -368,7 +309,7 @@ def sac_flow_ablations() -> list[RunConfig]:
 
 def bullet() -> list[RunConfig]:
     """The twelve d4rl-pybullet tasks, scored by return. No paper tunes these agents on them: default settings."""
-    return _grid("bullet", (task for task in TASKS.values() if task.suite == "bullet"))
+    return grid("bullet", (task for task in TASKS.values() if task.suite == "bullet"), FLOW_AGENTS)
 
 
 SUITES: dict[str, Callable[[], list[RunConfig]]] = {
@@ -392,4 +333,5 @@ SUITES: dict[str, Callable[[], list[RunConfig]]] = {
     "baselines-cube": baselines_cube,
     "sac-flow-ablations": sac_flow_ablations,
     "bullet": bullet,
+    **SCRATCH_SUITES,
 }

@@ -26,6 +26,12 @@ RUN_SETTINGS: dict[str, Settings] = {
     "reinflow": {"discount": 0.99975},
 }
 
+# What runs from scratch on MuJoCo do as their papers do, and not as everyone here: steps of random actions before the
+# first update, and the batch. SAC: the settings of its 10 public seeds (analysis/published/sources.toml, simbav2).
+MUJOCO_SETTINGS: dict[str, Settings] = {
+    "sac": {"warmup_steps": 10_000, "batch_size": 256},
+}
+
 # What a domain asks of every run in it: FQL and QAM look further ahead in the larger mazes.
 DOMAIN_SETTINGS: dict[str, Settings] = {
     "antmaze-giant": {"discount": 0.995},
@@ -35,9 +41,9 @@ DOMAIN_SETTINGS: dict[str, Settings] = {
 SHARD_ROWS = 1_000_000  # of OGBench's sets of 100M transitions; the releases hold one shard at a time in their buffer
 
 
-def data_settings(dataset: str) -> Settings:
+def data_settings(dataset: str | None) -> Settings:
     """What a data set asks of every run on it."""
-    return {"online_dataset_rows": SHARD_ROWS} if "-100m-" in dataset else {}
+    return {"online_dataset_rows": SHARD_ROWS} if dataset and "-100m-" in dataset else {}
 
 
 # What a domain asks of every agent that has the setting (pessimism: where its critics are pessimistic). QAM

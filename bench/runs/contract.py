@@ -41,7 +41,7 @@ HEADERS = {
 }
 REPRODUCIBLE = (EPISODES, TRAIN)  # equal runs write equal bytes; timing.csv tells of the machine
 STATES = ("running", "preempted", "failed", "complete")  # that status.json may tell
-ORIGINS = ("published", "generated", "user")  # of a run's data
+ORIGINS = ("published", "generated", "user", "none")  # of a run's data; none: it has none
 OFFLINE_PHASES = "offline"  # folder of results/ for offline phases that runs share; they belong to no suite
 GRIDS = "grids"  # folder of results/ for the records of launches
 FIGURES = "figures"  # folder of results/ for what analysis draws

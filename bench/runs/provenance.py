@@ -73,11 +73,12 @@ def add_start(claim: Claim, dataset: Mapping[str, Any], facts: Mapping[str, Any]
         dataset: the data that the run trains on.
         facts: of the run, written at its first start.
 
-    Raises ConfigError where the data are not those the run began with.
+    Raises ConfigError where the data are not those the run began with. Where it has none, what older code has loaded
+    and never sampled may stand there.
     """
     path = claim.directory / PROVENANCE
     written = read_json(path) or {"schema_version": SCHEMA_VERSION, "dataset": dict(dataset), **facts, "starts": []}
-    if written["dataset"] != dataset:
+    if written["dataset"] != dataset and dataset["origin"] != "none":
         raise ConfigError(
             f"{claim.directory} was trained on data {written['dataset']['content_hash'][:12]} "
             f"({written['dataset']['origin']}), {dataset['name']} now holds {dataset['content_hash'][:12]} "

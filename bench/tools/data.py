@@ -18,7 +18,7 @@ from bench.runs.quantities import counted, duration, size
 from bench.training.execution import available_cores
 from datasets.generate import will_fetch
 from datasets.minari.source import local_ids
-from datasets.registry import source_of
+from datasets.registry import kinds_for
 from datasets.spec import DataError
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds
@@ -35,9 +35,14 @@ def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> set[
     before any data are made, also for a set of another domain.
     """
     said: set[str] = set()
-    for task, name in dict.fromkeys((config.task, config.dataset) for config in configs):
+    untouched: dict[str, list[str]] = {}  # tasks of runs without data, and their agents
+    for config in dict.fromkeys(config.replace(seed=0) for config in configs if config.data is None):
+        untouched.setdefault(config.task, []).append(config.label)
+    for task, labels in untouched.items():
+        print(f"data none: {task} is learned from scratch by {', '.join(dict.fromkeys(labels))}", flush=True)
+    for task, name in named_data(configs):
         datasets.check_dataset(datasets.task(task), name)
-    for name in dict.fromkeys(config.dataset for config in configs):
+    for name in dict.fromkeys(name for _, name in named_data(configs)):
         facts = datasets.describe(name, data_dir)
         generated = facts["origin"] == "generated"
         if facts["present"]:
@@ -60,13 +65,18 @@ def describe_data(configs: Sequence["RunConfig"], data_dir: Path | None) -> set[
     return said
 
 
+def named_data(configs: Sequence["RunConfig"]) -> list[tuple[str, str]]:
+    """Task and data set of the runs that have data, each pair once."""
+    return list(dict.fromkeys((config.task, config.data) for config in configs if config.data is not None))
+
+
 def ensure_data(configs: Sequence["RunConfig"], data_dir: Path | None, said: set[str]) -> None:
     """Makes or fetches sets that are absent and converts each once, so that an error shows before a run starts.
 
     Args:
         said: warnings that need no repetition.
     """
-    for name, task in dict.fromkeys((config.dataset, config.task) for config in configs):
+    for task, name in named_data(configs):
         datasets.ensure(name, available_cores(), episode_progress(), data_dir, byte_progress())
         transitions = _loaded(task, name, configs, data_dir, said)
         print(f"{task}: {_extent(transitions, f'{transitions.origin} ')}", flush=True)
@@ -90,7 +100,7 @@ def few_chunks(transitions: datasets.Transitions, chunk_length: int) -> str | No
 
 
 def _tasks_on(name: str, configs: Sequence["RunConfig"]) -> list[str]:
-    return list(dict.fromkeys(config.task for config in configs if config.dataset == name))
+    return list(dict.fromkeys(config.task for config in configs if config.data == name))
 
 
 def _loaded(
@@ -100,7 +110,7 @@ def _loaded(
     where they are fewer transitions than a chunk has."""
     data = datasets.load(task, name, data_dir, quiet=True)
     warnings = list(data.warnings)
-    of_data = [config for config in configs if (config.task, config.dataset) == (task, name)]
+    of_data = [config for config in configs if (config.task, config.data) == (task, name)]
     for length, config in sorted({config.agent_config.chunk_length: config for config in of_data}.items()):
         if data.num_transitions < length:
             raise DataError(
@@ -231,7 +241,7 @@ class ImportOptions:
 
 def list_command(options: ListOptions) -> int:
     """Prints domain by domain: tasks, data set, state."""
-    tasks_of: dict[tuple[str, str], list[str]] = {}
+    tasks_of: dict[tuple[str, str | None], list[str]] = {}
     for spec in datasets.TASKS.values():
         tasks_of.setdefault((spec.suite, spec.dataset), []).append(spec.name)
     suite = ""
@@ -241,7 +251,7 @@ def list_command(options: ListOptions) -> int:
             problem = datasets.unavailable(tasks[0])
             print(f"{suite}" + (f" - environments unavailable: {problem}" if problem else ""))
         these = tasks[0] if len(tasks) == 1 else f"{tasks[0]} … {tasks[-1].removeprefix(tasks[0].rsplit('-', 1)[0])}"
-        print(f"  {these}: {_described(name, options.data_dir)}")
+        print(f"  {these}: {_described(name, options.data_dir) if name else 'no data, learned from scratch'}")
     for title, names in {
         "in Minari's folder (use them with --task NAME)": [f"minari:{name}" for name in local_ids()],
         "made or named here (use them with --dataset NAME)": datasets.made_here(),
@@ -300,11 +310,12 @@ def generate_command(options: GenerateOptions) -> int:
     task = options.task or ""
     spec = None if task in datasets.domains() else datasets.task(task)
     domain = spec.domain if spec else task
-    kinds = source_of(spec).kinds(domain) if spec else datasets.kinds(domain)
+    kinds = kinds_for(spec) if spec else datasets.kinds(domain)
     if not kinds:
-        raise ConfigError(
-            f"no expert is known for {options.task}: use its published data, or your own with --data FILE"
-        )
+        instead = "use its published data, or your own with --data FILE"
+        if domain in datasets.domains() and datasets.task(task).dataset is None:
+            instead = "it has no data; the policy of a run makes some: --run DIR"
+        raise ConfigError(f"no expert is known for {options.task}: {instead}")
     kind = options.kind or next(iter(kinds), "")
     path = datasets.generate(
         domain,

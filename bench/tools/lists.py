@@ -60,10 +60,10 @@ def agents_command(options: AgentsOptions) -> int:
 
 def tasks_command(options: TasksOptions) -> int:
     for family, specs in groupby(datasets.TASKS.values(), key=lambda spec: spec.suite):
-        names = [spec.name for spec in specs]
-        problem = datasets.unavailable(names[0])
+        tasks = list(specs)
+        problem = datasets.unavailable(tasks[0].name)
         print(f"{family}{f' - {problem}' if problem else ''}")
-        print("\n".join(f"  {name}" for name in names))
+        print("\n".join(f"  {task.name}{'' if task.dataset else ' (no data: learned from scratch)'}" for task in tasks))
     return 0
 
 

@@ -169,15 +169,18 @@ class Engine:
 
     def gradient_norms(self, phase: Phase, number: int) -> list[dict[str, float]]:
         """The agent's `gradient_norms` by seed."""
-        noise = self._norms_noise.at(number)
-        return self._by_seed(self._agent.gradient_norms(self._measured_batch(number), noise, phase))
+        batch, noise = self._measured_batch(number), self._norms_noise.at(number)
+        return self._by_seed(self._agent.gradient_norms(batch, noise, phase) if batch else {})
 
     def policy_metrics(self, number: int) -> list[dict[str, float]]:
         """The agent's `policy_metrics` by seed."""
-        noise = self._policy_noise.at(number)
-        return self._by_seed(self._agent.policy_metrics(self._measured_batch(number), noise))
+        batch, noise = self._measured_batch(number), self._policy_noise.at(number)
+        return self._by_seed(self._agent.policy_metrics(batch, noise) if batch else {})
 
-    def _measured_batch(self, number: int) -> Batch:
+    def _measured_batch(self, number: int) -> Batch | None:
+        """None where the replay holds nothing to measure on: in an on-policy run without data it never does."""
+        if self._replay.size < self._replay.chunk_length:
+            return None
         fractions = self._measured_starts.at(number).slice(self._start)
         return self._replay.sample(fractions.to(self._device) if self._replay.on_device else fractions)
 

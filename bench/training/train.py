@@ -65,7 +65,8 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
     directories = {config: prepare_directory(config, results) for config in configs}
     if all(map(is_complete, directories.values())):
         return
-    transitions = datasets.load(configs[0].task, configs[0].dataset, execution.data_dir)
+    task, data = configs[0].task, configs[0].data
+    transitions = datasets.load(task, data, execution.data_dir) if data else datasets.no_data(task)
     offline = finished_offline_phases(configs, results)
     failures: list[Exception] = []
     log = next(iter(directories.values())) / LOG

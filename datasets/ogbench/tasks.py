@@ -172,7 +172,7 @@ def named_task(name: str) -> TaskSpec | None:
 def dataset_of(name: str) -> str:
     """The data set that a name of OGBench's single-task form stands for; any other name as it is."""
     spec = named_task(name) if "-singletask" in name else None
-    return spec.dataset if spec else name
+    return (spec and spec.dataset) or name
 
 
 def unsupported(name: str) -> str | None:

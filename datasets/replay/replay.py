@@ -32,8 +32,8 @@ class Replay:
     next online transition overwrites the oldest one, be it offline or online (the mixing of the Q-chunking and SAC
     Flow releases; `open_ring` offers QAM's, which keeps all, and RLPD's balanced sampling too). The dataset is stored
     once for all seeds. Position p is dataset transition p or, from the dataset's end on, online transition p - end: a
-    buffer is the positions from its oldest one on. Where shards take turns, position p of the dataset is transition
-    p - `shift`.
+    buffer is the positions from its oldest one on. Without data all positions are online. Where shards take turns,
+    position p of the dataset is transition p - `shift`.
 
     Placement of data and rings:
         device: on the training device (on a CPU: mapped in place). `on_device` is True, `sample` is pure tensor code.
@@ -56,7 +56,7 @@ class Replay:
         device: torch.device,
         placement: Placement = "auto",
     ):
-        if transitions.num_transitions < chunk_length:
+        if 0 < transitions.num_transitions < chunk_length:
             raise ValueError(
                 f"{transitions.name}: {transitions.num_transitions} transitions, fewer than one chunk of {chunk_length}"
             )
@@ -198,18 +198,23 @@ class Replay:
                 keeps windows from straddling the ring's write head.
             number: of the gradient update; one that was prefetched is not gathered again. The batch is the same.
         """
-        if self._gatherer is None:
+        if not self._end and self._ring is not None:
+            window = self._ring.window(self._positions(start_fractions.to(self._home)))
+        elif self._gatherer is None:
             positions = self._positions(start_fractions)
-            return self._batch(self._with_online(positions, self._dataset.window(self._of_dataset(positions))))
-
-        ahead = self._ahead.pop(number, None) if number is not None else None
-        if ahead is None or ahead.span != self._span:
-            ahead = self._start(self._gatherer, start_fractions)
-        window = self._with_online(ahead.positions, ahead.gathering.result())
-        if self.device.type == "cuda":
+            window = self._with_online(positions, self._dataset.window(self._of_dataset(positions)))
+        else:
+            window = self._gathered(self._gatherer, start_fractions, number)
+        if self._home.type == "cpu" and self.device.type == "cuda":
             # Pinned, so that the copy need not be waited for; torch uses the pinned block again only after the copy.
             window = Window(*(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in window))
         return self._batch(window)
+
+    def _gathered(self, gatherer: Gatherer, start_fractions: Tensor, number: int | None) -> Window:
+        ahead = self._ahead.pop(number, None) if number is not None else None
+        if ahead is None or ahead.span != self._span:
+            ahead = self._start(gatherer, start_fractions)
+        return self._with_online(ahead.positions, ahead.gathering.result())
 
     def prefetch(self, number: int, start_fractions: Tensor) -> None:
         """Begins to gather the batch of gradient update `number` in the background; nothing to do on the device.
@@ -217,7 +222,7 @@ class Replay:
         Fractions on the CPU save a wait for the device. A batch that is no longer the one to be sampled then, because
         a transition was appended, is gathered anew by `sample`. Each holds its memory until it is sampled.
         """
-        if self._gatherer is not None:
+        if self._gatherer is not None and self._end:
             self._ahead[number] = self._start(self._gatherer, start_fractions)
 
     def _start(self, gatherer: Gatherer, start_fractions: Tensor) -> "_Ahead":

@@ -88,7 +88,7 @@ TASKS = {
         for proficiency in _PROFICIENCIES
     )
 }
-PUBLISHED = tuple(spec.dataset for spec in TASKS.values())
+PUBLISHED = tuple(spec.dataset for spec in TASKS.values() if spec.dataset)
 
 # Names of robosuite's environments, robomimic's and Q-chunking's (`square-mh-low_dim`), in small letters with hyphens.
 _ALIASES = {"pickplacecan": "can", "nutassemblysquare": "square"}
@@ -113,7 +113,7 @@ def named_task(name: str) -> TaskSpec | None:
 def dataset_of(name: str) -> str:
     """The data set that a name of the field with `low_dim` in it stands for; any other name as it is."""
     spec = named_task(name) if "low-dim" in _plain(name) else None
-    return spec.dataset if spec else name
+    return (spec and spec.dataset) or name
 
 
 def unsupported(name: str) -> str | None:

@@ -26,7 +26,7 @@ from agents import AGENTS
 from agents.blocks.streams import SeedStreams
 from bench.grid.measuring import made_up_batches
 from bench.protocol.config import RunConfig
-from bench.protocol.suites import run_config
+from bench.protocol.grids import run_config
 from bench.training.policies import build_agent
 from tests.benchmarks.measure import machine_line, peak_megabytes, table
 

@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=2_000)
     parser.add_argument("--points", type=int, default=40, help="evaluations online")
     options = parser.parse_args()
-    datasets.ensure(datasets.task("toy-reach").dataset)
+    datasets.ensure(datasets.default_dataset("toy-reach"))
     base = next(config for config in SUITES["toy"]() if config.agent == "qc_fql")
     base = base.replace(online_steps=INTERVAL * options.points, eval_interval_steps=INTERVAL, gradient_norm_interval=0)
     base = base.replace(eval_episodes=EPISODES, eval_interval_updates=base.offline_updates)

@@ -1,0 +1,83 @@
+"""Suites of runs that learn from scratch: SAC Flow's figure 4, the same on newer environments, and its parts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from bench.protocol.config import RunConfig
+from bench.protocol.grids import grid, quick_grid
+from bench.protocol.tuned import MUJOCO_SETTINGS
+from datasets.registry import TASKS
+from datasets.spec import TaskSpec
+
+# Whoever can learn from scratch, in the order of figure 4; a new one is added here and nowhere else in this file.
+SCRATCH_AGENTS = ("sac", "rlpd")
+# Figure 4 shows a budget in environment steps. Ten episodes every 50,000 steps say as much as fifty: what seeds make of
+# a return is far more than what its episodes do, and steps of evaluation would be half of all steps.
+FIGURE_4: dict[str, Any] = {
+    "dataset": None,
+    "offline_updates": 0,
+    "online_steps": 1_000_000,
+    "replay_capacity": 1_000_000,
+    "eval_interval_steps": 50_000,
+    "eval_episodes": 10,
+}
+
+
+def _mujoco(version: str) -> list[TaskSpec]:
+    return [spec for spec in TASKS.values() if spec.suite == "gymnasium_mujoco" and spec.name.endswith(version)]
+
+
+def _figure_4(suite: str, tasks: list[TaskSpec]) -> list[RunConfig]:
+    return [
+        config
+        for agent in SCRATCH_AGENTS
+        for config in grid(suite, tasks, (agent,), **FIGURE_4, **MUJOCO_SETTINGS.get(agent, {}))
+    ]
+
+
+def mujoco() -> list[RunConfig]:
+    """The six MuJoCo robots (-v4) from scratch, a million steps: SAC Flow's figure 4, panels a to f.
+
+    Five have published SAC runs and so a scale from uniform random (0) to SAC (1); HumanoidStandup has none.
+    """
+    return _figure_4("mujoco", _mujoco("v4"))
+
+
+def mujoco_v5() -> list[RunConfig]:
+    """The same on Gymnasium's -v5, which newer papers run: no public seeds, so every task has its own scale."""
+    return _figure_4("mujoco-v5", _mujoco("v5"))
+
+
+def scratch_sparse() -> list[RunConfig]:
+    """cube-double and Can without their data: figure 4, panels g and h, where exploration alone finds success."""
+    return _figure_4("scratch-sparse", [TASKS["cube-double-task2"], TASKS["can-mh"]])
+
+
+def mujoco_quick() -> list[RunConfig]:
+    """Minutes on two cores, from nothing: what learning from scratch is. Hopper, small networks, 3 seeds.
+
+    Learning rates are above the published ones, since the runs are short; nothing here is a result about the methods.
+    """
+    small = {"policy_hidden_dims": (64, 64), "critic_hidden_dims": (64, 64), "learning_rate": 1e-3}
+    settings: dict[str, dict[str, Any]] = {"sac": small, "rlpd": {**small, "num_critics": 2}}
+    return quick_grid(
+        "mujoco-quick",
+        settings,
+        task="hopper-v4",
+        dataset=None,
+        offline_updates=0,
+        online_steps=20_000,
+        warmup_steps=1_000,
+        batch_size=128,
+        eval_interval_steps=2_000,
+        eval_episodes=10,
+        gradient_norm_interval=0,
+    )
+
+
+SCRATCH_SUITES: dict[str, Callable[[], list[RunConfig]]] = {
+    "mujoco-quick": mujoco_quick,
+    "mujoco": mujoco,
+    "mujoco-v5": mujoco_v5,
+    "scratch-sparse": scratch_sparse,
+}
