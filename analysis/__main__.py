@@ -44,6 +44,7 @@ def figures(options: FiguresOptions) -> int:
     """Tables to the terminal, figures and tables to files."""
     from analysis.loading.gradients import load_norms
     from analysis.loading.load import load_results
+    from analysis.loading.training import training_returns
     from analysis.published.points import read_published
 
     out: Path = options.out or options.results / FIGURES
@@ -52,15 +53,18 @@ def figures(options: FiguresOptions) -> int:
     suites = load_results(options.results, options.suite or None, options.allow_incomplete)
     suites = [replace(suite, code_names=options.code_names, plain=options.plain) for suite in suites]
     norms = {suite.name: load_norms(suite, options.results) for suite in suites}
+    scratch = [suite for suite in suites if not suite.offline_updates]
+    training = {suite.name: training_returns(suite, options.results) for suite in scratch}
     from analysis.output import write_all
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        written, texts = write_all(suites, norms, published, out)
+        written, texts = write_all(suites, norms, training, published, out)
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error}") from error
     # What a reader must know, and do next, stands last, where it is seen.
-    figure = next((path for path in written if path.name.endswith("_success.png")), written[0])
+    first = ("_success.png", "_returns.png")
+    figure = next((path for end in first for path in written if path.name.endswith(end)), written[0])
     again = "" if options.results == Path("results") else f" RESULTS={options.results}"
     last = f"open {figure}; one HTML page of everything: make report{again}"
     print("\n".join([*texts, f"wrote {folded(written)} into {out}", last]))

@@ -230,7 +230,7 @@ def test_suites_written_by_several_processes_have_the_same_bytes(tmp_path: Path,
         out = tmp_path / str(runs)
         out.mkdir()
         suites = load_results(tmp_path / "results")
-        paths, texts = output.write_all(suites, {s.name: {} for s in suites}, [], out)
+        paths, texts = output.write_all(suites, {s.name: {} for s in suites}, {}, [], out)
         written[runs] = {path.name: path.read_bytes() for path in paths}, texts
     assert written[1] == written[10_000]
     assert "robomimic_profile.svg" in written[1][0], "a measure is known in another process, too"

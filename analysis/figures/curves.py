@@ -323,11 +323,11 @@ def axis_sentence(suite: Suite) -> str:
     return "  |  ".join(phases)
 
 
-def title(figure: Figure, suite: Suite, what: str, facts: Sequence[str] = ()) -> None:
+def title(figure: Figure, suite: Suite, what: str, facts: Sequence[str] = (), evaluated: bool = True) -> None:
     """What the figure shows, what it rests on and further `facts`, above it; nothing above plain figures."""
     if suite.plain:
         return
-    facts = [*provenance_facts(suite), *facts]
+    facts = [*provenance_facts(suite, evaluated), *facts]
     lines = [f"{suite.name}, {what}", *wrapped(facts, int(figure.get_figwidth() * CHARACTERS_PER_INCH))]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.3)
 

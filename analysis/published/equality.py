@@ -26,11 +26,12 @@ BOOTSTRAP_Z = 1.959964  # half width of a 95 % bootstrap interval in standard er
 
 @dataclass(frozen=True)
 class Sample:
-    """Success rates of the runs of one side at one point, or runs that stand for them."""
+    """Success rates, or normalised returns, of the runs of one side at one point, or runs that stand for them."""
 
     mean: float
     values: Array  # (n,)
     eval_episodes: int | None  # per run; None: not known
+    bounds: tuple[float, float] = (0.0, 1.0)  # of a run's number; none for returns
 
     @property
     def squared_error(self) -> float:
@@ -38,6 +39,8 @@ class Sample:
         n = len(self.values)
         if n < 2:
             return math.nan
+        if not np.isfinite(self.bounds).all():
+            return float(self.values.var(ddof=1) / n)
         episodes = self.eval_episodes or 50
         likely = (self.values.sum() * episodes + 1) / (n * episodes + 2)
         return float(max(self.values.var(ddof=1), likely * (1 - likely) / episodes) / n)
@@ -47,33 +50,34 @@ def published_sample(point: PublishedPoint) -> Sample:
     """The runs of a published point; where only mean and spread are known, runs that have both."""
     episodes = protocol_of(point.source, point.method).eval_episodes
     n = point.num_seeds
-    if point.values:
-        return Sample(point.mean, np.array(point.values), episodes)
-    if n == 1:
-        return Sample(point.mean, np.array([point.mean]), episodes)
+    if point.values or n == 1:
+        return Sample(point.mean, np.array(point.values or [point.mean]), episodes, point.bounds)
     if not math.isnan(point.low):
         error = (point.high - point.low) / 2 / BOOTSTRAP_Z
         spread = error * math.sqrt(n) * math.sqrt(n / (n - 1))  # resamples of n runs are too close to each other
     elif not math.isnan(point.std):
         spread = point.std * math.sqrt(n / (n - 1))  # sources do not say which of the two deviations they give
+    elif not np.isfinite(point.bounds).all():
+        return Sample(point.mean, np.full(n, point.mean), episodes, point.bounds)
     else:
         whole, part = divmod(n * point.mean, 1)
         solved = np.r_[np.ones(int(whole)), part, np.zeros(n)][:n]
         return Sample(point.mean, solved, episodes)
-    return Sample(point.mean, spread_out(point.mean, spread, n), episodes)
+    return Sample(point.mean, spread_out(point.mean, spread, n, point.bounds), episodes, point.bounds)
 
 
-def spread_out(mean: float, spread: float, count: int) -> Array:
-    """(count,): rates in [0, 1] on two places, with this mean and standard deviation, as even as there is room."""
+def spread_out(mean: float, spread: float, count: int, bounds: tuple[float, float] = (0.0, 1.0)) -> Array:
+    """(count,): numbers within `bounds` on two places, of this mean and deviation, as even as there is room."""
+    low, high = bounds
     best, missed = np.full(count, mean), math.inf
     for below in sorted(range(1, count), key=lambda k: abs(2 * k - count)):
         above = count - below
         unit = np.r_[np.full(below, -math.sqrt(above / below)), np.full(above, math.sqrt(below / above))]
         values = mean + spread * math.sqrt((count - 1) / count) * unit
-        outside = float(max(-values.min(), values.max() - 1.0, 0.0))
+        outside = float(max(low - values.min(), values.max() - high, 0.0))
         if outside < missed - 1e-9:
             best, missed = values, outside
-    return np.clip(best, 0.0, 1.0)
+    return np.clip(best, low, high)
 
 
 # ------------------------------------------------------------------------------------------ the permutation test
@@ -130,9 +134,19 @@ def ranked(values: Array, shares: Array, observed: int) -> Splits:
     return Splits(size[::-1], np.minimum(np.cumsum(share[::-1]), 1.0), int(np.flatnonzero(size[::-1] == seen)[0]))
 
 
+def on_unit_scale(pairs: Sequence[tuple[Sample, Sample]]) -> list[tuple[Array, Array]]:
+    """The values of both sides: rates as they are, returns shifted and scaled alike so that none is below 0 and no two
+    of a task are more than 1 apart. The test looks at which splits differ by more, which neither changes."""
+    both = [(ours.values, theirs.values) for ours, theirs in pairs]
+    whole = [np.concatenate(values) for values in both]
+    span = max(1.0, *(float(np.ptp(values)) for values in whole)) if whole else 1.0
+    floors = [min(0.0, float(values.min())) for values in whole]
+    return [((ours - low) / span, (theirs - low) / span) for (ours, theirs), low in zip(both, floors, strict=True)]
+
+
 def equality_test(pairs: Sequence[tuple[Sample, Sample]]) -> Splits:
     """The test of equality on `pairs` (ours, published), one per task: splits of each task, differences summed."""
-    tasks = [split_differences(ours.values, theirs.values) for ours, theirs in pairs]
+    tasks = [split_differences(ours, theirs) for ours, theirs in on_unit_scale(pairs)]
     if len(tasks) == 1:
         return ranked(*tasks[0])
     total, observed = np.ones(1), 0

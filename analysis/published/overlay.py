@@ -63,7 +63,7 @@ Counterparts = Mapping[tuple[str, str, str], Sequence[Series]]
 
 def draw_published(suite: Suite, points: Sequence[PublishedPoint], out: Path) -> list[Path]:
     """Writes `<suite>_published.*` into `out`; returns their paths, none where nothing is published for the suite."""
-    found = counterparts(suite, points) if suite.measure == SUCCESS else {}
+    found = counterparts(suite, points)
     if not found:
         return []
     with house_style(PANEL_STYLE):
@@ -100,7 +100,8 @@ def published_figure(suite: Suite, found: Counterparts) -> Figure:
             if row < len(agents) - 1 or index + columns < len(suite.tasks):
                 axes.tick_params(labelbottom=False)
     joined = {curve.source for curves in found.values() for curve in curves if is_curve(curve)}
-    what = "ours (colour) and published (grey): success rate by agent and task"
+    scores = dict.fromkeys(measure.name for measure in suite.measures.values())
+    what = f"ours (colour) and published (grey): {' or '.join(scores)} by agent and task"
     protocols = f"protocols that differ: {suite.name}_verdicts.md"
     title(figure, suite, what, [*curve_facts(suite, runs=True), axis_sentence(suite), protocols])
     figure.legend(
@@ -124,7 +125,18 @@ def draw_panel(
     if (task, agent) in suite.cells:
         draw_curve(axes, suite, [suite.cells[task, agent]], coloured(styles_of(suite.agents)[agent]), 0)
     dress(axes, suite, narrow=True)
-    dress_score(axes, SUCCESS, [])
+    measure = suite.measures[task]
+    dress_score(axes, measure, [cell for cell in suite.cells.values() if suite.measures[cell.task] == measure])
+    if measure != SUCCESS:
+        means = [
+            point.mean
+            for curves in found.values()
+            for curve in curves
+            for point in curve.points
+            if curve.task in suite.tasks and published_position(suite, point.step) is not None
+        ]
+        low, high = axes.get_ylim()
+        axes.set_ylim(min([low, *means]), max([high, *(1.05 * mean for mean in means)]))
 
 
 def coloured(style: AgentStyle) -> AgentStyle:

@@ -12,7 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,13 @@ import numpy as np
 from scipy.special import stdtrit
 
 from analysis.loading.read import ResultsError
-from analysis.published.sources import agent_of
+from analysis.published.sources import agent_of, source_of
 from analysis.statistics.metrics import CONFIDENCE
 
 COMPACT = Path(__file__).with_name("published.csv")
+RETURNS = Path(__file__).with_name("returns.csv")
 COMPARED_STEPS = (0, 200_000, 500_000, 1_000_000)  # online steps at which the compact table has numbers
+RETURN_STEPS = (25_000, 50_000, 75_000, 100_000, 200_000, 500_000, 1_000_000)  # at which returns are compared
 CURVES_HEADER = ("source", "suite", "task", "method", "env_step", "mean", "std_or_ci", "n_seeds")
 SEEDS_HEADER = ("method", "task", "offline_updates", "online_steps", "seed_index", "success_rate")
 
@@ -35,7 +37,7 @@ class PublishedError(ResultsError):
 
 @dataclass(frozen=True)
 class PublishedPoint:
-    """Success of a published method at one step; NaN where the source gives no limits or no spread."""
+    """Success, or return, of a published method at one step; NaN where the source gives no limits or no spread."""
 
     source: str
     suite: str
@@ -48,6 +50,7 @@ class PublishedPoint:
     std: float  # over seeds
     num_seeds: int
     values: tuple[float, ...] = ()  # success rate of each seed, where published
+    bounds: tuple[float, float] = (0.0, 1.0)  # of a seed's number; none for returns
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -59,7 +62,14 @@ class PublishedPoint:
         if not math.isnan(self.low) or math.isnan(self.std) or self.num_seeds < 2:
             return self.low, self.high
         half = float(stdtrit(self.num_seeds - 1, 0.5 + CONFIDENCE / 2)) * self.std / math.sqrt(self.num_seeds)
-        return max(0.0, self.mean - half), min(1.0, self.mean + half)
+        return max(self.bounds[0], self.mean - half), min(self.bounds[1], self.mean + half)
+
+    def scaled(self, low: float, high: float) -> "PublishedPoint":
+        """The point of a return on the scale of returns that score 0 and 1."""
+        span = high - low
+        limits = ((limit - low) / span for limit in (self.mean, self.low, self.high))
+        mean, lowest, highest = limits
+        return replace(self, mean=mean, low=lowest, high=highest, std=self.std / span)
 
 
 @dataclass(frozen=True)
@@ -94,12 +104,13 @@ def series_of(points: Iterable[PublishedPoint]) -> list[Series]:
 
 
 def read_published(path: Path | None = None) -> list[PublishedPoint]:
-    """The points of the compact table, and of a file or of every CSV file of a folder in their place where they agree.
+    """The points of the tables that the project comes with, and of a file or of every CSV file of a folder in their
+    place where they agree.
 
     Raises PublishedError, one line, for a file that does not follow its format.
     """
     points: dict[tuple[str, str, str, int], PublishedPoint] = {}
-    files = [COMPACT, *(files_under(path) if path else ())]
+    files = [COMPACT, RETURNS, *(files_under(path) if path else ())]
     for file in files:
         for point in read_file(file):
             if not (point.key in points and points[point.key].values and not point.values):
@@ -195,7 +206,12 @@ class Fields:
             raise self.refuse(column, "a success rate from 0 to 1")
         return number
 
-    def spread(self, column: str, mean: float) -> tuple[float, float, float]:
+    def number(self, column: str) -> float:
+        if not _NUMBER.fullmatch(self._row[column]):
+            raise self.refuse(column, "a return, a number")
+        return float(self._row[column])
+
+    def spread(self, column: str, mean: float, bounds: tuple[float, float]) -> tuple[float, float, float]:
         """Low, high, standard deviation; NaN where absent."""
         text = self._row[column]
         if not text:
@@ -203,12 +219,12 @@ class Fields:
         number = _NUMBER.pattern
         if match := re.fullmatch(rf"std:(?P<std>{number})", text):
             std = float(match["std"])
-            if 0.0 <= std <= 1.0:
+            if 0.0 <= std <= bounds[1]:
                 return math.nan, math.nan, std
         elif match := re.fullmatch(rf"ci95:\[(?P<low>{number});(?P<high>{number})\]", text):
             low, high = float(match["low"]), float(match["high"])
             # Published means of resamples are rounded: an interval may miss its mean by the last digit.
-            if 0.0 <= low <= high <= 1.0 and low - 0.005 <= mean <= high + 0.005:
+            if bounds[0] <= low <= high <= bounds[1] and low - 0.005 <= mean <= high + 0.005:
                 return low, high, math.nan
         raise self.refuse(column, "ci95:[low;high] around the mean within [0, 1], std:x with x from 0 to 1, or nothing")
 
@@ -218,8 +234,10 @@ def curve_points(path: Path, rows: Iterable[tuple[int, list[str]]]) -> Iterator[
     seen: dict[tuple[str, str, str, int], int] = {}
     for line, row in rows:
         fields = Fields(path, line, CURVES_HEADER, row)
-        mean = fields.rate("mean")
-        low, high, std = fields.spread("std_or_ci", mean)
+        by_return = source_of(fields.text("source")).by_return
+        bounds = (-math.inf, math.inf) if by_return else (0.0, 1.0)
+        mean = fields.number("mean") if by_return else fields.rate("mean")
+        low, high, std = fields.spread("std_or_ci", mean, bounds)
         point = PublishedPoint(
             source=fields.text("source"),
             suite=fields.text("suite"),
@@ -231,6 +249,7 @@ def curve_points(path: Path, rows: Iterable[tuple[int, list[str]]]) -> Iterator[
             high=high,
             std=std,
             num_seeds=fields.whole("n_seeds", least=1),
+            bounds=bounds,
         )
         first = seen.setdefault(point.key, line)
         if first != line:
@@ -294,5 +313,7 @@ def seed_points(path: Path, rows: Iterable[tuple[int, list[str]]]) -> Iterator[P
 @functools.cache
 def task_name(published: str) -> str:
     """`cube-double-play-singletask-task1-v0` -> `cube-double-task1`; other names as they are."""
+    if re.fullmatch(r"[A-Z][A-Za-z0-9]*-v\d", published):  # of Gymnasium
+        return published.lower()
     match = re.fullmatch(r"(.+?)-(?:play|navigate|noisy)(?:-100m)?-singletask-(task\d+)-v0", published)
     return f"{match[1]}-{match[2]}" if match else published

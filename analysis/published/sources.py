@@ -29,6 +29,7 @@ class Protocol:
     success_timing: str | None = None  # from the state after ("post") or before ("pre") the action
     eval_episodes: int | None = None  # per evaluation and run
     data_origin: str | None = None
+    episodes: str | None = None  # what is scored: those of evaluations, or of training
 
 
 # Of these a difference only changes how precise a number is, or where a curve ends.
@@ -45,6 +46,7 @@ IN_WORDS = {
     "success_timing": "success timing",
     "eval_episodes": "evaluation episodes",
     "data_origin": "data",
+    "episodes": "episodes",
 }
 
 
@@ -66,18 +68,22 @@ class PublishedSource:
     protocol: Protocol
     methods: Mapping[str, PublishedMethod]
     best_of_curve: bool  # the numbers may be maxima over checkpoints
+    by_return: bool = False  # they are returns, as environments pay them; else success rates
 
 
 @functools.cache
 def known_sources() -> Mapping[str, PublishedSource]:
     """The sources of sources.toml by name."""
     content = tomllib.loads(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
-    return {name: parsed_source(entry, content["ogbench"]) for name, entry in content["sources"].items()}
+    return {
+        name: parsed_source(entry, content[entry.get("family", "ogbench")])
+        for name, entry in content["sources"].items()
+    }
 
 
-def parsed_source(entry: Mapping[str, Any], ogbench: Mapping[str, Any]) -> PublishedSource:
-    """A table of sources.toml."""
-    protocol = ogbench | entry.get("protocol", {})
+def parsed_source(entry: Mapping[str, Any], family: Mapping[str, Any]) -> PublishedSource:
+    """A table of sources.toml, and the protocol of its family of tasks."""
+    protocol = family | entry.get("protocol", {})
     methods = {}
     for name, fields in entry["methods"].items():
         departs = {field: value for field, value in fields.items() if field != "agent"}
@@ -89,6 +95,7 @@ def parsed_source(entry: Mapping[str, Any], ogbench: Mapping[str, Any]) -> Publi
         protocol=parsed_protocol(protocol),
         methods=methods,
         best_of_curve=entry.get("best_of_curve", False),
+        by_return=entry.get("by_return", False),
     )
 
 

@@ -1,6 +1,7 @@
 """Do our runs reproduce published numbers? One verdict per agent, task and step, and one over all tasks of a suite.
 
-A run counts by its success rate at the step. The rule, with d = ours - published and a margin of 0.10:
+A run counts by its success rate at the step, or by its return on the scale of the task's reference returns. The rule,
+with d = ours - published and a margin of 0.10:
 
 * below, above: equality is rejected, the 95 % interval of d leaves out 0, and it is not within the margin.
 * conformant: the interval of d lies within -margin .. +margin, from at least 5 seeds of ours.
@@ -20,7 +21,7 @@ all succeed say nothing of a failure that strikes one run in n.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,9 +30,9 @@ from scipy.special import stdtrit
 from analysis.labels.style import styles_of
 from analysis.labels.wording import count_label, counted
 from analysis.loading.load import Cell, Suite
-from analysis.loading.read import SUCCESS
+from analysis.loading.read import NORMALISED_RETURN, SUCCESS
 from analysis.published.equality import Sample, equality_test, published_sample
-from analysis.published.points import COMPARED_STEPS, PublishedPoint, Series, series_of
+from analysis.published.points import COMPARED_STEPS, RETURN_STEPS, PublishedPoint, Series, series_of
 from analysis.published.sources import Protocol, differences, protocol_of, source_of
 from analysis.statistics.comparisons import holm
 from analysis.statistics.metrics import CONFIDENCE, FLOOR_SEEDS, Array, mean_interval
@@ -66,7 +67,8 @@ def difference(pairs: Sequence[tuple[Sample, Sample]]) -> Difference:
         return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2) * math.sqrt(parts.sum()))
 
     width = half([sample for pair in pairs for sample in pair])
-    low, high = max(-1.0, mean - width), min(1.0, mean + width)
+    span = np.ptp(pairs[0][0].bounds)
+    low, high = max(-span, mean - width), min(span, mean + width)
     if math.isnan(width):
         low = high = math.nan
     return Difference(mean, low, high, half([theirs for _, theirs in pairs]))
@@ -133,10 +135,8 @@ def compare(pairs: Sequence[tuple[Sample, Sample]], margin: float = MARGIN) -> l
 
 
 def judge(suite: Suite, points: Sequence[PublishedPoint], margin: float = MARGIN) -> list[Verdict]:
-    """Every verdict on a suite of success rates; none where nothing is published for its agents and tasks."""
+    """Every verdict on a suite of success rates or normalised returns; none where nothing is published for it."""
     rows: list[Verdict] = []
-    if suite.measure != SUCCESS:
-        return rows
     families = counterparts(suite, points)
     for (agent, source, method), curves in families.items():
         ours = our_protocol(suite, agent)
@@ -165,7 +165,7 @@ def counterparts(suite: Suite, points: Sequence[PublishedPoint]) -> dict[tuple[s
     Of two methods of a source that are one agent here, the one whose actions come in chunks of the same length.
     """
     found: dict[tuple[str, str, str], list[Series]] = {}
-    curves = [curve for curve in series_of(points) if (curve.task, curve.agent) in suite.cells]
+    curves = [curve for curve in series_of(on_our_scale(suite, points)) if (curve.task, curve.agent) in suite.cells]
     curves.sort(key=lambda curve: suite.tasks.index(curve.task))
     for agent in styles_of(suite.agents):
         of_agent = [curve for curve in curves if curve.agent == agent]
@@ -177,6 +177,16 @@ def counterparts(suite: Suite, points: Sequence[PublishedPoint]) -> dict[tuple[s
             for method in methods:
                 found[agent, source, method] = [c for c in of_agent if (c.source, c.method) == (source, method)]
     return found
+
+
+def on_our_scale(suite: Suite, points: Sequence[PublishedPoint]) -> Iterator[PublishedPoint]:
+    """The points of the suite's tasks: success rates of tasks with success, returns of those with reference returns."""
+    for point in points:
+        measure, by_return = suite.measures.get(point.task), source_of(point.source).by_return
+        if measure == SUCCESS and not by_return:
+            yield point
+        elif measure == NORMALISED_RETURN and by_return:
+            yield point.scaled(*suite.references(point.task))
 
 
 def source_order(source: str) -> tuple[bool, str]:
@@ -201,6 +211,7 @@ def our_protocol(suite: Suite, agent: str) -> Protocol:
         success_timing=None if suite.success_timing == "unknown" else suite.success_timing,
         eval_episodes=suite.eval_episodes,
         data_origin=suite.origin,
+        episodes="evaluation",
     )
 
 
@@ -211,7 +222,8 @@ def compared_steps(curves: Sequence[Series], untrained_start: bool = False) -> l
     """
     steps = {point.step for curve in curves for point in curve.points}
     steps = steps - {0} or steps if untrained_start else steps
-    return sorted(steps & set(COMPARED_STEPS)) or [max(steps)]
+    fixed = RETURN_STEPS if source_of(curves[0].source).by_return else COMPARED_STEPS
+    return sorted(steps & set(fixed)) or [max(steps)]
 
 
 def at(curve: Series, step: int) -> PublishedPoint | None:
@@ -236,7 +248,8 @@ def judge_step(
     for curve in curves:
         point, scores = at(curve, step), scores_at(suite.cells[curve.task, agent], step)
         if point is not None and scores is not None:
-            pairs.append((Sample(float(scores.mean()), scores, suite.eval_episodes), published_sample(point)))
+            ours = Sample(float(scores.mean()), scores, suite.eval_episodes, point.bounds)
+            pairs.append((ours, published_sample(point)))
             points.append(point)
             tasks.append(curve.task)
     rows = []
@@ -251,7 +264,7 @@ def judge_step(
                 task=tasks[k] if one else ALL_TASKS,
                 num_tasks=1 if one else len(tasks),
                 step=step,
-                ours=side_mean([ours.values for ours, _ in pairs[chosen]]),
+                ours=side_mean([ours.values for ours, _ in pairs[chosen]], points[0].bounds),
                 published=published_mean(points[chosen]),
                 difference=gap,
                 p_adjusted=p,
@@ -274,7 +287,7 @@ def unlike(suite: Suite, agent: str, curve: Series, step: int, reasons: Sequence
         task=curve.task,
         num_tasks=1,
         step=step,
-        ours=None if scores is None else side_mean([scores]),
+        ours=None if scores is None else side_mean([scores], point.bounds),
         published=published_mean([point]),
         difference=None,
         p_adjusted=None,
@@ -283,8 +296,8 @@ def unlike(suite: Suite, agent: str, curve: Series, step: int, reasons: Sequence
     )
 
 
-def side_mean(strata: Sequence[Array]) -> SideMean:
-    limits = mean_interval(strata, (0.0, 1.0))
+def side_mean(strata: Sequence[Array], bounds: tuple[float, float]) -> SideMean:
+    limits = mean_interval(strata, bounds)
     numbers = [len(values) for values in strata]
     seeds = (min(numbers), max(numbers))
     return SideMean(float(limits.mean), float(limits.low), float(limits.high), seeds, limits.wilson)
@@ -299,7 +312,8 @@ def published_mean(points: Sequence[PublishedPoint]) -> SideMean:
     mean = float(np.mean([point.mean for point in points]))
     if any(math.isnan(point.interval[0]) for point in points):
         return SideMean(mean, math.nan, math.nan, seeds)
-    return replace(side_mean([published_sample(point).values for point in points]), mean=mean, seeds=seeds)
+    strata = [published_sample(point).values for point in points]
+    return replace(side_mean(strata, points[0].bounds), mean=mean, seeds=seeds)
 
 
 def step_label(step: int) -> str:
