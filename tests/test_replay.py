@@ -15,6 +15,7 @@ import datasets.replay.replay
 from datasets.batch import Batch
 from datasets.replay.replay import ONLINE_FIELDS, PLACEMENTS, Replay, fitting_placement
 from datasets.transitions import Transitions
+from tests.device_calls import META, Calls
 
 DISCOUNT = 0.9
 
@@ -478,6 +479,41 @@ def test_bad_placement_is_one_line():
         make_replay(transitions, 2, placement="disk")
     with pytest.raises(ValueError, match="made-up: placement 'stream' reads files, but 'obs' lies in memory"):
         make_replay(transitions, 2, placement="stream")
+
+
+@pytest.mark.parametrize("placement", ["host", "stream"])
+@pytest.mark.parametrize("collected", [0, 5])
+def test_a_batch_goes_from_the_host_to_a_device_in_one_copy_without_a_wait(placement, collected, tmp_path):
+    transitions = mapped(make_transitions([9, 30, 11]), tmp_path)
+    replay = make_replay(transitions, 4, num_seeds=2, placement=placement, device=META)
+    plain = make_replay(transitions, 4, num_seeds=2)
+    for each in (replay, plain) if collected else ():
+        each.open_ring(capacity=60, online_steps=30)
+        for number in range(collected):
+            append(each, [online_row(number, False, False), online_row(number, number % 2 == 0, False)])
+    fractions = fractions_of(collected, 2, 70)
+    gathered = replay.gather(fractions)
+    assert_equal_batches(plain.batch(gathered.fields), plain.sample(fractions))
+    static = gathered.copied_to(META)
+    with Calls() as calls:
+        static.numbers.copy_(gathered.numbers, non_blocking=True)
+        batch = replay.batch(static.fields)
+    assert len(calls.copies) == 1 and not calls.waits
+    assert {field.name: getattr(batch, field.name).shape for field in fields(Batch)} == {
+        field.name: getattr(plain.sample(fractions), field.name).shape for field in fields(Batch)
+    }
+    with Calls() as calls:
+        assert replay.sample(fractions).obs.device == META
+    assert len(calls.copies) == 1 and not calls.waits
+
+
+def test_appending_to_a_ring_on_a_device_waits_for_no_copy():
+    replay = make_replay(make_transitions([9]), 3, num_seeds=2, device=META)
+    replay.open_ring(capacity=6, online_steps=200)
+    with Calls() as calls:
+        for number in range(20):
+            append(replay, [online_row(number, False, False), online_row(number, number % 3 == 0, False)])
+    assert len(calls.copies) >= 20 and not calls.waits
 
 
 @pytest.mark.gpu

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import AGENTS
 from agents.blocks.streams import NoiseTape, SeedStreams, Stream, stream_key
 from bench.training.policies import build_agent
+from tests.device_calls import META, Calls
 from tests.tiny_runs import small_agent_config, tiny_config
 
-META = torch.device("meta")  # takes the way of a GPU, without numbers
 PACKED_NORMALS = Stream("step", 0, "normal", (4, 64, 25), torch.float32)
 PACKED_UNIFORMS = Stream("time", 1, "uniform", (3,), torch.float64)
 
@@ -53,27 +52,6 @@ def test_stream_key_is_the_same_in_every_process():
     assert stream_key(0, "update", "a", 0, 0) == 3819549949981408691
 
 
-class Calls(TorchDispatchMode):
-    """Operators that are called within."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.waits: list[str] = []  # copies from the CPU that this process waits for
-        self.given: dict[int, torch.Tensor] = {}  # the newest numbers that a tensor had from the CPU
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        self.names.append(name)
-        if name in ("copy_", "_to_copy"):
-            source = args[1] if name == "copy_" else args[0]
-            asynchronous = (kwargs or {}).get("non_blocking") or True in args[2:]
-            if source.device.type == "cpu" and args[0].device != source.device:
-                self.given[id(args[0])] = source.clone()
-                self.waits += [] if asynchronous else [name]
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("kind", [PACKED_NORMALS, PACKED_UNIFORMS])
 @pytest.mark.parametrize("seeds", [(0,), range(8)])
 def test_a_gpu_s_numbers_come_from_no_generator_and_in_one_call_for_all_seeds(kind, seeds):
@@ -96,7 +74,19 @@ def test_a_tape_on_a_gpu_is_refilled_in_place_without_a_wait(drawn_on):
     with Calls() as calls:
         assert tape.seek(5) == 3
     assert all(tape.blocks[kind] is blocks[kind] for kind in kinds)
-    assert not calls.waits and ("copy_" in calls.names or "_to_copy" in calls.names)
+    assert len(calls.copies) == 2 and not calls.waits
+
+
+@pytest.mark.parametrize("block", [4, 32])
+def test_numbers_read_ahead_are_drawn_once_and_are_those_of_a_single_look(block):
+    ahead, kind = SeedStreams([3, 7], "cpu", "batch", block), PACKED_UNIFORMS
+    with Calls() as calls:
+        for step in range(3 * block):
+            for look in (step, min(step + 3, 3 * block - 1)):
+                once = SeedStreams([3, 7], "cpu", "batch", block).draw_block(kind, look // block)[:, look % block]
+                assert torch.equal(ahead.at(look).slice(kind), once)
+    draws, looks = calls.names.count("rand"), 6 * block
+    assert draws == 2 * (looks + 3), "two seeds in each look of the check, and three blocks"
 
 
 @pytest.mark.parametrize("name", AGENTS)

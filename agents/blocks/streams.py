@@ -54,7 +54,7 @@ class SeedStreams(NamedDraws):
     """The noise source of `S` runs, with one independent stream per run seed and name.
 
     Position it with `at(step)`. Nothing is carried from step to step, so a checkpoint needs no generator state.
-    Numbers are drawn for `block` consecutive steps at once.
+    Numbers are drawn for `block` consecutive steps at once; the newest two blocks of a stream are kept.
 
     A CPU's numbers are those of torch's generator, one call for each seed. A GPU's generator deals its numbers out to
     as many threads as the GPU has room for, so that large draws differ between models. There the numbers are Philox
@@ -69,6 +69,7 @@ class SeedStreams(NamedDraws):
         self.block = block
         self._generator = torch.Generator("cpu")
         self._step = 0
+        self._kept: dict[Stream, dict[int, Tensor]] = {}  # blocks by their index
 
     @property
     def num_seeds(self) -> int:
@@ -82,7 +83,15 @@ class SeedStreams(NamedDraws):
 
     def slice(self, stream: Stream) -> Tensor:
         index, offset = divmod(self._step, self.block)
-        return self.draw_block(stream, index)[:, offset]
+        if self.block == 1:
+            return self.draw_block(stream, index)[:, 0]
+        # Two: batches are gathered ahead of their use, some of them from the next block.
+        kept = self._kept.setdefault(stream, {})
+        if index not in kept:
+            kept[index] = self.draw_block(stream, index)
+            for old in sorted(kept, key=lambda other: abs(other - index))[2:]:
+                del kept[old]
+        return kept[index][:, offset]
 
     def draw_block(self, stream: Stream, index: int) -> Tensor:
         """The draws of steps index * block to (index + 1) * block - 1: (S, block, *stream.shape)."""

@@ -12,7 +12,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -30,6 +29,7 @@ from datasets.batch import Batch
 from datasets.cache import cache_root
 from datasets.replay.replay import Replay
 from datasets.replay.trajectories import TrajectoryStore
+from datasets.replay.windows import PackedWindow
 
 MODES = get_args(Mode)
 
@@ -136,7 +136,7 @@ class Engine:
         self._ways: dict[Phase, Ways] = {}
         self._metric_names: dict[tuple[Phase, int], tuple[str, ...]] = {}  # of each turn
         self._replay_version = replay.version
-        self._given: Batch | None = None  # gathered on the host
+        self._given: PackedWindow | None = None  # gathered on the host
         self._prefetched = -1  # the last update whose batch is on its way
 
     @property
@@ -220,16 +220,17 @@ class Engine:
             number += size
 
     def _gather(self, phase: Phase, number: int) -> None:
-        """The batch of update `number` from a replay on the host; offline, the next ones begin to be gathered."""
-        batch = self._replay.sample(self._fractions(number), number)
+        """The windows of update `number` from a replay on the host, on their way to where updates read them; offline,
+        the next ones begin to be gathered."""
+        gathered = self._replay.gather(self._fractions(number), number)
         if phase == "offline":
             for ahead in range(max(self._prefetched, number) + 1, number + 1 + PREFETCHED):
                 self._replay.prefetch(ahead, self._fractions(ahead))
                 self._prefetched = ahead
         if self._given is None:
-            self._given = Batch(*(torch.empty_like(getattr(batch, field.name)) for field in fields(Batch)))
-        for field in fields(Batch):
-            getattr(self._given, field.name).copy_(getattr(batch, field.name), non_blocking=True)
+            self._given = gathered.copied_to(self._device)
+        else:
+            self._given.numbers.copy_(gathered.numbers, non_blocking=True)
 
     def _fractions(self, number: int) -> Tensor:
         return self._host_starts.at(number).slice(self._start)
@@ -237,8 +238,9 @@ class Engine:
     def _update(self, phase: Phase, turn: int = 0) -> dict[str, Tensor]:
         """One update, as it is executed, traced or captured: every state it leaves is in tensors that stay in place."""
         source = self._sources[phase]
-        batch = self._given if source is self._replay else None
-        if batch is None:
+        if source is self._replay and self._given is not None:
+            batch = self._replay.batch(self._given.fields)
+        else:
             batch = source.sample(self._starts.slice(self._start if phase == "offline" else self._online_start))
         update: Callable[..., Metrics] = self._agent.update_offline
         if phase == "online":

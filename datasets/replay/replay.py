@@ -11,7 +11,7 @@ from torch import Tensor
 from datasets.batch import Batch
 from datasets.replay.ring import ONLINE_FIELDS, OnlineRing
 from datasets.replay.streaming import Gatherer, Gathering, StreamedWindows
-from datasets.replay.windows import DatasetWindows, Window
+from datasets.replay.windows import DatasetWindows, PackedWindow, Window
 from datasets.transitions import Transitions, is_mapped
 
 __all__ = ["ONLINE_FIELDS", "PLACEMENTS", "Replay"]
@@ -198,23 +198,34 @@ class Replay:
                 keeps windows from straddling the ring's write head.
             number: of the gradient update; one that was prefetched is not gathered again. The batch is the same.
         """
-        if not self._end and self._ring is not None:
-            window = self._ring.window(self._positions(start_fractions.to(self._home)))
-        elif self._gatherer is None:
+        if self._gatherer is None:
             positions = self._positions(start_fractions)
-            window = self._with_online(positions, self._dataset.window(self._of_dataset(positions)))
-        else:
-            window = self._gathered(self._gatherer, start_fractions, number)
-        if self._home.type == "cpu" and self.device.type == "cuda":
-            # Pinned, so that the copy need not be waited for; torch uses the pinned block again only after the copy.
-            window = Window(*(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in window))
-        return self._batch(window)
+            if not self._end and self._ring is not None:
+                return self.batch(self._ring.window(positions))
+            return self.batch(self._with_online(positions, self._dataset.window(self._of_dataset(positions))))
 
-    def _gathered(self, gatherer: Gatherer, start_fractions: Tensor, number: int | None) -> Window:
+        gathered = self.gather(start_fractions, number)
+        if self.device.type != "cpu":
+            gathered = gathered.copied_to(self.device)
+        return self.batch(gathered.fields)
+
+    def gather(self, start_fractions: Tensor, number: int | None = None) -> PackedWindow:
+        """The windows that `sample` makes a batch of, on the host, in one block of memory that a GPU can copy from.
+
+        Of a replay that is not `on_device`. Args: as of `sample`.
+        """
+        assert self._gatherer is not None
+        pinned = self.device.type == "cuda"
+        if not self._end and self._ring is not None:
+            return self._ring.window(self._positions(start_fractions.cpu())).packed(pinned)
         ahead = self._ahead.pop(number, None) if number is not None else None
         if ahead is None or ahead.span != self._span:
-            ahead = self._start(gatherer, start_fractions)
-        return self._with_online(ahead.positions, ahead.gathering.result())
+            ahead = self._start(self._gatherer, start_fractions)
+        gathered = ahead.gathering.result(pinned)
+        for field, mixed in zip(gathered.fields, self._with_online(ahead.positions, gathered.fields), strict=True):
+            if mixed is not field:
+                field.copy_(mixed)
+        return gathered
 
     def prefetch(self, number: int, start_fractions: Tensor) -> None:
         """Begins to gather the batch of gradient update `number` in the background; nothing to do on the device.
@@ -277,7 +288,8 @@ class Replay:
             next_obs=torch.where(last, collected.next_obs, dataset.next_obs),
         )
 
-    def _batch(self, window: Window) -> Batch:
+    def batch(self, window: Window) -> Batch:
+        """What agents train on, of windows (S, B, …) on the training device."""
         continues = 1.0 - window.episode_end
         valid = torch.cumprod(torch.cat([torch.ones_like(continues[..., :1]), continues[..., :-1]], -1), -1)
         survived = (1.0 - window.terminated).prod(-1)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.replay.windows import Window
+from datasets.replay.windows import Window, pinned
 
 ONLINE_FIELDS = ("obs", "action", "reward", "terminated", "episode_end", "next_obs")  # also the packed order
 
@@ -71,9 +71,7 @@ class OnlineRing:
             staged[0, seed_index, -1] = place + 1
         staged[1, :, : self._obs_dim] = next_obs
 
-        if self._rows.is_cuda:
-            # Pinned, so that the copy need not be waited for; torch uses the pinned block again only after the copy.
-            staged = staged.pin_memory()
+        staged = pinned(staged, self._rows.device)
         row = self.count % len(self._rows)
         if row + 1 < len(self._rows):
             self._rows[row : row + 2].copy_(staged, non_blocking=True)

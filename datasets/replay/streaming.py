@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.replay.windows import Window
+from datasets.replay.windows import PackedWindow, Window, packed_room
 from datasets.spec import DataError
 from datasets.transitions import Transitions, is_mapped
 
@@ -105,7 +105,11 @@ class Gathering:
     def __init__(self, parts: list[Future[Window]], shape: torch.Size):
         self._parts, self._shape = parts, shape
 
-    def result(self) -> Window:
-        """The windows, (S, B, …) on the CPU; waits for them."""
+    def result(self, pinned: bool) -> PackedWindow:
+        """The windows, (S, B, …) on the CPU, where that is asked for in pinned memory; waits for them."""
         parts = [part.result() for part in self._parts]
-        return Window(*(torch.cat(tensors).unflatten(0, self._shape) for tensors in zip(*parts, strict=True)))
+        shapes = [torch.Size([*self._shape, *field.shape[1:]]) for field in parts[0]]
+        room = packed_room(shapes, torch.device("cpu"), pinned)
+        for field, pieces in zip(room.fields, zip(*parts, strict=True), strict=True):
+            torch.cat(pieces, out=field.flatten(0, 1))
+        return room
