@@ -19,6 +19,8 @@ from tests.seeded_noise import RecordedNoise
 
 PARITY_DIR = Path(os.environ.get("PARITY_DIR", Path(__file__).parent / "parity"))
 ON_POLICY = ("dppo", "reinflow")  # in `tests/test_parity_ppo.py`
+if not any(PARITY_DIR.glob("*.npz")):
+    pytest.exit(f"PARITY_DIR={PARITY_DIR}: no .npz files there", returncode=2)
 FILES = [path for path in sorted(PARITY_DIR.glob("*.npz")) if path.stem not in ON_POLICY]
 TOLERANCE = 1e-5  # of a tensor's largest entry
 
