@@ -8,7 +8,7 @@ ON_SLURM = $(filter-out 0 no,$(SLURM))
 SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 # Extras: the suites' own needs, or those asked for; `video` writes MP4; the tests cover all.
-EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE))))
+EXTRAS  ?= $(filter robomimic minari bullet,$(firstword $(subst -, ,$(SUITE)))) $(if $(filter scratch-sparse,$(SUITE)),robomimic)
 ALL_EXTRAS := robomimic minari bullet tensorboard wandb video browser
 
 UNKNOWN_EXTRA := $(firstword $(filter-out $(ALL_EXTRAS),$(EXTRAS)))

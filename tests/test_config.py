@@ -218,6 +218,13 @@ def test_a_domain_asks_the_same_of_every_agent_in_it(domain):
                 assert settings["pessimism"] == (0.0 if humanoid else 0.5), agent
 
 
+def test_agents_that_measure_entropies_in_the_environments_units_know_its_scale():
+    for domain, scale in (("humanoid-v4", 0.4), ("humanoidstandup-v5", 0.4), ("hopper-v4", 1.0)):
+        assert AGENT_SETTINGS.get(domain, {}).get("action_scale", 1.0) == scale == datasets.task(domain).action_scale
+        for agent in AGENTS:
+            assert settings_of(tuned_config(agent, domain)).get("action_scale", scale) == scale, agent
+
+
 def test_settings_of_a_data_set_are_those_of_the_one_that_is_trained_on():
     words = ("--task", "cube-quadruple-task1", "--agent", "fql", "--dataset", "cube-quadruple-play-v0")
     selection = Selection(task=words[1], agent="fql", dataset=words[-1])
@@ -274,7 +281,7 @@ def ours(row: dict[str, str], agent: str) -> tuple[Any, Any]:
         return DOMAINS[task.domain].sparse, value == "True"
     if name in ("dataset", "max_episode_steps"):
         return str(getattr(task, name)), value
-    run = run_config("s", task, agent, 0)
+    run = run_config("s", task, agent, 0, **({} if task.dataset else {"offline_updates": 0}))
     if name in ("discount", "online_dataset_rows"):
         return getattr(run, name), float(value)
     config = release_config(agent, task.domain) if row["source"] == "qam" else run.agent_config

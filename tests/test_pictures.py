@@ -75,6 +75,7 @@ def drawn(task: str, folder: Path) -> dict[str, np.ndarray]:
     [
         pytest.param("cube-single-task1", 20.0, "front", marks=[needs_opengl, pytest.mark.thorough]),
         pytest.param("antmaze-large-task1", 10.0, "top", marks=[needs_opengl, pytest.mark.thorough]),
+        pytest.param("hopper-v4", 125.0, "track", marks=[needs_opengl, pytest.mark.thorough]),
         pytest.param("lift-mh", 20.0, "whole", marks=[needs_opengl, needs_robosuite]),
         pytest.param("hopper-bullet-medium", 1 / 0.0165, None, marks=needs_bullet),
     ],

@@ -192,3 +192,18 @@ def test_a_config_without_data_may_not_train_on_some() -> None:
             online_steps=9,
             agent_config=small_agent_config("fql"),
         )
+
+
+@pytest.mark.thorough
+def test_the_episodes_of_a_run_from_scratch_are_data_for_an_offline_phase(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("O2O_BENCH_DATA", str(tmp_path / "cache"))
+    config = tiny_config("sac", **SCRATCH)
+    execute(config, tmp_path / "scratch")
+    file, folder = tmp_path / "mine.hdf5", config.directory(tmp_path / "scratch")
+    assert main(["data", "generate", "--run", str(folder), "--episodes", "3", "--out", str(file)]) == 0
+    options = ["--offline-updates", "4", "--online-steps", "6", "--warmup-steps", "5", "--eval-episodes", "1"]
+    small = ["--agent-config.policy_hidden_dims", "8", "--agent-config.critic_hidden_dims", "8"]
+    run_it = ["run", "--task", "hopper-v4", "--agent", "fql", "--data", str(file), "--results", str(tmp_path / "o2o")]
+    assert main([*run_it, *options, *small, "--batch-size", "8"]) == 0
+    data = provenance_of(tmp_path / "o2o" / "single" / "hopper-v4" / "fql" / "seed_000")["dataset"]
+    assert data["origin"] == "generated" and data["num_episodes"] == 3

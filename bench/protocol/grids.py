@@ -6,7 +6,15 @@ from typing import Any
 from agents import AGENTS
 from agents.blocks.config import with_settings
 from bench.protocol.config import RunConfig
-from bench.protocol.tuned import DOMAIN_SETTINGS, RUN_SETTINGS, Settings, data_settings, tuned_config
+from bench.protocol.tuned import (
+    DOMAIN_SETTINGS,
+    MUJOCO,
+    MUJOCO_RUN_SETTINGS,
+    RUN_SETTINGS,
+    Settings,
+    data_settings,
+    tuned_config,
+)
 from bench.runs.contract import NO_SUITES, ConfigError
 from datasets.registry import TASKS
 from datasets.spec import TaskSpec
@@ -32,7 +40,10 @@ def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: An
             f"use another name, such as my-{suite.lower()}"
         )
     settings = {"agent_config": tuned_config(agent, task.domain), "dataset": task.dataset, **settings}
-    settings = DOMAIN_SETTINGS.get(task.domain, {}) | data_settings(settings["dataset"]) | settings
+    of_domain = DOMAIN_SETTINGS.get(task.domain, {}) | (
+        MUJOCO_RUN_SETTINGS.get(agent, {}) if task.domain in MUJOCO else {}
+    )
+    settings = of_domain | data_settings(settings["dataset"]) | settings
     own = own_settings(agent, settings["dataset"])
     if settings.get("replay") == "keep":  # which has room for all
         own = {name: value for name, value in own.items() if name != "replay_capacity"}

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+from agents.blocks.config import with_settings
 from bench.protocol.config import RunConfig
-from bench.protocol.grids import grid, quick_grid
-from bench.protocol.tuned import MUJOCO_SETTINGS
+from bench.protocol.grids import GRID_SEEDS, grid, quick_grid, run_config
+from bench.protocol.tuned import MUJOCO, tuned_config
 from datasets.registry import TASKS
 from datasets.spec import TaskSpec
 
 # Whoever can learn from scratch, in the order of figure 4; a new one is added here and nowhere else in this file.
-SCRATCH_AGENTS = ("sac", "rlpd")
-# Figure 4 shows a budget in environment steps. Ten episodes every 50,000 steps say as much as fifty: what seeds make of
-# a return is far more than what its episodes do, and steps of evaluation would be half of all steps.
+SCRATCH_AGENTS = ("sac",)
+# Ten episodes every 50,000 steps say as much of returns as fifty: seeds make far more of a difference than episodes,
+# and fifty would play as many steps as training.
 FIGURE_4: dict[str, Any] = {
     "dataset": None,
     "offline_updates": 0,
@@ -24,15 +25,11 @@ FIGURE_4: dict[str, Any] = {
 
 
 def _mujoco(version: str) -> list[TaskSpec]:
-    return [spec for spec in TASKS.values() if spec.suite == "gymnasium_mujoco" and spec.name.endswith(version)]
+    return [TASKS[name] for name in MUJOCO if name.endswith(version)]
 
 
 def _figure_4(suite: str, tasks: list[TaskSpec]) -> list[RunConfig]:
-    return [
-        config
-        for agent in SCRATCH_AGENTS
-        for config in grid(suite, tasks, (agent,), **FIGURE_4, **MUJOCO_SETTINGS.get(agent, {}))
-    ]
+    return grid(suite, tasks, SCRATCH_AGENTS, **FIGURE_4)
 
 
 def mujoco() -> list[RunConfig]:
@@ -51,6 +48,32 @@ def mujoco_v5() -> list[RunConfig]:
 def scratch_sparse() -> list[RunConfig]:
     """cube-double and Can without their data: figure 4, panels g and h, where exploration alone finds success."""
     return _figure_4("scratch-sparse", [TASKS["cube-double-task2"], TASKS["can-mh"]])
+
+
+# Agent, variant and what it changes; a row for each part that SAC Flow's claims from scratch may rest on.
+ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    # target entropy: that of SAC, and that of SAC Flow's flows
+    ("sac", "", {}),
+    ("sac", "target-entropy-0", {"target_entropy": 0.0}),
+)
+
+
+def scratch_ablations() -> list[RunConfig]:
+    """What learning from scratch owes to its parts, on three MuJoCo robots; each is a variant of an agent."""
+    return [
+        run_config(
+            "scratch-ablations",
+            TASKS[task],
+            agent,
+            seed,
+            variant=variant,
+            agent_config=with_settings(tuned_config(agent, task), **changes),
+            **FIGURE_4,
+        )
+        for task in ("hopper-v4", "halfcheetah-v4", "ant-v4")
+        for agent, variant, changes in ABLATIONS
+        for seed in GRID_SEEDS
+    ]
 
 
 def mujoco_quick() -> list[RunConfig]:
@@ -80,4 +103,5 @@ SCRATCH_SUITES: dict[str, Callable[[], list[RunConfig]]] = {
     "mujoco": mujoco,
     "mujoco-v5": mujoco_v5,
     "scratch-sparse": scratch_sparse,
+    "scratch-ablations": scratch_ablations,
 }

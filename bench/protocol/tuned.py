@@ -9,6 +9,7 @@ from typing import Any
 
 from agents import AGENTS
 from agents.blocks.config import settings_of, with_settings
+from datasets.registry import TASKS
 
 Settings = dict[str, Any]
 
@@ -26,17 +27,17 @@ RUN_SETTINGS: dict[str, Settings] = {
     "reinflow": {"discount": 0.99975},
 }
 
-# What runs from scratch on MuJoCo do as their papers do, and not as everyone here: steps of random actions before the
-# first update, and the batch. SAC: the settings of its 10 public seeds (analysis/published/sources.toml, simbav2).
-MUJOCO_SETTINGS: dict[str, Settings] = {
-    "sac": {"warmup_steps": 10_000, "batch_size": 256},
-}
-
 # What a domain asks of every run in it: FQL and QAM look further ahead in the larger mazes.
 DOMAIN_SETTINGS: dict[str, Settings] = {
     "antmaze-giant": {"discount": 0.995},
     "humanoidmaze-medium": {"discount": 0.995},
     "humanoidmaze-large": {"discount": 0.995},
+}
+MUJOCO = tuple(task.domain for task in TASKS.values() if task.suite == "gymnasium_mujoco")
+
+# How an agent's runs on MuJoCo differ from its others: random actions before the first update, and batches.
+MUJOCO_RUN_SETTINGS: dict[str, Settings] = {
+    "sac": {"warmup_steps": 10_000},  # arXiv 1812.05905 and its code
 }
 SHARD_ROWS = 1_000_000  # of OGBench's sets of 100M transitions; the releases hold one shard at a time in their buffer
 
@@ -53,6 +54,8 @@ AGENT_SETTINGS: dict[str, Settings] = {
     "antmaze-giant": {"chunk_length": 1},
     "humanoidmaze-medium": {"chunk_length": 1, "pessimism": 0.0},
     "humanoidmaze-large": {"chunk_length": 1, "pessimism": 0.0},
+    # Where an action of 1 is less in the environment: releases measure entropies there, and so do target entropies.
+    **{task.domain: {"action_scale": task.action_scale} for task in TASKS.values() if task.action_scale != 1.0},
 }
 
 SAC_FLOW = ("sac_flow_g", "sac_flow_t", "naive_sac_flow", "flow_mlp")
@@ -146,6 +149,11 @@ RELEASE = _by_domain(_RELEASE)
 # QC draws more candidates where actions are more ambiguous, fewer on Robomimic (arXiv 2507.07969).
 _CANDIDATES = {"puzzle-3x3": 64, "puzzle-4x4": 64, "lift": 16, "can": 16, "square": 16}
 
+# Agents on MuJoCo, from scratch. SAC: two layers of 256 (arXiv 1812.05905), as its public seeds.
+_MUJOCO: dict[str, Settings] = {
+    "sac": {"policy_hidden_dims": (256, 256), "critic_hidden_dims": (256, 256)},
+}
+
 # Agents that no other source tunes take the release's settings; on domains that it lacks, their defaults.
 TUNED: dict[str, dict[str, Settings]] = {
     domain: {
@@ -154,7 +162,7 @@ TUNED: dict[str, dict[str, Settings]] = {
         **({"dppo": {"policy_hidden_dims": (1024, 1024, 1024)}} if domain == "square" else {}),
         **papers,
     }
-    for domain, papers in _PAPERS.items()
+    for domain, papers in {**_PAPERS, **dict.fromkeys(MUJOCO, _MUJOCO)}.items()
 }
 
 
