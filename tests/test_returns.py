@@ -12,6 +12,7 @@ from analysis.labels.wording import provenance_facts
 from analysis.loading.load import Suite, load_results
 from analysis.loading.read import NORMALISED_RETURN, RETURN, ResultsError
 from analysis.loading.training import EPISODES, in_returns, running_means, training_returns
+from analysis.published.overlay import draw_published
 from analysis.published.points import read_published
 from analysis.published.verdicts import BELOW, CONFORMANT, NOT_COMPARABLE, NOT_ENOUGH, Verdict, judge
 from datasets.gymnasium_mujoco.tasks import REFERENCE_RETURNS
@@ -22,12 +23,19 @@ SETTINGS = {"num_critics": 2, "q_aggregation": "min", "chunk_length": 1}
 
 
 def write_scratch(
-    root: Path, task: str, returns: list[float], seed: int = 0, agent: str = "sac", episodes: list[float] | None = None
+    root: Path,
+    task: str,
+    returns: list[float],
+    seed: int = 0,
+    agent: str = "sac",
+    episodes: list[float] | None = None,
+    budget: int = 0,
 ) -> None:
-    """A complete run without data: mean returns of its evaluations each STEP steps, and of its training episodes, which
-    end at equal distances."""
+    """A complete run without data: mean returns of its evaluations, each STEP steps unless there is a `budget`, and of
+    its training episodes, which end at equal distances."""
     references = REFERENCE_RETURNS.get(task)
-    budget = STEP * (len(returns) - 1)
+    budget = budget or STEP * (len(returns) - 1)
+    step = budget // (len(returns) - 1)
     folder = write_run(
         root,
         task,
@@ -48,7 +56,7 @@ def write_scratch(
     write_json(folder / "provenance.json", provenance)
     header, *rows = (folder / "episodes.csv").read_text().splitlines()
     fields = [row.split(",") for row in rows]
-    spread = [",".join([*row[:2], str(int(row[2]) * STEP // 10), *row[3:]]) for row in fields]
+    spread = [",".join([*row[:2], str(int(row[2]) * step // 10), *row[3:]]) for row in fields]
     (folder / "episodes.csv").write_text("\n".join([header, *spread]) + "\n")
     lines = ["phase,updates,env_steps,name,value"]
     for number, value in enumerate(episodes or [], start=1):
@@ -121,7 +129,7 @@ def test_a_panel_per_task_and_one_of_the_mean_over_those_with_a_scale(tmp_path: 
         for seed in range(2):
             write_scratch(tmp_path, task, [20.0, 500.0, 900.0 + seed], seed, episodes=[10.0, 600.0, 700.0])
     suite = load_one(tmp_path)
-    expected = ["ant-v4", "hopper-v4", "humanoidstandup-v4", "mean over the 2 tasks with reference returns"]
+    expected = ["ant-v4", "hopper-v4", "humanoidstandup-v4", "2 tasks with reference returns"]
     assert drawn_titles(suite) == drawn_titles(suite, training=True, root=tmp_path) == expected
     with house_style():
         figure = returns_figure(suite, in_returns(suite).cells)
@@ -162,6 +170,14 @@ def test_returns_that_equal_published_ones_conform_and_others_do_not(tmp_path: P
     assert other.difference and other.difference.mean == pytest.approx((100.0 - 1103.40) / (high - low))
     assert rows["cleanrl_benchmark", "hopper-v4", 1_000_000].verdict == NOT_COMPARABLE
     assert "episodes: theirs training, ours evaluation" in rows["cleanrl_benchmark", "hopper-v4", 1_000_000].reason
+
+
+def test_a_budget_before_the_first_published_point_has_no_published_figure(tmp_path: Path) -> None:
+    write_scratch(tmp_path / "long", "hopper-v4", [20.0, 500.0])
+    write_scratch(tmp_path / "short", "hopper-v4", [20.0, 500.0], budget=20_000)
+    (tmp_path / "out").mkdir()
+    assert draw_published(load_one(tmp_path / "long"), read_published(), tmp_path / "out")
+    assert not draw_published(load_one(tmp_path / "short"), read_published(), tmp_path / "out")
 
 
 def test_one_seed_has_no_verdict_and_a_task_without_scale_none_at_all(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.curves import (
-    LABELLED_PANEL_COLUMNS,
     PANEL_STYLE,
     axis_sentence,
     draw_curve,
@@ -32,6 +31,7 @@ from analysis.loading.load import Cell, Suite
 from analysis.loading.read import NORMALISED_RETURN, RETURN, SUCCESS
 from analysis.loading.training import EPISODES, in_returns, normalised
 
+PANEL_COLUMNS = (3, 4)  # panels beside each other, each with a scale of its own
 Cells = Mapping[tuple[str, str], Cell]
 
 
@@ -63,9 +63,9 @@ def returns_figure(suite: Suite, cells: Cells, training: bool = False) -> Figure
     raw = replace(suite, cells=dict(cells), measures=dict.fromkeys(suite.tasks, RETURN))
     common = [task for task in suite.tasks if suite.measures[task] == NORMALISED_RETURN]
     count = len(suite.tasks) + (len(common) > 1)
-    columns = min(count, LABELLED_PANEL_COLUMNS)
+    columns = min(count, min(PANEL_COLUMNS, key=lambda columns: -count % columns))  # the fewest empty places
     rows = -(-count // columns)
-    width = max(whole_width(suite), PAGE_WIDTH * columns / LABELLED_PANEL_COLUMNS)
+    width = max(whole_width(suite), PAGE_WIDTH * min(1.0, columns / PANEL_COLUMNS[0]))
     height = 1.6 if columns > 1 else 2.0
     figure = new_figure(width, 0.85 + height * rows + legend_height(suite, width))
     runs = all(runs_fit(cell for cell in cells.values() if cell.task == task) for task in suite.tasks)
@@ -78,8 +78,8 @@ def returns_figure(suite: Suite, cells: Cells, training: bool = False) -> Figure
         else:
             whole = replace(suite, cells=normalised(suite, cells))
             draw_panel(axes, whole, common, runs=False, narrow=True)
-            axes.set_title(f"mean over the {len(common)} tasks with reference returns", pad=3)
-            axes.set_ylabel("normalised return")
+            axes.set_title(f"{len(common)} tasks with reference returns", pad=3)
+            axes.set_ylabel("mean normalised return")
         if index + columns < count:
             axes.tick_params(labelbottom=False)
     single = all(len(cell.seeds) < 2 for cell in cells.values())

@@ -6,6 +6,7 @@ may be compared, and what differs, is for `analysis.published.verdicts` to say.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,10 +63,16 @@ Counterparts = Mapping[tuple[str, str, str], Sequence[Series]]
 
 
 def draw_published(suite: Suite, points: Sequence[PublishedPoint], out: Path) -> list[Path]:
-    """Writes `<suite>_published.*` into `out`; returns their paths, none where nothing is published for the suite."""
-    found = counterparts(suite, points)
+    """Writes `<suite>_published.*` into `out`; returns their paths, none where nothing is published for the suite
+    within its budget."""
+    found = {
+        key: curves
+        for key, curves in counterparts(suite, points).items()
+        if any(published_position(suite, point.step) is not None for curve in curves for point in curve.points)
+    }
     if not found:
         return []
+    suite = replace(suite, tasks=tuple(task for task in suite.tasks if suite.measures[task].comparable))
     with house_style(PANEL_STYLE):
         return save(published_figure(suite, found), out / f"{suite.name}_published")
 
@@ -100,7 +107,7 @@ def published_figure(suite: Suite, found: Counterparts) -> Figure:
             if row < len(agents) - 1 or index + columns < len(suite.tasks):
                 axes.tick_params(labelbottom=False)
     joined = {curve.source for curves in found.values() for curve in curves if is_curve(curve)}
-    scores = dict.fromkeys(measure.name for measure in suite.measures.values())
+    scores = dict.fromkeys(suite.measures[task].name for task in suite.tasks)
     what = f"ours (colour) and published (grey): {' or '.join(scores)} by agent and task"
     protocols = f"protocols that differ: {suite.name}_verdicts.md"
     title(figure, suite, what, [*curve_facts(suite, runs=True), axis_sentence(suite), protocols])
