@@ -9,7 +9,7 @@ from bench.protocol.config import RunConfig
 from bench.protocol.tuned import (
     DOMAIN_SETTINGS,
     MUJOCO,
-    MUJOCO_RUN_SETTINGS,
+    MUJOCO_SETTINGS,
     RUN_SETTINGS,
     Settings,
     data_settings,
@@ -40,9 +40,7 @@ def run_config(suite: str, task: TaskSpec, agent: str, seed: int, **settings: An
             f"use another name, such as my-{suite.lower()}"
         )
     settings = {"agent_config": tuned_config(agent, task.domain), "dataset": task.dataset, **settings}
-    of_domain = DOMAIN_SETTINGS.get(task.domain, {}) | (
-        MUJOCO_RUN_SETTINGS.get(agent, {}) if task.domain in MUJOCO else {}
-    )
+    of_domain = DOMAIN_SETTINGS.get(task.domain, {}) | (MUJOCO_SETTINGS.get(agent, {}) if task.domain in MUJOCO else {})
     settings = of_domain | data_settings(settings["dataset"]) | settings
     own = own_settings(agent, settings["dataset"])
     if settings.get("replay") == "keep":  # which has room for all

@@ -36,7 +36,7 @@ DOMAIN_SETTINGS: dict[str, Settings] = {
 MUJOCO = tuple(task.domain for task in TASKS.values() if task.suite == "gymnasium_mujoco")
 
 # How an agent's runs on MuJoCo differ from its others: random actions before the first update, and batches.
-MUJOCO_RUN_SETTINGS: dict[str, Settings] = {
+MUJOCO_SETTINGS: dict[str, Settings] = {
     "sac": {"warmup_steps": 10_000},  # arXiv 1812.05905 and its code
 }
 SHARD_ROWS = 1_000_000  # of OGBench's sets of 100M transitions; the releases hold one shard at a time in their buffer
