@@ -99,7 +99,7 @@ def task_facts(suite: Suite) -> Iterable[tuple[str, str]]:
         facts.append(f"scored by {suite.measures[task].name}")
         if suite.measures[task] == NORMALISED_RETURN:
             low, high = run.provenance["reference_returns"]
-            facts.append(f"reference returns {low:g} (random) and {high:g} (expert)")
+            facts.append(f"reference returns {low:g} (random actions) and {high:g} (an expert or a published agent)")
         lines["; ".join(facts)].append(task)
     for text, tasks in lines.items():
         yield ", ".join(tasks), text
