@@ -311,13 +311,13 @@ def test_weights_of_iql_are_exponential_and_end_at_100(advantage: float, weight:
 
 
 def test_iql_acts_by_its_mean_and_collects_by_samples() -> None:
-    agent, obs = build("iql"), torch.randn(1, 4000, OBS_DIM)
+    agent, obs = build("iql", collect_noise_std=0.5), torch.randn(1, 3, OBS_DIM)
     set_constant(agent.policy, 0.3, -0.3)
     evaluated = agent.act(obs, SeededNoise([0]), "evaluate")
     torch.testing.assert_close(evaluated, torch.tensor([0.3, -0.3]).expand_as(evaluated))
-    collected = agent.act(obs, SeededNoise([0]), "collect")
-    above = float((collected[..., 0] == 1).float().mean())  # the mass beyond the box
-    assert above == pytest.approx(float(1 - Normal(0.3, 1.0).cdf(torch.tensor(1.0))), abs=0.03)
+    eps = torch.tensor([[0.4, -0.6], [-1.0, 1.0], [4.0, -4.0]])
+    collected = agent.act(obs, RecordedNoise({"act_noise": eps}), "collect")
+    torch.testing.assert_close(collected[0].flatten(1), torch.tensor([[0.5, -0.6], [-0.2, 0.2], [1.0, -1.0]]))
 
 
 # --- AWAC

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -351,7 +352,7 @@ def test_diffusion_ql_takes_targets_from_its_average_and_actions_from_itself() -
 
 @pytest.mark.parametrize("name", ["diffusion_ql", "idql"])
 def test_the_averaged_policy_follows_the_policy_of_after_the_step(name: str) -> None:
-    agent = build(name, [0], ema_rate=0.25)
+    agent = build(name, [0], ema_rate=0.25, learning_rate=0.1)  # so that a step shows
     average = parameters_of(agent.target_denoiser)
     train(agent, [0], offline=1, online=0)
     for key, value in parameters_of(agent.target_denoiser).items():
@@ -395,17 +396,29 @@ def test_the_policy_of_idql_stays_online_or_goes_on(online_policy: str) -> None:
 
 
 def test_diffusion_ql_acts_by_the_softmax_of_q() -> None:
-    agent, rows = build("diffusion_ql", [0], num_candidates=2, denoising_steps=1, chunk_length=1), 4000
+    agent, rows = build("diffusion_ql", [0], num_candidates=5, denoising_steps=1, chunk_length=1), 4000
     make_constant(agent.denoiser, 0.0)
-    agent.critic.target = QuadraticCritic(scale=0.25)  # Q of the two candidates below: .5 and -.5
+    agent.critic.target = QuadraticCritic(scale=0.25)  # Q of the candidates below: .5 and four times -.5
     draws = {
-        "act_noise": torch.tensor([[1.0, 1.0], [-1.0, -1.0]]).repeat(rows, 1),
-        "act_choice": SeededNoise([0]).uniform("choice", rows, 2)[0],
+        "act_noise": torch.tensor([[1.0, 1.0], *[[-1.0, -1.0]] * 4]).repeat(rows, 1),
+        "act_choice": SeededNoise([0]).uniform("choice", rows, 5)[0],
     }
     found = agent.act(torch.zeros(1, rows, OBS_DIM), RecordedNoise(draws), "evaluate")
     assert set(found.unique().tolist()) == {-1.0, 1.0}
     share = float((found[..., 0] > 0).float().mean())
-    assert share == pytest.approx(1 / (1 + math.exp(-1)), abs=0.03)
+    assert share == pytest.approx(1 / (1 + 4 * math.exp(-1)), abs=0.03)  # .5 with the noise of a minimum
+
+
+@pytest.mark.parametrize("name", ["diffusion_ql", "idql"])
+def test_cloning_counts_valid_steps_alone(name: str) -> None:
+    agent, batch = build(name, [0]), batch_of([0], 5)
+    make_constant(agent.denoiser, 0.3)
+    valid = torch.zeros_like(batch.valid)
+    valid[:, :, :2] = 1
+    noised = add_noise(batch.action_chunk, SeededNoise([0]), agent.schedule)
+    expected = (noised.eps - 0.3).square().unflatten(-1, (5, -1))[:, :, :2].sum((1, 2, 3)) / noised.eps[0].numel()
+    metrics = agent.update_offline(replace(batch, valid=valid), SeededNoise([0]))
+    torch.testing.assert_close(metrics["denoising_loss" if name == "diffusion_ql" else "policy_loss"], expected)
 
 
 def test_idql_takes_the_candidate_with_the_highest_q() -> None:
