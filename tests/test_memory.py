@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.replay.ring import OnlineRing
+from datasets.replay.ring import OnlineRing, ring_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 OBS_DIM, ACTION_DIM = 37, 5  # cube-double
@@ -29,6 +29,7 @@ def make_ring(num_seeds: int, slots: int) -> OnlineRing:
 def test_ring_stores_an_observation_once():
     ring = make_ring(num_seeds=8, slots=10_000)
     numbers_per_transition = ring.num_bytes / 4 / 8 / 10_000
+    assert ring.num_bytes == ring_bytes(8, 10_000, OBS_DIM, ACTION_DIM)
     assert ring.row_width == 2 * OBS_DIM + ACTION_DIM + 3
     assert OBS_DIM + ACTION_DIM + 3 <= numbers_per_transition < 1.05 * (OBS_DIM + ACTION_DIM + 3)
 

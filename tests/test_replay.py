@@ -11,9 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import datasets.replay.replay
+from bench.runs.contract import ConfigError
 from datasets.batch import Batch
-from datasets.replay.replay import ONLINE_FIELDS, PLACEMENTS, Replay, fitting_placement
+from datasets.replay import placement as placing
+from datasets.replay.placement import PLACEMENTS, fitting_placement
+from datasets.replay.replay import ONLINE_FIELDS, Replay
 from datasets.transitions import Transitions
 from tests.device_calls import META, Calls
 
@@ -441,7 +443,7 @@ def test_prefetched_batch_is_the_one_sampled_then(placement, tmp_path):
 
 def test_dataset_beyond_the_memory_set_aside_for_it_is_streamed_until_it_fits(tmp_path, monkeypatch):
     transitions = mapped(make_transitions([50, 50]), tmp_path)
-    monkeypatch.setattr(datasets.replay.replay, "HOST_BYTES", transitions.num_bytes() - 1)
+    monkeypatch.setattr(placing, "HOST_BYTES", transitions.num_bytes() - 1)
     replay = make_replay(transitions, 2)
     assert (replay.placement, replay.on_device) == ("stream", False)
     version = replay.version
@@ -463,13 +465,32 @@ def test_data_and_rings_go_to_the_gpu_where_half_of_its_free_memory_is_enough(
     free_on_gpu, host_bytes, placement, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_on_gpu, 10**9))
-    monkeypatch.setattr(datasets.replay.replay, "HOST_BYTES", host_bytes)
+    monkeypatch.setattr(placing, "HOST_BYTES", host_bytes)
     transitions = mapped(make_transitions([9]), tmp_path)
     assert fitting_placement(transitions, 1000, 1000, torch.device("cuda")) == placement
 
 
+def test_memory_that_torch_holds_without_a_use_is_free(tmp_path, monkeypatch):
+    transitions = mapped(make_transitions([9]), tmp_path)
+    free = {"mem_get_info": (3000, 10**9), "memory_reserved": 1500, "memory_allocated": 500}
+    for name, value in free.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert fitting_placement(transitions, 1000, 1000, torch.device("cuda")) == "device"
+    assert fitting_placement(transitions, 1000, 1001, torch.device("cuda")) == "host"
+
+
+def test_what_is_collected_must_find_room_before_anything_is_trained():
+    transitions, too_many = make_transitions([9]), 10**12
+    for collect in (
+        lambda: make_replay(transitions, 2, num_seeds=2, ring_rows=too_many),
+        lambda: make_replay(transitions, 2, num_seeds=2).open_ring(None, online_steps=too_many),
+    ):
+        with pytest.raises(ConfigError, match=r"what 2 seeds collect online takes 48160\.0 GB, and this machine has"):
+            collect()
+
+
 def test_data_that_lie_in_memory_anyway_are_not_streamed(monkeypatch):
-    monkeypatch.setattr(datasets.replay.replay, "HOST_BYTES", 0)
+    monkeypatch.setattr(placing, "HOST_BYTES", 0)
     assert make_replay(make_transitions([9]), 2).placement == "device"
 
 

@@ -549,3 +549,10 @@ def test_a_stopped_run_on_a_gpu_ends_with_the_same_bytes(agent, data_cache, tmp_
     execute([config], tmp_path / "stopped", device="cuda")
     assert results_of(config, tmp_path / "stopped") == results_of(config, tmp_path / "whole")
     assert provenance_of(config.directory(tmp_path / "whole"))["starts"][0]["device"] == torch.cuda.get_device_name()
+
+
+def test_runs_that_would_collect_more_than_fits_are_refused_before_they_train(data_cache, tmp_path):
+    config = tiny_config("fql", online_steps=10**12, replay_capacity=10**12)
+    with pytest.raises(ConfigError, match="what 1 seed collects online takes"):
+        execute([config], tmp_path)
+    assert not (config.directory(tmp_path) / "episodes.csv").exists()

@@ -129,6 +129,7 @@ class Training:
             chunk_length=self.agent.chunk_length,
             discount=config.discount,
             device=device,
+            ring_rows=0 if config.rollout_steps else self._ring_rows,
         )
         self.trajectories: TrajectoryStore | None = None  # of an on-policy agent, instead of what the replay collects
         if config.rollout_steps is not None:
@@ -285,6 +286,13 @@ class Training:
         self.evaluated = False
         self._clock.count("updates", count)
         self._log(count)
+
+    @property
+    def _ring_rows(self) -> int:
+        """Online transitions of each seed that the replay will hold at most."""
+        config = self.config
+        kept = max(config.replay_capacity, self.transitions.num_transitions + 1)
+        return config.online_steps if config.replay == "keep" else min(config.online_steps, kept)
 
     def _hand_over(self) -> None:
         """From dataset to environment: opens the rings, makes the environments, restores both after a restart.

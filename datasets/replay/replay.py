@@ -1,28 +1,19 @@
 """Replay: the dataset first, then an online ring per seed; uniform sampling of chunk windows."""
 
-import os
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.batch import Batch
-from datasets.replay.ring import ONLINE_FIELDS, OnlineRing
+from datasets.replay.placement import PLACEMENTS, Placement, dataset_on, fitting_placement, require_room
+from datasets.replay.ring import ONLINE_FIELDS, OnlineRing, ring_bytes
 from datasets.replay.streaming import Gatherer, Gathering, StreamedWindows
-from datasets.replay.windows import DatasetWindows, PackedWindow, Window
-from datasets.transitions import Transitions, is_mapped
+from datasets.replay.windows import PackedWindow, Window
+from datasets.transitions import Transitions
 
-__all__ = ["ONLINE_FIELDS", "PLACEMENTS", "Replay"]
-
-Placement = Literal["auto", "device", "host", "stream"]
-PLACEMENTS = get_args(Placement)
-
-DEVICE_SHARE = 0.5  # of the free GPU memory, for data and rings; the rest is for networks and batches
-HOST_SHARE = 0.25  # of the machine's memory, for data mapped in place
-HOST_BYTES = 3 * 2**30  # and never more than this, so that a process stays below 4 GB
-_UPLOAD_BYTES = 64 * 2**20  # copied to a GPU at a time
+__all__ = ["ONLINE_FIELDS", "Replay"]
 
 
 class Replay:
@@ -40,7 +31,7 @@ class Replay:
         host: mapped in place; windows are gathered on the host and copied over from pinned memory.
         stream: as `host`, but windows are read from the files, so that memory does not grow with the dataset.
         auto: the first of these that fits (DEVICE_SHARE of a GPU, HOST_SHARE and HOST_BYTES of the host); decided
-            anew by `open_ring`, after which less of the dataset may be in use.
+            anew by `open_ring`, after which less of the dataset may be in use. Data that are on the device stay there.
     All placements give the same windows. The Python attributes are read by the driver only: `sample` uses their
     tensor twins, which `append` updates in place, so that a compiled or captured `sample` stays right. Whenever other
     tensors take the place of those that `sample` reads, `version` increases, and a captured graph must be made anew.
@@ -55,7 +46,15 @@ class Replay:
         discount: float,
         device: torch.device,
         placement: Placement = "auto",
+        ring_rows: int = 0,
     ):
+        """
+        Args:
+            ring_rows: how many online transitions of each seed will be held at most, from `open_ring` on: they must
+                find room beside the data.
+
+        Raises ValueError, and ConfigError where there is no room for what is collected, here or in `open_ring`.
+        """
         if 0 < transitions.num_transitions < chunk_length:
             raise ValueError(
                 f"{transitions.name}: {transitions.num_transitions} transitions, fewer than one chunk of {chunk_length}"
@@ -79,7 +78,7 @@ class Replay:
         self._bootstrap_discount = discount**chunk_length
         self._discounts = discount ** torch.arange(chunk_length, device=self.device, dtype=torch.float32)
         self.placement: Placement | None = None  # in effect
-        self._set_placement(ring_bytes=0)
+        self._set_placement(ring_rows)
         self._set_counters()
 
     @property
@@ -151,10 +150,9 @@ class Replay:
             self.capacity = max(capacity, self.dataset_size + 1)
         self._version = self.version + 1
         slots = min(self.capacity if online_share is None else self.capacity - self.dataset_size, online_steps)
-        obs_dim, action_dim = self._transitions.obs.shape[1], self._transitions.action.shape[1]
         self._ring = None
-        self._set_placement(ring_bytes=4 * self.num_seeds * slots * (obs_dim + action_dim + 3))
-        self._ring = OnlineRing(self.num_seeds, slots, obs_dim, action_dim, self._home)
+        self._set_placement(slots)
+        self._ring = OnlineRing(self.num_seeds, slots, *self._widths, self._home)
         self._set_counters()
 
     def append(self, rows: Mapping[str, Tensor]) -> None:
@@ -302,26 +300,33 @@ class Replay:
             valid=valid,
         )
 
-    def _set_placement(self, ring_bytes: int) -> None:
-        """Puts the dataset where it belongs, with rings of `ring_bytes` beside it; what is on the device stays."""
-        data = self._transitions
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """Numbers of an observation and of an action."""
+        return self._transitions.obs.shape[1], self._transitions.action.shape[1]
+
+    def _set_placement(self, slots: int) -> None:
+        """Puts the dataset where it belongs, with rings of so many transitions beside it; what is on the device stays.
+        ConfigError where the rings do not fit."""
+        data, collected = self._transitions, ring_bytes(self.num_seeds, slots, *self._widths) if slots else 0
         first_row = data.row(self._first) if self._turn is None else 0
         placement = self._placement_option
         if placement == "auto":
-            placement = fitting_placement(data, data.num_bytes(first_row), ring_bytes, self.device)
+            placement = fitting_placement(data, data.num_bytes(first_row), collected, self.device)
         if placement != self.placement and self.placement != "device":
             if self._gatherer is not None:
                 self._gatherer.close()
                 self._gatherer = None
             self.placement = placement
             if placement == "device":
-                self._dataset = _on_device(data, first_row, self.device)
+                self._dataset = dataset_on(data, first_row, self.device)
             elif placement == "host":
-                self._gatherer = Gatherer(_on_device(data, 0, torch.device("cpu")))
+                self._gatherer = Gatherer(dataset_on(data, 0, torch.device("cpu")))
             else:
                 self._gatherer = Gatherer(StreamedWindows(data))
         self._ahead.clear()
         self._home = self.device if self.on_device else torch.device("cpu")
+        require_room(collected, self.num_seeds, self._home)
         self._offsets = torch.arange(self.chunk_length, device=self._home)
         self._oldest, self._num_starts, self._online_oldest, self._online_starts, self._shift = (
             torch.zeros((), dtype=torch.int64, device=self._home) for _ in range(5)
@@ -339,47 +344,3 @@ class _Ahead(NamedTuple):
     span: tuple[int, int, int, int, int]
     positions: Tensor
     gathering: Gathering
-
-
-def fitting_placement(transitions: Transitions, num_bytes: int, ring_bytes: int, device: torch.device) -> Placement:
-    """The first placement with room for `num_bytes` of the dataset, and on a GPU for the rings beside them."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if num_bytes + ring_bytes <= DEVICE_SHARE * free:
-            return "device"
-    in_place: Placement = "host" if device.type == "cuda" else "device"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if num_bytes <= min(HOST_BYTES, HOST_SHARE * memory) or not is_mapped(transitions.obs):
-        return in_place
-    return "stream"
-
-
-def _on_device(transitions: Transitions, first_row: int, device: torch.device) -> DatasetWindows:
-    """The dataset's rows from `first_row` on; on a CPU all of them, where they are."""
-    if device.type == "cpu":
-        first_row = 0
-    return DatasetWindows(
-        obs=_upload(transitions.obs, first_row, device),
-        action=_upload(transitions.action, first_row, device),
-        reward=_upload(transitions.reward, first_row, device),
-        terminated=_upload(transitions.terminated, first_row, device),
-        episode_ends=torch.from_numpy(transitions.episode_ends).to(device),
-        first_row=first_row,
-    )
-
-
-def _upload(array: np.ndarray, first_row: int, device: torch.device) -> Tensor:
-    """Rows of an array on a device; of a mapped file, piece by piece, so that its pages do not gather in memory."""
-    if device.type == "cpu":
-        return torch.from_numpy(array)
-    rows = torch.from_numpy(array[first_row:])
-    if not is_mapped(array) or array.filename is None:
-        return rows.to(device)
-    uploaded = torch.empty_like(rows, device=device)
-    step = max(1, _UPLOAD_BYTES // (array.nbytes // len(array)))
-    for start in range(0, len(rows), step):
-        stop = min(len(rows), start + step)
-        offset = array.offset + (first_row + start) * array.strides[0]
-        piece = np.memmap(array.filename, array.dtype, "c", offset, (stop - start, *array.shape[1:]))
-        uploaded[start:stop].copy_(torch.from_numpy(piece))
-    return uploaded

@@ -1,5 +1,6 @@
 """The latest online transitions of S seeds, every observation stored once."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 
@@ -29,8 +30,8 @@ class OnlineRing:
         self.growths = 0  # how often `finals` has moved to a larger tensor
         self._obs_dim, self._action_dim = obs_dim, action_dim
         # A row's columns: obs, action, reward, terminated, final (0, or 1 + the place of its next_obs in `finals`).
-        self._rows = _zeros(slots + 1, num_seeds, obs_dim + action_dim + 3, device=device)
-        self._finals = _zeros(max(64, num_seeds * slots // 100), obs_dim, device=device)
+        rows, finals = _shapes(num_seeds, slots, obs_dim, action_dim)
+        self._rows, self._finals = _zeros(*rows, device=device), _zeros(*finals, device=device)
         self._seeds = torch.arange(num_seeds, device=device)[:, None, None]
         self._free: list[int] = list(range(len(self._finals)))  # places in `finals`, all seeds
         self._taken: deque[tuple[int, int]] = deque()  # (transition, place), oldest first
@@ -160,6 +161,16 @@ class OnlineRing:
         """Frees the places of transitions that the next one overwrites, or that are overwritten already."""
         while self._taken and self._taken[0][0] <= self.count - self.slots:
             self._free.append(self._taken.popleft()[1])
+
+
+def ring_bytes(num_seeds: int, slots: int, obs_dim: int, action_dim: int) -> int:
+    """Memory that a new ring reserves."""
+    return 4 * sum(math.prod(shape) for shape in _shapes(num_seeds, slots, obs_dim, action_dim))
+
+
+def _shapes(num_seeds: int, slots: int, obs_dim: int, action_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of a new ring's rows and finals."""
+    return (slots + 1, num_seeds, obs_dim + action_dim + 3), (max(64, num_seeds * slots // 100), obs_dim)
 
 
 def _require_continuity(next_obs: Tensor, episode_end: Tensor, obs: Tensor) -> None:
