@@ -19,9 +19,9 @@ from bench.grid import slurm
 from bench.grid.job import CRASHES_OF_A_NODE, bad_nodes, crash_folder, note_crash
 from bench.grid.launch_options import CORES_PER_GPU, LaunchOptions, Site, minutes_of
 from bench.grid.launches import Array, Job, Launch, Need, array_name, launches, new_id, queued_runs
-from bench.grid.needs import with_cores_shared_out
+from bench.grid.needs import MB_OF_CONTEXT, MB_PER_COMPILER, megabytes, with_cores_shared_out
 from bench.grid.options import selected_configs
-from bench.grid.plan import sort_out, visible_gpus
+from bench.grid.plan import Pack, sort_out, visible_gpus
 from bench.grid.pool import Ending, Work
 from bench.grid.slurm import SlurmError, Task, expand
 from bench.grid.snapshot import snapshot_path, take_snapshot
@@ -114,11 +114,11 @@ def test_a_dry_run_shows_plan_and_script_and_writes_nothing(tmp_path):
     options += ["--setup", "module load cuda", "--max-parallel", "8", "--exclude", "n1,n2"]
     printed = dry_run(tmp_path, *options)
     assert "2 job arrays: 2 jobs with 2 packs of seeds, 3 runs; each job 1 GPU, up to 24.0 h, 8 of an array" in printed
-    assert needs_in(printed) == [["5", "6000M", "1", "1", "2", "fql"], ["4", "5000M", "1", "1", "1", "fql"]]
+    assert needs_in(printed) == [["5", "12000M", "1", "1", "2", "fql"], ["4", "11000M", "1", "1", "1", "fql"]]
     assert "cost: unknown for 2 jobs, since no run of their kind has finished on such a GPU" in printed
     for line in (
         *("partition = gpu", "account = lab", "time = 1440", "gpus_per_node = 1", "exclude = n1,n2", "requeue = True"),
-        *("array_parallelism = 8", "cpus_per_task = 5", "mem = 6000M", "signal_delay_s = 120"),
+        *("array_parallelism = 8", "cpus_per_task = 5", "mem = 12000M", "signal_delay_s = 120"),
         *("kill-on-invalid-dep = yes", "setup: module load cuda"),
     ):
         assert f"\n  {line}\n" in printed, line
@@ -155,7 +155,7 @@ def test_no_job_of_a_suite_asks_for_more_cores_than_a_gpu_has(suite, capsys, no_
     runs = sum(config.task in first.values() for config in configs)
     assert sum(int(row[4]) for row in rows) >= runs  # shared offline phases are runs as well
     assert all(int(cores) <= CORES_PER_GPU for cores, *_ in rows) and "warning" not in printed
-    assert all(int(memory.removesuffix("M")) <= 2_000 * int(cores) for cores, memory, *_ in rows)
+    assert all(int(memory.removesuffix("M")) <= 3_000 * int(cores) for cores, memory, *_ in rows)
     on_policy = [row for row in rows if {"reinflow", "dppo"} & {*row[5].split(", ")}]
     assert bool(on_policy) == any(config.num_envs > 1 for config in configs)
     assert all({*row[5].split(", ")} <= {"reinflow", "dppo"} for row in on_policy), "they have jobs of their own"
@@ -226,9 +226,61 @@ def test_memory_covers_what_a_pack_collects_and_less_than_that_is_refused(capsys
     assert main([*LAUNCH, "--slurm", "--dry-run", *options, "--mem", "0"]) == 0
 
 
+def pack_of(agent: str, seeds: int) -> Pack:
+    return Pack(tuple(tiny_config(agent, seed=seed) for seed in range(seeds)), Path("results"))
+
+
+EXECUTIONS = [
+    Execution(eval_workers=workers, env_workers=1, engine=engine)
+    for workers in (1, 2, 5)
+    for engine in ("eager", "compiled")
+]
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_a_job_asks_for_the_memory_of_each_process_and_of_each_pack_s_gpu(execution):
+    cores = 3
+
+    def on_gpu(seeds: int = 1, packs: int = 1, **changes) -> float:
+        """How much more than on a CPU."""
+        pack, own = pack_of("fql", seeds), replace(execution, **changes)
+        gpu, cpu = (Site(gpus_per_node=count, cpus_per_task=cores) for count in (1, 0))
+        return megabytes(pack, packs, gpu, own) - megabytes(pack, packs, cpu, own)
+
+    assert on_gpu() >= MB_OF_CONTEXT
+    assert on_gpu(seeds=8) == pytest.approx(on_gpu()), "one process, one context"
+    assert on_gpu(packs=3) == pytest.approx(3 * on_gpu())
+    assert on_gpu(device="cpu") == 0
+    assert on_gpu(eval_workers=execution.eval_workers + 1) > on_gpu()
+    assert on_gpu(engine="compiled") == on_gpu(engine="auto") == on_gpu(engine="compiled-graph")
+    compiling = MB_PER_COMPILER * (1 + cores)
+    assert on_gpu(engine="compiled") == pytest.approx(on_gpu(engine="graph") + compiling)
+
+
+def test_processes_that_compile_are_no_more_than_the_cores_and_no_more_than_four():
+    def of_them(cores: int) -> float:
+        site = Site(gpus_per_node=1, cpus_per_task=cores)
+        asked = [megabytes(pack_of("fql", 1), 1, site, Execution(engine=engine)) for engine in ("auto", "graph")]
+        return (asked[0] - asked[1]) / MB_PER_COMPILER
+
+    assert [of_them(cores) for cores in (1, 2, 4, 64)] == pytest.approx([0, 3, 5, 5])  # and one that they are forked of
+
+
+def test_a_dry_run_shows_the_memory_of_the_gpu(capsys, no_slurm):
+    assert main([*LAUNCH, "--slurm", "--dry-run", "--gpus-per-node", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "of the memory, a pack takes 1 GB for its GPU, and 4 GB while it compiles\n" in printed
+    need = int(needs_in(printed)[0][1].removesuffix("M"))
+    assert main([*LAUNCH, "--slurm", "--dry-run", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "for its GPU" not in printed and int(needs_in(printed)[0][1].removesuffix("M")) <= need - 5_000
+
+
 @pytest.mark.extra("tensorboard")
 def test_a_profile_may_ask_for_a_mirror_and_the_job_has_memory_for_it(tmp_path):
-    (tmp_path / "site.toml").write_text('[launch]\ngpus-per-node = 1\npack = 2\nmirror = ["tensorboard"]\n')
+    (tmp_path / "site.toml").write_text(
+        '[launch]\ngpus-per-node = 1\ndevice = "cpu"\npack = 2\nmirror = ["tensorboard"]\n'
+    )
     assert "  mem = 6000M\n" in dry_run(tmp_path, "--profile", str(tmp_path / "site.toml"))
 
 

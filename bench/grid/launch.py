@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from tyro.conf import Positional
 
@@ -18,7 +18,7 @@ from bench.command_line import check_folder, parse
 from bench.grid import slurm
 from bench.grid.cost import Cost, from_finished_runs
 from bench.grid.job import bad_nodes
-from bench.grid.launch_options import LaunchOptions, Site, check_effect, minutes_of, with_profile
+from bench.grid.launch_options import LaunchOptions, Site, check_effect, device_type, minutes_of, with_profile
 from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
 from bench.grid.needs import describe_needs, kinds, with_cores_shared_out
 from bench.grid.options import selected_configs
@@ -31,7 +31,6 @@ from bench.runs.claims import Claim, Claims
 from bench.runs.contract import GRIDS, OFFLINE_PHASES, ConfigError, StorageError, make_folder
 from bench.runs.quantities import counted, duration
 from bench.tools.data import describe_data, ensure_data
-from bench.training.execution import Execution
 from bench.training.extension import extend
 from bench.training.pack import prepare_directory
 
@@ -170,11 +169,6 @@ def plan_grid(configs: list[RunConfig], results: Path, options: LaunchOptions, q
     return Plan(complete, elsewhere, packs, execution, options.site.max_parallel, results)
 
 
-def device_type(site: Site, execution: Execution) -> Literal["cpu", "cuda"]:
-    """What jobs train on."""
-    return "cuda" if site.gpus and execution.device != "cpu" else "cpu"
-
-
 def costs_of(plan: Plan, site: Site) -> dict[Pack, Cost | None]:
     """By measured rates: of finished runs of the same kind on the same kind of device; else, for jobs of CPUs, of this
     machine. None where nothing is known."""
@@ -253,7 +247,7 @@ def describe_launch(launch: Launch, site: Site) -> None:
         f"{counted(packs, 'pack')} of seeds, {counted(runs, 'run')}; "
         f"each job {gpus}, up to {duration(60 * minutes_of(site.time))}, {site.max_parallel} of an array at a time"
     )
-    describe_needs(launch)
+    describe_needs(launch, site)
     if launch.exclude:
         print(f"keeps away from {', '.join(launch.exclude)}")
     estimates = [job.seconds for job in jobs if job.seconds is not None]

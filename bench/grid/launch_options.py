@@ -5,7 +5,7 @@ import tomllib
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -97,6 +97,11 @@ class Site:
         return int(self.mem.rstrip("KMGTkmgt")) * 1024.0 ** (
             "KMGT".find(self.mem[-1].upper()) - 1 if self.mem[-1].isalpha() else 0
         )
+
+
+def device_type(site: Site, execution: Execution) -> Literal["cpu", "cuda"]:
+    """What jobs train on."""
+    return "cuda" if site.gpus and execution.device != "cpu" else "cpu"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from agents.blocks.base import Agent, Metrics, Phase
 from agents.blocks.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from bench.protocol.config import ConfigError
 from bench.runs.contract import error_line, nearest
-from bench.training.execution import Mode
+from bench.training.execution import Mode, available_cores, compile_processes
 from bench.training.meters import MetricMeans
 from datasets.batch import Batch
 from datasets.cache import cache_root
@@ -388,8 +388,12 @@ def _distances(before: State, expected: State, got: State) -> dict[str, float]:
 
 def set_up_compiler() -> None:
     """Settings of torch.compile, and a place for what it has compiled that survives the process."""
+    from torch._inductor import config as inductor  # seconds
+
     torch._dynamo.config.trace_autograd_ops = True  # an update takes its gradients inside
     torch._dynamo.config.recompile_limit = 64  # engines in one process: every agent and phase is a new compilation
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        inductor.compile_threads = compile_processes(available_cores())
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         # Machine code is for one kind of processor; a home directory may be shared by several.
         cpuinfo = Path("/proc/cpuinfo")

@@ -10,6 +10,7 @@ from tyro.conf import Fixed
 from bench.command_line import check_finite, check_least, flag
 from bench.runs.claims import LEASE_SECONDS
 
+COMPILE_PROCESSES = 4  # of torch.compile at most, each of hundreds of MB; torch alone would start up to 32
 EXIT_PREEMPTED = 75  # of a process whose runs were stopped: sysexits' EX_TEMPFAIL, start again to go on
 
 
@@ -55,6 +56,11 @@ class Execution:
     def stepping(self, environments: int) -> int:
         """Processes that step so many environments of a pack."""
         return environments if self.env_workers is None else min(environments, self.env_workers)
+
+
+def compile_processes(cores: int) -> int:
+    """In which torch.compile works at the same time, beside the process that trains."""
+    return min(COMPILE_PROCESSES, cores)
 
 
 def available_cores() -> int:
