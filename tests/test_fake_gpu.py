@@ -1,4 +1,4 @@
-"""CUDA paths on a machine without a GPU: what no CUDA graph can hold.
+"""CUDA paths on a machine without a GPU: what no CUDA graph can hold, and how many kernels an update launches.
 
 By fake tensors that say that they are on a GPU (tests/fake_gpu). They have no numbers, streams or memory: what only a
 GPU can show is for `make test-gpu`.
@@ -15,8 +15,11 @@ from filelock import FileLock
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agents import AGENTS
+from tests.benchmarks.kernels import BANDWIDTH, EAGER_LAUNCH, GRAPH_LAUNCH, RATES, project, seconds
+from tests.fake_gpu.budget import COMPILED, FUSED, TABLE, WRITE, counts, departures, read_budget
 from tests.fake_gpu.build import NoFakeGPU
-from tests.fake_gpu.paths import SEEDS, Finding, findings
+from tests.fake_gpu.compiled import fused_launches
+from tests.fake_gpu.paths import PARTS, SEEDS, Finding, findings
 from tests.fake_gpu.watch import Operator, Watch
 
 FEW = ("sac_flow_g", "qc_fql", "idql", "qsm", "reinflow")  # of different structure; the others are thorough tests
@@ -72,6 +75,11 @@ def test_an_agent_does_nothing_on_a_gpu_that_a_cuda_graph_cannot_hold(name: str,
     assert [(finding.seeds, finding.faults) for finding in examined(name)] == [(seeds, []) for seeds in SEEDS]
 
 
+@pytest.mark.parametrize("name", EACH)
+def test_an_agent_launches_as_many_kernels_as_its_budget_has(name: str, examined: Examined) -> None:
+    assert not departures(counts(examined(name)), read_budget())
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_fault_is_named_with_its_line(name: str, examined: Examined) -> None:
     for finding in examined(f"planted_{name}"):
@@ -80,6 +88,40 @@ def test_a_planted_fault_is_named_with_its_line(name: str, examined: Examined) -
         assert all(PLANTED[name] in fault for fault in finding.faults), finding.faults
         if name not in ("KeepsGraph", "LaysOutOtherwise"):  # found after the line has run
             assert all("(tests/fake_gpu/planted.py:" in fault for fault in finding.faults), finding.faults
+
+
+def test_the_budget_has_every_agent_and_no_other() -> None:
+    eager = {(name, seeds, part) for name in AGENTS for seeds in SEEDS for part in PARTS}
+    assert read_budget().keys() == eager | {(name, 1, COMPILED) for name in FUSED}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUSED)
+def test_a_compiler_fuses_an_update_into_as_many_kernels_as_the_budget_has(name: str) -> None:
+    pytest.importorskip("triton", reason="needs Triton: pip install triton")
+    try:
+        found = fused_launches([name])
+    except NoFakeGPU as error:
+        pytest.skip(str(error))
+    assert not departures(found, read_budget())
+
+
+@pytest.mark.parametrize(
+    ("launches", "lines"),
+    [
+        (105, []),
+        (95, []),
+        (106, [f"fql, act, S = 8: 106 launches, +6% against 100 in {TABLE.name}; if that is meant: {WRITE}"]),
+        (94, [f"fql, act, S = 8: 94 launches, -6% against 100 in {TABLE.name}; so that it stays so: {WRITE}"]),
+    ],
+)
+def test_a_count_that_departs_from_the_budget_is_named_with_the_way_to_accept_it(launches: int, lines: list) -> None:
+    assert departures({("fql", 8, "act"): launches}, {("fql", 8, "act"): 100}) == lines
+
+
+def test_an_agent_that_the_budget_does_not_have_is_named() -> None:
+    (line,) = departures({("new", 1, "act"): 5}, {})
+    assert line == f"new, act, S = 1: 5 launches, which {TABLE.name} does not have; add them: {WRITE}"
 
 
 def test_views_launch_nothing_and_products_count_their_arithmetic() -> None:
@@ -98,3 +140,28 @@ def test_views_launch_nothing_and_products_count_their_arithmetic() -> None:
         Operator(1, 0, sums),
         Operator(1, 0, 2 * 4 * 4),
     ]
+
+
+@pytest.mark.parametrize(
+    ("operator", "expected"),
+    [
+        (Operator(2, 10**6, 10**6), 2 * GRAPH_LAUNCH),
+        (Operator(1, 10**12, 10**6), 10**12 / RATES["fp32"]),
+        (Operator(1, 10**6, 10**10), 10**10 / BANDWIDTH),
+    ],
+)
+def test_an_operator_takes_as_long_as_its_launches_product_or_traffic(operator: Operator, expected: float) -> None:
+    finding = Finding("fql", 1, operators={"act": [operator]})
+    assert seconds(finding, "act", RATES["fp32"]) == pytest.approx(expected)
+
+
+def test_a_projected_run_is_its_updates_and_its_actions_by_seed() -> None:
+    # fql: 1M offline updates, 1M steps of which 4,999 precede the first update, an action at each.
+    launches = {"offline": 100, "online": 300, "act": 10}
+    operators = {part: [Operator(number, 0, 0)] for part, number in launches.items()}
+    findings = [Finding("fql", seeds, 3, operators=operators) for seeds in SEEDS]
+    projection = project(findings, RATES["fp32"])
+    hours = GRAPH_LAUNCH * (1e6 * 100 + (1e6 - 4_999) * 300 / 3 + 1e6 * 10) / 3600
+    assert projection.hours == {1: pytest.approx(hours), 8: pytest.approx(hours / 8)}
+    assert projection.gain == pytest.approx(8)
+    assert seconds(findings[0], "online", RATES["fp32"], EAGER_LAUNCH) == pytest.approx(100 * EAGER_LAUNCH)

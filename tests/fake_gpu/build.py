@@ -32,6 +32,7 @@ def run_on_fake_gpu(arguments: Sequence[str], **options: object) -> subprocess.C
             GUARD: _compiled("device_guard", Path(folder)),
             "CUDA_VISIBLE_DEVICES": "",  # a GPU that is there is none of theirs
             "OMP_NUM_THREADS": "1",
+            "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "compiled"),  # for a GPU that is not this machine's
         }
         # Copies of networks ask for the addresses of tensors without numbers.
         command = [sys.executable, "-W", "ignore:Accessing the data pointer of FakeTensor", *arguments]
