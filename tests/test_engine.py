@@ -1,6 +1,7 @@
 """Every way of executing updates gives what eager execution gives, and says so when it does not."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -231,8 +232,9 @@ def test_a_compiler_that_fails_or_errs_is_left_for_eager_updates_with_a_loud_lin
     setup.train()
     eager.train()
     said = capsys.readouterr().err
-    assert said.count("WARNING: offline updates are NOT compiled, they run eager") == 1
-    assert reason in said and len(said.strip().splitlines()) == 1
+    *trace, warning = said.strip().splitlines()
+    assert warning.startswith("engine: WARNING: offline updates are NOT compiled, they run eager") and reason in warning
+    assert bool(trace) == (compiler is failing)
     assert setup.engine.mode == "eager"
     for name, value in setup.outcome().items():
         assert torch.equal(value, eager.outcome()[name]), name
@@ -314,15 +316,24 @@ def test_actions_are_those_of_the_agent_at_every_step() -> None:
 # --- on a GPU
 
 
+class Watched:
+    """torch.cuda, whose graphs fail where a tensor that they read was freed."""
+
+    graph = staticmethod(partial(torch.cuda.graph, check_input_liveness=True))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.cuda, name)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ON_GPU)
 def test_captured_actions_equal_eager_ones(name: str) -> None:
     device = pick_device("cuda")
-    fast, eager = Setup(name, device=device, mode="graph"), Setup(name, device=device)
+    fast, eager = Setup(name, device=device, mode="graph", cuda=Watched()), Setup(name, device=device)
     for step in (0, 5, 10):
         obs = torch.randn(2, fast.num_envs, OBS_DIM)
         torch.testing.assert_close(fast.engine.act(obs, step), eager.engine.act(obs, step), rtol=1e-4, atol=1e-5)
-    assert fast.engine.warning is None
+    assert not fast.engine.warnings
 
 
 @pytest.mark.gpu
@@ -330,7 +341,7 @@ def test_captured_actions_equal_eager_ones(name: str) -> None:
 @pytest.mark.parametrize("name", ON_GPU)
 def test_updates_on_a_gpu_equal_eager_ones(name: str, mode: str) -> None:
     device = pick_device("cuda")
-    fast, eager = Setup(name, device=device, mode=mode), Setup(name, device=device)
+    fast, eager = Setup(name, device=device, mode=mode, cuda=Watched()), Setup(name, device=device)
     fast.train(offline=12)
     eager.train(offline=12)
     assert fast.engine.mode == mode

@@ -572,7 +572,7 @@ def test_captured_sampling_follows_the_ring_while_the_version_stands():
     replay.sample(fractions)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         captured = replay.sample(fractions)
     version = replay.version
     for number in range(1, 130):

@@ -6,15 +6,17 @@ to be had, the engine says so and goes on with the next slower way.
 """
 
 import hashlib
-import math
+import itertools
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from types import MappingProxyType
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +24,10 @@ from torch import Tensor
 from agents.blocks.base import Agent, Metrics, Phase
 from agents.blocks.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from bench.protocol.config import ConfigError
-from bench.runs.contract import error_line, nearest
+from bench.runs.contract import nearest
+from bench.training.agreement import TOLERANCE_OF_SEVERAL, MismatchError, State, check_agreement
+from bench.training.capture import GraphFamily
+from bench.training.causes import cause_of
 from bench.training.execution import Mode, available_cores, compile_processes
 from bench.training.meters import MetricMeans
 from datasets.batch import Batch
@@ -41,10 +46,6 @@ PREFETCHED = 8  # batches on their way from a replay on the host
 COMPILE_FROM = 100_000  # updates from which on compiling (a minute or two on a CPU) pays
 
 CHECKED_UPDATES = 2  # at least, and each turn of the agent's period
-# Largest distance of fast from eager execution, as a share of how far eager execution moved from the start. Adam's
-# means are linear in gradients; parameters get more room, because Adam's first steps are signs of gradients and
-# rounding turns those of gradients near 0. Counts are equal: in a norm their steps of 1 would outweigh all else.
-TOLERANCE = {"metrics": 1e-3, "gradients": 1e-3, "parameters": 5e-2, "counts": 0.0}
 
 
 def pick_device(name: str) -> torch.device:
@@ -79,11 +80,6 @@ def pick_mode(name: str, device: torch.device, updates: int) -> Mode:
     raise ConfigError(f"unknown engine {name!r}{nearest(name, MODES)}; engines: auto, {', '.join(MODES)}")
 
 
-class MismatchError(Exception):
-    """A fast way of executing updates does not give what eager execution gives."""
-
-
-State = dict[str, Tensor]
 Ways = dict[tuple[int, int], Callable[[], object]]  # turn of the first update, number of updates -> what makes them
 
 
@@ -102,19 +98,27 @@ class Engine:
         first_online: int = 0,
         device: torch.device,
         mode: Mode = "eager",
+        keep: Mapping[str, Mode] = MappingProxyType({}),
+        may_change: bool = False,
         compiler: str = "inductor",
         on_policy: TrajectoryStore | None = None,
+        cuda: Any = torch.cuda,
     ):
         """
         Args:
             metrics: every update's metrics are added to these.
+            keep: ways in which the run was executed so far (see `engines`), which it goes on in. Where one is not to be
+                had here, updating or acting raises ConfigError, unless it `may_change`.
             online_batch_size: that of online updates where it differs.
             first_online: number of the run's first online update, from which the agent's turns are counted.
             compiler: back end of torch.compile.
             on_policy: what online updates are made on instead of the replay.
+            cuda: what captures graphs (bench.training.capture).
         """
-        self.mode: Mode = mode  # in effect: a fallback changes it
-        self.warning: str | None = None  # that, and why
+        self.mode: Mode = keep.get("online") or keep.get("offline") or mode  # in effect: a fallback changes it
+        self.engines: dict[str, Mode] = {}  # the same by part, once it has begun: `offline`, `online`, `acting`
+        self.warnings: list[str] = []  # of fallbacks, each with its cause
+        self._keep, self._may_change = dict(keep), may_change
         self._agent, self._replay, self._metrics, self._device = agent, replay, metrics, device
         self._periods: dict[Phase, int] = {"offline": 1, "online": agent.period}
         self._first_online = first_online
@@ -133,7 +137,9 @@ class Engine:
         self._obs = torch.zeros(len(seeds), num_envs, agent.obs_dim, device=device)
         self._act: Callable[[], tuple[Tensor, Tensor]] | None = None
         self._compiler = compiler
-        self._ways: dict[Phase, Ways] = {}
+        self._update_graphs, self._acting_graphs = GraphFamily(cuda), GraphFamily(cuda)
+        self._phase: Phase | None = None  # that `_ways` are of
+        self._ways: Ways = {}
         self._metric_names: dict[tuple[Phase, int], tuple[str, ...]] = {}  # of each turn
         self._replay_version = replay.version
         self._given: PackedWindow | None = None  # gathered on the host
@@ -142,7 +148,7 @@ class Engine:
     @property
     def burst(self) -> int:
         """Updates worth asking for at once; a driver that must react to signals asks for no more."""
-        return NOISE_BLOCK if self._device.type == "cuda" else 1
+        return NOISE_BLOCK if self._device.type != "cpu" else 1
 
     def update_offline(self, number: int, count: int = 1) -> None:
         """Gradient updates `number` to `number` + `count` - 1 of the run, on the dataset."""
@@ -151,6 +157,12 @@ class Engine:
     def update_online(self, number: int, count: int = 1) -> None:
         """Gradient updates `number` to `number` + `count` - 1, on dataset and collected transitions."""
         self._run("online", number, count)
+
+    def close(self) -> None:
+        """Frees graphs, and lets go of what leads back to this engine, so that its tensors can be freed."""
+        self._ways, self._act, self._phase = {}, None, None
+        self._update_graphs.end()
+        self._acting_graphs.end()
 
     def act(self, obs: Tensor, env_step: int) -> tuple[Tensor, Tensor]:
         """Training action chunks (S, E, H, A), and the agent's record (S, E, W) of each, on the CPU.
@@ -192,10 +204,11 @@ class Engine:
 
     def _run(self, phase: Phase, number: int, count: int) -> None:
         if self._replay.version != self._replay_version:  # graphs hold tensors that the replay no longer uses
-            self._ways, self._given, self._replay_version = {}, None, self._replay.version
-        if phase not in self._ways:
-            self._ways[phase] = self._prepare(phase, number)
-        self._make(phase, self._ways[phase], number, count)
+            self._phase, self._given, self._replay_version = None, None, self._replay.version
+        if self._phase != phase:
+            self.close()
+            self._ways, self._phase = self._prepare(phase, number), phase
+        self._make(phase, self._ways, number, count)
         period = self._periods[phase]
         for ahead in range(min(count, period)):
             names = self._metric_names[phase, self._turn(phase, number + ahead)]
@@ -259,37 +272,49 @@ class Engine:
         def eager(turn: int) -> None:
             self._metric_names[phase, turn] = tuple(self._update(phase, turn))
 
-        period = self._periods[phase]
-        slow: Ways = {(turn, 1): partial(eager, turn) for turn in range(period)}
+        slow: Ways = {(turn, 1): partial(eager, turn) for turn in range(self._periods[phase])}
+        self.mode = self.engines.get(phase) or self._keep.get(phase) or self.mode
         while self.mode != "eager":
-            # The first updates, eagerly, then the same ones the fast way.
             started = time.monotonic()
-            checked = max(CHECKED_UPDATES, period)
-            if "graph" in self.mode:
-                checked += period - 1 + _graph_updates(period)
             before = self._state()
-            self._make(phase, slow, number, checked)
-            expected = self._state()
-            self._restore(before)
+            expected = self._after(before, phase, slow, number, self._checked(phase))
             try:
                 ways = self._fast_ways(phase, number)
-                self._restore(before)
-                self._make(phase, ways, number, checked)
-                apart = _distances(before, expected, self._state())
-                if any(not apart[kind] <= tolerance for kind, tolerance in TOLERANCE.items()):
-                    raise MismatchError(f"{_list(apart)} from eager updates; allowed: {_list(TOLERANCE)}")
+                apart = self._check(before, expected, phase, slow, ways, number)
             except Exception as error:  # whatever a compiler or a capture may raise: it is said, and the rest goes on
-                slower = SLOWER[self.mode]
-                self.warning = f"{phase} updates are NOT {self.mode}, they run {slower} and take longer: {_line(error)}"
-                self.mode = slower
-                _say(f"WARNING: {self.warning}")
+                self._update_graphs.end()
+                self._fall_back(phase, f"{phase} updates", self.mode, SLOWER[self.mode], error)
+                self.mode = SLOWER[self.mode]
             else:
                 seconds = time.monotonic() - started
-                _say(f"{phase} updates are {self.mode}, set up in {seconds:.0f} s; {_list(apart)} from eager ones")
+                _say(f"{phase} updates are {self.mode}, set up in {seconds:.0f} s; {apart} from eager ones")
+                self.engines[phase] = self.mode
                 return ways
             finally:
                 self._restore(before)
+        self.engines[phase] = self.mode
         return slow
+
+    def _checked(self, phase: Phase) -> int:
+        """How many updates are compared number by number: each turn of the agent's is among them."""
+        return max(CHECKED_UPDATES, self._periods[phase])
+
+    def _check(self, before: State, expected: State, phase: Phase, slow: Ways, ways: Ways, number: int) -> str:
+        """How far the ways are from eager updates, in words. Raises MismatchError."""
+        singles = {(turn, size): way for (turn, size), way in ways.items() if size == 1}
+        apart = check_agreement(before, expected, self._after(before, phase, singles, number, self._checked(phase)))
+        for first, size in ways.keys() - singles.keys():
+            places = itertools.count(number)  # of updates that such a step could make
+            at = next(n for n in places if self._turn(phase, n) == first and n % NOISE_BLOCK + size <= NOISE_BLOCK)
+            several = [self._after(before, phase, each, at, size) for each in (slow, ways)]
+            check_agreement(before, *several, tolerance=TOLERANCE_OF_SEVERAL)
+        return apart
+
+    def _after(self, before: State, phase: Phase, ways: Ways, number: int, count: int) -> State:
+        """The state that so many updates lead to from `before`."""
+        self._restore(before)
+        self._make(phase, ways, number, count)
+        return self._state()
 
     def _prepare_acting(self) -> Callable[[], tuple[Tensor, Tensor]]:
         """The agent's `collect`; as a CUDA graph where updates are graphs too and it gives the same."""
@@ -298,25 +323,47 @@ class Engine:
             return self._agent.collect(self._obs, TapeNoise(self._acting))
 
         expected = eager()
-        if "graph" not in self.mode:
+        way = self.engines.get("acting") or self._keep.get("acting") or ("graph" if "graph" in self.mode else "eager")
+        if way == "eager":
+            self.engines["acting"] = way
             return eager
         try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                captured = eager()
+            self._acting_graphs.warm_up(eager)
+            captured: list[tuple[Tensor, Tensor]] = []
+            replay = self._acting_graphs.capture(lambda: captured.append(eager()))
 
-            def replay() -> tuple[Tensor, Tensor]:
-                graph.replay()
-                return captured
+            def act() -> tuple[Tensor, Tensor]:
+                replay()
+                return captured[0]
 
-            pairs = zip(replay(), expected, strict=True)
+            pairs = zip(act(), expected, strict=True)
             if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-4, equal_nan=True) for pair in pairs):
                 raise MismatchError("a captured chunk differs from an eager one")
         except Exception as error:  # as above: said, and done the slower way
-            self.warning = f"training actions are NOT captured and take longer: {_line(error)}"
-            _say(f"WARNING: {self.warning}")
+            self._acting_graphs.end()
+            self._fall_back("acting", "training actions", "graph", "eager", error)
+            self.engines["acting"] = "eager"
             return eager
-        return replay
+        self.engines["acting"] = "graph"
+        return act
+
+    def _fall_back(self, part: str, what: str, way: Mode, slower: Mode, error: Exception) -> None:
+        """Says why a part is executed a slower way, and keeps it; a traceback goes to the log.
+
+        Raises ConfigError where the run must go on as it was executed so far.
+        """
+        if isinstance(error, MismatchError):
+            cause = str(error)
+        else:
+            traceback.print_exception(error, file=sys.stderr)
+            cause = cause_of(error)
+        if part in self._keep and part not in self.engines and not self._may_change:
+            raise ConfigError(
+                f"{what} of this run were {way} so far, and here they cannot be: {cause}; the run would not end as an "
+                f"undisturbed one; go on where it began, or here as {slower} with --accept-change engine"
+            ) from error
+        self.warnings.append(f"{what} are NOT {way}, they run {slower} and take longer: {cause}")
+        _say(f"WARNING: {self.warnings[-1]}")
 
     def _fast_ways(self, phase: Phase, number: int) -> Ways:
         def one(turn: int) -> Callable[[], object]:
@@ -332,24 +379,18 @@ class Engine:
         ones: Ways = {(turn, 1): one(turn) for turn in range(period)}
         if "graph" not in self.mode:
             return ones
-        # Outside the capture first: libraries make their workspaces, the compiler its kernels.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._make(phase, ones, number, max(3, period))
-        torch.cuda.current_stream().wait_stream(side)
+        self._update_graphs.warm_up(lambda: self._make(phase, ones, number, max(3, period)))
         sizes = list(ones)
         if self._sources[phase].on_device:
-            sizes.append((0, _graph_updates(period)))
-        graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        for first, size in sizes:
-            graph = torch.cuda.CUDAGraph()
-            pool = next(iter(graphs.values())).pool() if graphs else None
-            with torch.cuda.graph(graph, pool=pool):
-                for turn in range(first, first + size):
-                    ones[turn % period, 1]()
-            graphs[first, size] = graph
-        return {way: graph.replay for way, graph in graphs.items()}
+            sizes.append((0, max(1, GRAPH_UPDATES // period) * period))
+
+        def several(first: int, size: int) -> None:
+            for turn in range(first, first + size):
+                ones[turn % period, 1]()
+
+        for tape in (self._starts, self._noise):
+            tape.offset.zero_()  # room for all that is captured: it is done where a test has no CUDA
+        return {way: self._update_graphs.capture(partial(several, *way)) for way in sizes}
 
     def _state(self) -> State:
         """Copies of all tensors that an update changes, the tapes' offsets apart."""
@@ -364,33 +405,12 @@ class Engine:
             total.copy_(state.get(f"metric {name}", torch.zeros_like(total)))
 
 
-def _distances(before: State, expected: State, got: State) -> dict[str, float]:
-    """How far `got` is from `expected`, as a share of how far `expected` is from `before`, by kind of tensor.
-
-    Of counts it is the root of how many differ.
-    """
-    moved, apart = dict.fromkeys(TOLERANCE, 0.0), dict.fromkeys(TOLERANCE, 0.0)
-    for name, eager in expected.items():
-        kind = "metrics" if name.startswith("metric ") else "gradients" if "/" in name else "parameters"
-        if name.endswith("/steps") or not eager.is_floating_point():
-            apart["counts"] += float((got[name] != eager).sum())
-            continue
-        # A metric may be new. A seed that diverged holds NaN on both sides.
-        start, eager, fast = (
-            torch.nan_to_num(state[name].double(), 0, 0, 0) if name in state else torch.zeros((), dtype=torch.float64)
-            for state in (before, expected, got)
-        )
-        moved[kind] += float((eager - start).square().sum())
-        apart[kind] += float((fast - eager).square().sum())
-    moved["counts"] = 1.0
-    return {kind: math.sqrt(apart[kind] / (moved[kind] or math.nan)) if apart[kind] else 0.0 for kind in TOLERANCE}
-
-
 def set_up_compiler() -> None:
     """Settings of torch.compile, and a place for what it has compiled that survives the process."""
     from torch._inductor import config as inductor  # seconds
 
     torch._dynamo.config.trace_autograd_ops = True  # an update takes its gradients inside
+    inductor.deterministic = True  # no choice of kernels by their time: a restart might choose others
     torch._dynamo.config.recompile_limit = 64  # engines in one process: every agent and phase is a new compilation
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         inductor.compile_threads = compile_processes(available_cores())
@@ -401,19 +421,6 @@ def set_up_compiler() -> None:
         features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
         kind = hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "compiled" / kind)
-
-
-def _graph_updates(period: int) -> int:
-    """Updates captured in one graph: whole periods, so that each begins with the first turn."""
-    return max(1, GRAPH_UPDATES // period) * period
-
-
-def _list(shares: dict[str, float]) -> str:
-    return ", ".join(f"{kind} {share:.0e}" for kind, share in shares.items())
-
-
-def _line(error: Exception) -> str:
-    return error_line(error)[:300]
 
 
 def _say(message: str) -> None:

@@ -432,7 +432,7 @@ class Training:
     @property
     def _facts(self) -> dict[str, object]:
         """What status.json says beside the state: how updates are executed, and how fast."""
-        return {"engine": self.engine.mode, "warning": self.engine.warning, **self._clock.recent}
+        return {"engine": self.engine.mode, "warning": "; ".join(self.engine.warnings) or None, **self._clock.recent}
 
     def _status(self, state: str) -> None:
         with self._watch.part("write"):
