@@ -5,16 +5,13 @@ it is used, its first updates are compared with eager ones from the same state; 
 to be had, the engine says so and goes on with the next slower way.
 """
 
-import hashlib
 import itertools
 import os
-import platform
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -25,13 +22,13 @@ from agents.blocks.base import Agent, Metrics, Phase
 from agents.blocks.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from bench.protocol.config import ConfigError
 from bench.runs.contract import nearest
+from bench.training import compiled
 from bench.training.agreement import TOLERANCE_OF_SEVERAL, MismatchError, State, check_agreement
 from bench.training.capture import GraphFamily
 from bench.training.causes import cause_of
 from bench.training.execution import Mode, available_cores, compile_processes
 from bench.training.meters import MetricMeans
 from datasets.batch import Batch
-from datasets.cache import cache_root
 from datasets.replay.replay import Replay
 from datasets.replay.trajectories import TrajectoryStore
 from datasets.replay.windows import PackedWindow
@@ -286,6 +283,8 @@ class Engine:
                 self._fall_back(phase, f"{phase} updates", self.mode, SLOWER[self.mode], error)
                 self.mode = SLOWER[self.mode]
             else:
+                if "compiled" in self.mode:
+                    compiled.share(type(self._agent).__name__)
                 seconds = time.monotonic() - started
                 _say(f"{phase} updates are {self.mode}, set up in {seconds:.0f} s; {apart} from eager ones")
                 self.engines[phase] = self.mode
@@ -372,7 +371,7 @@ class Engine:
 
             if "compiled" not in self.mode:
                 return update
-            set_up_compiler()
+            set_up_compiler(type(self._agent).__name__)
             return torch.compile(update, fullgraph=True, dynamic=False, backend=self._compiler)
 
         period = self._periods[phase]
@@ -405,8 +404,9 @@ class Engine:
             total.copy_(state.get(f"metric {name}", torch.zeros_like(total)))
 
 
-def set_up_compiler() -> None:
-    """Settings of torch.compile, and a place for what it has compiled that survives the process."""
+def set_up_compiler(agent: str = "") -> None:
+    """Settings of torch.compile, and a place for what it compiles for an agent, by its class, that survives the
+    process."""
     from torch._inductor import config as inductor  # seconds
 
     torch._dynamo.config.trace_autograd_ops = True  # an update takes its gradients inside
@@ -414,13 +414,7 @@ def set_up_compiler() -> None:
     torch._dynamo.config.recompile_limit = 64  # engines in one process: every agent and phase is a new compilation
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         inductor.compile_threads = compile_processes(available_cores())
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        # Machine code is for one kind of processor; a home directory may be shared by several.
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-        features = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
-        kind = hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "compiled" / kind)
+    compiled.use_folder(agent)
 
 
 def _say(message: str) -> None:
