@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.blocks.base import Adam, Agent, Metrics, Noise, Phase, frozen_copy, gradient_step, polyak_update
 from agents.blocks.config import check_config
-from agents.blocks.critic import Critic, CriticConfig, choose, repeat_obs
+from agents.blocks.critic import Critic, CriticConfig, choose
 from agents.blocks.denoisers import MLPDenoiser, Predictor, SinusoidalStep
 from agents.blocks.diffusion import ScheduleName, ddpm_sample, ddpm_step, denoising_loss, draw_noise, make_schedule
 from agents.blocks.flow import rollout_gradient_norms
@@ -74,13 +74,13 @@ class DiffusionQL(Agent):
 
     def candidates(self, obs: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """`num_candidates` samples at each obs (S, B, O), (S, B * n, H, A), and their Q, (S, B, n)."""
-        obs = repeat_obs(obs, self.config.num_candidates)
-        candidates = self.sample(self.denoiser(obs), obs, noise, "act")
-        return candidates, self.critic.target_value(obs, candidates).unflatten(1, (-1, self.config.num_candidates))
+        num_candidates = self.config.num_candidates
+        candidates = self.sample(self.denoiser(obs), obs, noise, "act", num_candidates)
+        return candidates, self.critic.target_value(obs, candidates).unflatten(1, (-1, num_candidates))
 
-    def sample(self, predict: Predictor, obs: Tensor, noise: Noise, draw: str) -> Tensor:
-        """An action chunk (S, B, H, A) at obs (S, B, O), from numbers drawn under names that begin with `draw`."""
-        x_T, step_noise = draw_noise(draw, (obs.shape[1], self.chunk_dim), noise, self.schedule)
+    def sample(self, predict: Predictor, obs: Tensor, noise: Noise, draw: str, num_candidates: int = 1) -> Tensor:
+        """n action chunks at each obs (S, B, O), (S, B * n, H, A), drawn under names that begin with `draw`."""
+        x_T, step_noise = draw_noise(draw, (obs.shape[1] * num_candidates, self.chunk_dim), noise, self.schedule)
         x_0 = ddpm_sample(predict, x_T, step_noise, self.schedule, clip="clean", step_std="posterior")
         return x_0.clamp(-1, 1).unflatten(-1, (self.chunk_length, -1))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.blocks.base import Adam, Agent, Metrics, Noise, frozen_copy, gradient_step, polyak_update
 from agents.blocks.config import check_config
-from agents.blocks.critic import Critic, CriticConfig, Value, best_candidate, expectile_loss, repeat_obs
+from agents.blocks.critic import Critic, CriticConfig, Value, best_candidate, expectile_loss
 from agents.blocks.denoisers import FourierStep, ResidualDenoiser
 from agents.blocks.diffusion import ScheduleName, ddpm_sample, denoising_loss, draw_noise, make_schedule
 from datasets.batch import Batch
@@ -65,13 +65,13 @@ class IDQL(Agent):
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
         """The sample with the highest Q; the same in both modes."""
-        obs = repeat_obs(obs, self.config.num_candidates)
-        candidates = self.policy(obs, noise, "act")
-        return best_candidate(candidates, self.critic.target_value(obs, candidates), self.config.num_candidates)
+        num_candidates = self.config.num_candidates
+        candidates = self.policy(obs, noise, "act", num_candidates)
+        return best_candidate(candidates, self.critic.target_value(obs, candidates), num_candidates)
 
-    def policy(self, obs: Tensor, noise: Noise, draw: str) -> Tensor:
-        """A sample (S, B, H, A) of the averaged policy at obs (S, B, O), from numbers drawn under `draw`'s names."""
-        x_T, step_noise = draw_noise(draw, (obs.shape[1], self.chunk_dim), noise, self.schedule)
+    def policy(self, obs: Tensor, noise: Noise, draw: str, num_candidates: int = 1) -> Tensor:
+        """n samples of the averaged policy at each obs (S, B, O), (S, B * n, H, A), drawn under `draw`'s names."""
+        x_T, step_noise = draw_noise(draw, (obs.shape[1] * num_candidates, self.chunk_dim), noise, self.schedule)
         x_0 = ddpm_sample(self.target_denoiser(obs), x_T, step_noise, self.schedule, clip="sample")
         return x_0.unflatten(-1, (self.chunk_length, -1))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
 from agents.blocks.config import check_config
-from agents.blocks.critic import Critic, CriticConfig, Value, best_candidate, expectile_loss, repeat_obs
+from agents.blocks.critic import Critic, CriticConfig, Value, best_candidate, expectile_loss
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch, WindowMask
@@ -55,8 +55,7 @@ class IFQL(Agent):
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
         """Of `num_candidates` samples of the flow, that with the highest minimum over the critics; in both modes."""
         num_candidates = self.config.num_candidates
-        obs = repeat_obs(obs, num_candidates)  # (S, B * n, O)
-        x_0 = noise.normal("act_noise", obs.shape[1], self.chunk_dim)
+        x_0 = noise.normal("act_noise", obs.shape[1] * num_candidates, self.chunk_dim)  # (S, B * n, D)
         x_1 = integrate(self.behaviour_velocity(obs), x_0, self.config.flow_steps).clamp(-1, 1)
         candidates = x_1.unflatten(-1, (self.chunk_length, -1))
         # The minimum whatever `q_aggregation` is, as in both official codes.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
 from agents.blocks.config import check_config
-from agents.blocks.critic import Critic, CriticConfig, best_candidate, repeat_obs
+from agents.blocks.critic import Critic, CriticConfig, best_candidate
 from agents.blocks.flow import integrate, matching_loss
 from agents.blocks.velocities import PlainVelocity
 from datasets.batch import Batch
@@ -52,8 +52,7 @@ class QC(Agent):
     def policy(self, obs: Tensor, noise: Noise, draw: str) -> Tensor:
         """The chunk (S, B, H, A) with the highest Q, aggregated, of `num_candidates` samples of the flow at obs."""
         num_candidates = self.config.num_candidates
-        obs = repeat_obs(obs, num_candidates)  # (S, B * n, O)
-        x_0 = noise.normal(draw, obs.shape[1], self.chunk_dim)
+        x_0 = noise.normal(draw, obs.shape[1] * num_candidates, self.chunk_dim)  # (S, B * n, D)
         x_1 = integrate(self.behaviour_velocity(obs), x_0, self.config.flow_steps).clamp(-1, 1)
         candidates = x_1.unflatten(-1, (self.chunk_length, -1))
         q = self.critic.aggregate(self.critic(obs, candidates))  # (S, B * n)

@@ -355,7 +355,8 @@ def polyak_update(target: nn.Module, online: nn.Module, rate: float | Tensor) ->
 
     Most agents call it before the gradient step: in their official code the target follows the parameters before it.
     """
-    old, new = list(target.parameters()), list(online.parameters())
+    old: list[Tensor] = list(target.parameters())
+    new: list[Tensor] = list(online.parameters())
     if not isinstance(rate, Tensor):
         torch._foreach_lerp_(old, new, rate)  # pyright: ignore[reportPrivateImportUsage]
     elif kernels.at_once(rate):  # the operator above takes no tensor: three launches, not one for each parameter

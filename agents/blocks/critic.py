@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.blocks.base import Adam, Metrics, Noise, frozen_copy, polyak_update
 from agents.blocks.config import check_config
-from agents.blocks.networks import MLP, Activation, Dims, Init, Norm
+from agents.blocks.networks import MLP, Activation, Dims, Init, Norm, joined
 from datasets.batch import Batch
 
 QAggregation = Literal["mean", "min", "pessimistic"]  # over an ensemble; pessimistic: mean - pessimism * std
@@ -37,6 +37,7 @@ class CriticConfig:
 class QEnsemble(nn.Module):
     """N networks Q(s, a) -> (S, N, B) of obs (S, B, O) and action chunk (S, B, H, A), or flat (S, B, D).
 
+    Of n candidates for each observation, (S, B * n, H, A), it is (S, N, B * n).
     `constant`: no gradient reaches the parameters (a policy's loss moves only the action).
     """
 
@@ -61,8 +62,9 @@ class QEnsemble(nn.Module):
         return cls(obs_dim, chunk_dim, config.critic_hidden_dims, config.num_critics, noise, *kind)
 
     def forward(self, obs: Tensor, action_chunk: Tensor, constant: bool = False) -> Tensor:
-        x = torch.cat([obs, action_chunk.flatten(2)], -1)
-        return self.mlp(x.unsqueeze(1).expand(-1, self.num_critics, -1, -1), constant).squeeze(-1)
+        parts = joined((obs, action_chunk.flatten(2)))
+        x = [part.unsqueeze(1).expand(-1, self.num_critics, -1, -1) for part in parts]
+        return self.mlp(x, constant).squeeze(-1)
 
 
 class Critic(nn.Module):
@@ -156,11 +158,6 @@ def action_gradient(critic: QEnsemble, obs: Tensor, action: Tensor) -> Tensor:
     action = action.detach().requires_grad_()
     q = critic(obs, action, constant=True).mean(1)  # (S, B)
     return torch.autograd.grad(q.sum(), action)[0]
-
-
-def repeat_obs(obs: Tensor, num_candidates: int) -> Tensor:
-    """obs (S, B, O) with each row n times in sequence, (S, B * n, O)."""
-    return obs.repeat_interleave(num_candidates, 1)
 
 
 def choose(candidates: Tensor, index: Tensor) -> Tensor:

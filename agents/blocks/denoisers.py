@@ -55,8 +55,8 @@ class SinusoidalStep(nn.Module):
 class MLPDenoiser(nn.Module):
     """eps = MLP([x, s, features of t]).
 
-    Like every predictor it is called with obs (S, B, O) and returns eps(t, x). The velocity of a flow has the same
-    form, and serves as one with flow time for t.
+    Like every predictor it is called with obs (S, B, O) and returns eps(t, x); x may be (S, B * n, D), n candidates for
+    each observation. The velocity of a flow has the same form, and serves as one with flow time for t.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class MLPDenoiser(nn.Module):
         self.mlp = MLP(in_dim, hidden_dims, chunk_dim, noise, activation=activation, init=init, residual=residual)
 
     def forward(self, obs: Tensor) -> Predictor:
-        return lambda t, x: self.mlp(_concat(x, obs, self.step(t)))
+        return lambda t, x: self.mlp((x, obs, self.step(t)))
 
 
 class ResidualDenoiser(nn.Module):
@@ -99,13 +99,9 @@ class ResidualDenoiser(nn.Module):
 
     def forward(self, obs: Tensor) -> Predictor:
         def predict(t: Tensor, x: Tensor) -> Tensor:
-            y = self.embed(_concat(x, obs, self.step(t)))
+            y = self.embed((x, obs, self.step(t)))
             for norm, wide, narrow in zip(self.norms, self.wide, self.narrow, strict=True):
                 y = y + narrow(by_seed(F.mish, wide(norm(y))))
             return self.out(by_seed(F.mish, y))
 
         return predict
-
-
-def _concat(x: Tensor, obs: Tensor, step: Tensor) -> Tensor:
-    return torch.cat([x, obs, step.expand(*x.shape[:-1], -1)], -1)

@@ -6,7 +6,7 @@ GELU is the tanh approximation and LayerNorm has eps 1e-6, as in the official JA
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 GELU_LINEAR = 2 * math.sqrt(2 / math.pi)  # gelu(x) = x sigmoid(GELU_LINEAR x + GELU_CUBIC x^3)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+NARROW = 16  # rows or columns of a product below which it is cheap whatever computes it
 
 
 def at_once(x: Tensor) -> bool:
@@ -28,6 +30,8 @@ def at_once(x: Tensor) -> bool:
 
 def by_member(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
     """`function(x, *parameters)` of every seed and member: x (S, *members, B, in) -> (S, *members, B, out).
+
+    Parameters begin with (S, *members), as does another input, which may be among them.
 
     On a GPU it is called once, with one leading dimension for all members. On a CPU it is called for each member alone:
     that is faster than batched products, and the rounding of a seed's numbers does not depend on its pack,
@@ -59,24 +63,44 @@ def by_seed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return function(x) if at_once(x) else torch.stack([function(seed) for seed in x])
 
 
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight + bias, of one member or with a leading dimension of members."""
+def affine_of(parts: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+    """x @ weight + bias, where x (B, in) is `parts` side by side, or with a leading dimension of members.
+
+    A row of a part with fewer rows, of which B is a multiple, stands for B / rows rows of x that follow each other: an
+    observation for all of its candidates, a flow time for the whole batch. It is multiplied once.
+    """
+    if len(parts) == 1:
+        return affine(parts[0], weight, bias)
+    of_parts = zip(parts, weight.split([part.shape[-1] for part in parts], -2), strict=True)
+    y = bias.unsqueeze(-2)
+    for part, of_part in sorted(of_parts, key=lambda pair: pair[0].shape[-2]):
+        if y.shape[-2] == 1:
+            y = affine(part, of_part, y.squeeze(-2))
+        else:
+            grouped = affine(part, of_part).unflatten(-2, (y.shape[-2], -1))
+            y = grouped.add_(y.unsqueeze(-2)).flatten(-3, -2)  # in place: memory costs as much here as products
+    return y
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight [+ bias], of one member or with a leading dimension of members."""
     if x.dim() == 3:
         # Not torch.baddbmm: it copies the bias into the result before the product, while a compiler adds it in what
         # follows.
-        return torch.bmm(x, weight) + bias.unsqueeze(1)
+        y = torch.bmm(x, weight)
+        return y if bias is None else y + bias.unsqueeze(1)
     return _CPUAffine.apply(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
 
 
 class _CPUAffine(torch.autograd.Function):
-    """x (B, in) @ weight (in, out) + bias (out,) in float32, by oneDNN where that is the faster library.
+    """x (B, in) @ weight (in, out) [+ bias (out,)], in float32, by oneDNN where that is the faster library.
 
     torch.addmm calls MKL, which keeps to AVX2 on AMD processors: oneDNN needs 0.45 of its time there at 512 x 512 and
     batch 256 (on Intel they are equal). Both compute in float32.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _product(x, weight, bias)
 
@@ -95,7 +119,7 @@ class _CPUAffine(torch.autograd.Function):
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (m, k) @ b (k, n) [+ bias (n,)]."""
     # A product with few rows or columns (one observation, the last layer of a critic) is faster in MKL everywhere.
-    if HAS_ONEDNN and min(a.shape[0], b.shape[1]) >= 16:
+    if HAS_ONEDNN and min(a.shape[0], b.shape[1]) >= NARROW:
         return torch.ops.o2o_bench.onednn_product(_dense(a), _dense(b), bias)
     return a @ b if bias is None else torch.addmm(bias, a, b)
 

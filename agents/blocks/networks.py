@@ -1,5 +1,9 @@
 """Networks of S seeds at once: parameters are (S, ...), or (S, N, ...) for an ensemble of N members.
 
+An input is one tensor (S, *members, B, in), or several side by side of which some may have fewer rows: a row of theirs
+stands for B / rows rows that follow each other (`agents.blocks.kernels.affine_of`). So n candidates (S, B * n, D) are
+taken with their observations (S, B, O).
+
 Initial values are drawn from the noise source under the name "init", so a seed's network does not depend on its pack.
 Conventions of the official JAX code: GELU is the tanh approximation, LayerNorm has eps 1e-6, biases start at 0 unless
 `init` says otherwise. How they are computed is in `agents.blocks.kernels`.
@@ -7,7 +11,7 @@ Conventions of the official JAX code: GELU is the tanh approximation, LayerNorm 
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,17 +19,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.blocks.base import Noise
-from agents.blocks.kernels import affine, by_member, by_seed, gelu, layer_norm
+from agents.blocks.kernels import affine, affine_of, by_member, by_seed, gelu, layer_norm
 
 Init = Literal["glorot", "lecun", "torch", "zeros"]
 Activation = Literal["gelu", "relu", "mish", "tanh"]
 Norm = Literal["none", "before", "after"]  # LayerNorm of hidden layers, where it stands to the activation
 Dims = tuple[int, ...]  # widths of hidden layers
 Members = tuple[int, ...]  # (N,) for an ensemble, () for a single network
+Input = Tensor | Sequence[Tensor]
+MANY = 256  # rows from which on a product of its own costs less than repeated rows
+
+
+def joined(x: Input) -> list[Tensor]:
+    """The tensors of an input, neighbours with equally many rows as one; all as one where there are few rows."""
+    parts = [x] if isinstance(x, Tensor) else x
+    if (rows := max(part.shape[-2] for part in parts)) < MANY:
+        parts = [_repeated(part, rows) for part in parts]
+    groups = [list(group) for _, group in itertools.groupby(parts, key=lambda part: part.shape[-2])]
+    return [torch.cat(group, -1) if len(group) > 1 else group[0] for group in groups]
+
+
+def _repeated(x: Tensor, rows: int) -> Tensor:
+    """x (..., B, in) with each row as often as makes so many rows."""
+    return x if x.shape[-2] == rows else x.unsqueeze(-2).expand(*x.shape[:-1], rows // x.shape[-2], -1).flatten(-3, -2)
 
 
 class Linear(nn.Module):
-    """x (S, *members, B, in) -> (S, *members, B, out), an affine map of its own for each seed and member.
+    """Input (S, *members, B, in) -> (S, *members, B, out), an affine map of its own for each seed and member.
 
     Glorot: uniform with variance 2 / (in + out), where out is that of one of the `heads`. LeCun: normal with variance
     1 / in, cut at two standard deviations. Torch: weights and biases uniform within 1 / sqrt(in), PyTorch's default.
@@ -60,8 +80,8 @@ class Linear(nn.Module):
             start = torch.full((noise.num_seeds, *members, out_dim), bias, device=noise.device)
         self.bias = nn.Parameter(start)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return by_member(affine, x, self.weight, self.bias)
+    def forward(self, x: Input) -> Tensor:
+        return by_member(_affine, *joined(x), self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):
@@ -127,25 +147,34 @@ class MLP(nn.Module):
         with torch.no_grad():
             self.out.weight.mul_(out_scale)
 
-    def forward(self, x: Tensor, constant: bool = False) -> Tensor:
+    def forward(self, x: Input, constant: bool = False) -> Tensor:
         """`constant`: no gradient reaches the parameters, only x."""
         layers = [*self.hidden, *self.norms, self.out]
         parameters = [p.detach() if constant else p for layer in layers for p in (layer.weight, layer.bias)]
-        return by_member(self._of_member, x, *parameters)
+        return by_member(self._of_member, *joined(x), *parameters)
 
-    def _of_member(self, x: Tensor, *parameters: Tensor) -> Tensor:
+    def _of_member(self, *tensors: Tensor) -> Tensor:
+        """Of the parts of an input, and of weight and bias of each layer."""
+        count = 2 * (len(self.hidden) + len(self.norms) + 1)
+        parts, parameters = tensors[:-count], tensors[-count:]
         pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
-        hidden, norms, out = pairs[: len(self.hidden)], pairs[len(self.hidden) : -1], pairs[-1]
+        norms = pairs[len(self.hidden) : -1]
+        first, *layers = [*pairs[: len(self.hidden)], pairs[-1]]
+        x = affine_of(parts, *first)
         if self.residual:
-            x = affine(x, *hidden[0])
-            for first, second in zip(hidden[1::2], hidden[2::2], strict=True):
-                x = x + affine(self.activation(affine(self.activation(x), *first)), *second)
-            return affine(x, *out)
-        for i, pair in enumerate(hidden):
-            x = affine(x, *pair)
+            for one, other in zip(layers[:-1:2], layers[1::2], strict=True):
+                x = x + affine(self.activation(affine(self.activation(x), *one)), *other)
+            return affine(x, *layers[-1])
+        for i, layer in enumerate(layers):
             if self.norm == "before":
                 x = layer_norm(x, *norms[i])
             x = self.activation(x)
             if self.norm == "after":
                 x = layer_norm(x, *norms[i])
-        return affine(x, *out)
+            x = affine(x, *layer)
+        return x
+
+
+def _affine(*tensors: Tensor) -> Tensor:
+    *parts, weight, bias = tensors
+    return affine_of(parts, weight, bias)

@@ -19,7 +19,7 @@ class PlainVelocity(nn.Module):
     """v = MLP([s, x, t]), the field without reparameterisation.
 
     Like every field it is called with obs (S, B, O) and returns v(t, x), so that a rollout computes what depends on the
-    observation alone once and not at every flow step.
+    observation alone once and not at every flow step. Here x may be (S, B * n, D), n candidates for each observation.
     """
 
     def __init__(self, obs_dim: int, chunk_dim: int, hidden_dims: Dims, noise: Noise) -> None:
@@ -27,7 +27,7 @@ class PlainVelocity(nn.Module):
         self.mlp = MLP(obs_dim + chunk_dim + 1, hidden_dims, chunk_dim, noise)
 
     def forward(self, obs: Tensor) -> Velocity:
-        return lambda t, x: self.mlp(_concat(obs, x, t))
+        return lambda t, x: self.mlp((obs, x, t.expand(*x.shape[:-1], 1)))
 
 
 class GatedVelocity(nn.Module):
