@@ -167,6 +167,7 @@ WRONG = [  # a command, and what its line must say
     (f"{DATA} good.npz --accept", "--accept: it needs a value"),
     (f"{DATA} good.npz --filter-key train", "--filter-key is for files in robomimic's layout"),
     (f"{DATA} good.npz --filter-key ''", "--filter-key: it needs the name of a filter key"),
+    (f"{PLAN} --accept-change devise", "unknown --accept-change 'devise' (did you mean 'device'?); it takes"),
     (f"{PLAN} --accept rewards", "--accept is for a file of yours: name it with --data FILE"),
     (f"{PLAN} --filter-key train", "--filter-key is for a file of yours: name it with --data FILE"),
     ("bench data import degrees.npz --task toy-reach", "have them clipped with --accept actions"),

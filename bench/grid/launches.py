@@ -105,7 +105,7 @@ class Launch:
             raise ConfigError(f"{folder / 'launch.json'} was written by another version of this project")
         execution = record.pop("execution")
         data_dir = Path(named) if (named := execution.pop("data_dir")) else None
-        mirrors, plugins = (tuple(execution.pop(name, ())) for name in ("mirrors", "plugins"))
+        execution |= {name: tuple(execution.get(name, ())) for name in ("mirrors", "plugins", "accept_change")}
         asked = {"cores": record.pop("cpus_per_job", 0), "memory": ""}  # of all arrays, in older records
         record.pop("environments", None)
         arrays = tuple(_array({"need": asked, **array}) for array in record.pop("arrays"))
@@ -114,7 +114,7 @@ class Launch:
             code=Path(record.pop("code")),
             arguments=tuple(record.pop("arguments")),
             exclude=tuple(record.pop("exclude")),
-            execution=Execution(**execution, data_dir=data_dir, mirrors=mirrors, plugins=plugins),
+            execution=Execution(**execution, data_dir=data_dir),
             arrays=arrays,
             **record,
         )

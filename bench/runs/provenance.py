@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,6 @@ def describe_start(
     device: "torch.device", threads: int, engine: str, seeds_in_pack: list[int], resumed_from: dict[str, Any] | None
 ) -> dict[str, Any]:
     """One entry of provenance.json's `starts`."""
-    import torch
-
     return {
         **commit(),
         "versions": _versions(),
@@ -57,9 +55,11 @@ def describe_start(
         "slurm_restart": slurm_restart() if slurm_job() else None,
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "device_type": device.type,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device": device_name(device),
         "threads": threads,
         "engine": engine,
+        "engines": {},  # as it turns out
+        "engine_warnings": [],
         "pack": seeds_in_pack,
         "started_at": utc(),
         "resumed_from": resumed_from,
@@ -88,6 +88,21 @@ def add_start(claim: Claim, dataset: Mapping[str, Any], facts: Mapping[str, Any]
         written["starts"][-1].setdefault("seconds", round(spent_seconds(claim.previous), 1))
     claim.check()
     write_json(path, {**written, "starts": [*written["starts"], dict(start)]})
+
+
+def add_engines(
+    claim: Claim, engines: Mapping[str, str], warnings: Sequence[str], departures: Mapping[str, Any]
+) -> None:
+    """Adds to the newest start in provenance.json how it executes updates and acting, and why not faster; to the run,
+    what that has changed."""
+    path = claim.directory / PROVENANCE
+    written = read_json(path)
+    if written and written["starts"]:
+        written["starts"][-1] |= {"engines": dict(engines), "engine_warnings": list(warnings)}
+        if departures:
+            written["departures"] = {**written.get("departures", {}), **departures}
+        claim.check()
+        write_json(path, written)
 
 
 def add_end(claim: Claim) -> None:
@@ -124,6 +139,15 @@ def commit() -> dict[str, str | None]:
         "commit": head.decode().strip() if head else None,
         "dirty_diff_hash": hashlib.sha256(diff).hexdigest()[:16] if diff else None,
     }
+
+
+def device_name(device: "torch.device") -> str:
+    """Its model. Of a GPU torch is asked, which makes it this process' own."""
+    if device.type == "cpu":
+        return _cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def _cpu_name() -> str:

@@ -9,6 +9,7 @@ from tyro.conf import Fixed
 
 from bench.command_line import check_finite, check_least, flag
 from bench.runs.claims import LEASE_SECONDS
+from bench.runs.resumption import check_changes
 
 COMPILE_PROCESSES = 4  # of torch.compile at most, each of hundreds of MB; torch alone would start up to 32
 EXIT_PREEMPTED = 75  # of a process whose runs were stopped: sysexits' EX_TEMPFAIL, start again to go on
@@ -27,6 +28,7 @@ class Execution:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: Literal["auto", Mode] = "auto"  # how updates are executed
+    accept_change: tuple[str, ...] = ()  # of device or engine, with which runs go on that began with another
     threads: int = 1  # CPU threads per process
     eval_workers: int = 0  # evaluation processes per pack; 0: the cores there are
     env_workers: int | None = None  # processes that step a pack's environments ahead; 0: none; auto: one for each
@@ -39,14 +41,17 @@ class Execution:
     def __post_init__(self) -> None:
         check_least(self, threads=1, eval_workers=0, env_workers=0, checkpoint_seconds=0)
         check_finite(self, "lease_seconds")
+        check_changes(self.accept_change)
 
     def arguments(self) -> list[str]:
         """The options of `python -m bench worker`."""
-        apart = ("mirrors", "plugins")
+        apart = ("mirrors", "plugins", "accept_change")
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in apart}
         if self.data_dir is not None:
             options["data_dir"] = self.data_dir.absolute()
         words = [f"{flag(name)}={value}" for name, value in options.items() if value is not None]
+        if self.accept_change:
+            words.append(f"--accept-change={','.join(self.accept_change)}")
         return words + [f"--plugin={module}" for module in self.plugins]
 
     def processes(self, environments: int) -> int:

@@ -2,17 +2,33 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from bench.protocol.config import RunConfig, config_difference
 from bench.protocol.extension import can_grow
 from bench.runs.checkpoint import BEFORE_ALL, Checkpoints
 from bench.runs.claims import Claim, Claims, Takeover
-from bench.runs.contract import CONFIG, ConfigError, is_complete, make_folder, read_json, write_json
+from bench.runs.contract import (
+    CONFIG,
+    PROVENANCE,
+    SCHEMA_VERSION,
+    STATUS,
+    ConfigError,
+    error_line,
+    is_complete,
+    make_folder,
+    read_json,
+    utc,
+    write_json,
+)
+from bench.runs.resumption import Computed, computed_by, engines_to_keep
 from bench.runs.state import RunState, TrainingPoint
-from bench.training.execution import Preemption
+from bench.training.engine import pick_mode
+from bench.training.execution import Execution, Mode, Preemption
 
 POLL_SECONDS = 0.5  # between looks at a run that another process holds
 
@@ -54,6 +70,7 @@ class PackedRun:
     checkpoints: Checkpoints
     state: RunState | None  # None: from the beginning
     offline: Checkpoints | None = None  # where the state is from, if that is a shared offline phase
+    computed: Computed | None = None  # by what the state was, as far as known
 
     @property
     def point(self) -> TrainingPoint | None:
@@ -105,6 +122,40 @@ def still_owned(claim: Claim) -> bool:
     return True
 
 
+def engines_of_pack(
+    computed: Mapping[Path, Computed], device: torch.device, model: str, asked: Mode, execution: Execution
+) -> dict[str, Mode]:
+    """How a pack must go on executing updates and acting, by part; what is not there may be decided anew.
+
+    Args:
+        computed: by what its runs were computed so far, by their folders.
+        model: of the device at hand (`device_model`).
+        asked: the engine that is to be used on it.
+
+    Raises ConfigError where a run began on another device or with another engine, unless that was accepted.
+    """
+    kept: dict[str, Mode] = {}
+    accepted = execution.accept_change
+    for directory, before in computed.items():
+        engines = engines_to_keep(directory, before, model, asked, execution.engine == "auto", accepted)
+        for part, engine in engines.items():
+            if kept.setdefault(part, pick_mode(engine, device, 0)) != engine and "engine" not in accepted:
+                raise ConfigError(
+                    f"{directory} was trained with engine {engine} so far, other runs of its pack with "
+                    f"{kept[part]}: with --pack 1 each goes on as it began, with --accept-change engine all go on alike"
+                )
+    return kept
+
+
+def note_refusal(runs: Sequence[PackedRun], error: ConfigError) -> None:
+    """Says in the status of runs why they do not go on; nothing else of them changes."""
+    for run in runs:
+        status = read_json(run.directory / STATUS) or {"schema_version": SCHEMA_VERSION}
+        run.claim.check()
+        failed = {"state": "failed", "error": error_line(error), "updated_at": utc()}
+        write_json(run.directory / STATUS, {**status, **failed})
+
+
 def resume_groups(claims: Mapping[RunConfig, Claim], offline: Mapping[RunConfig, Path]) -> list[list[PackedRun]]:
     """Runs that can go on together, those that are behind first. Seeds of a pack were saved one after the other, so
     a kill can leave their newest slots apart; the newest point that all of them hold joins them again, else each
@@ -126,5 +177,8 @@ def resume_groups(claims: Mapping[RunConfig, Claim], offline: Mapping[RunConfig,
     for run, states in saved:
         at = max(shared) if shared else max(states, default=None)
         run.state = states[at] if at is not None else None
+        if run.state is not None:
+            source = run.offline.directory.parent if run.offline else run.directory
+            run.computed = computed_by(read_json(source / PROVENANCE))
         groups.setdefault(at, []).append(run)
     return [groups[at] for at in sorted(groups, key=lambda at: at or BEFORE_ALL)]

@@ -13,7 +13,8 @@ import datasets
 from bench.protocol.departures import departures
 from bench.runs.claims import Takeover
 from bench.runs.contract import CONFIG, POLICY, StorageError, error_line, read_json, write_atomically
-from bench.runs.provenance import add_end, add_start
+from bench.runs.provenance import add_end, add_engines, add_start
+from bench.runs.resumption import Computed, changes
 from bench.runs.state import UNKNOWN_SCORE, RunState, TrainingPoint
 from bench.runs.writer import RunWriter
 from bench.training.evaluate import EpisodeRow, score_of
@@ -146,6 +147,13 @@ class PackFiles:
 
     def offsets(self, index: int) -> dict[str, int]:
         return self._writers[index].offsets()
+
+    def note_engines(self, computed: Computed, warnings: Sequence[str]) -> None:
+        """Records how this start executes updates, and what of that has changed since the one before."""
+        for index in self.living:
+            run = self.runs[index]
+            with self.owned(index):
+                add_engines(run.claim, computed.engines, warnings, changes(run.computed, computed))
 
     def end_starts(self) -> None:
         """Records how long this start has lasted."""

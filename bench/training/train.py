@@ -28,15 +28,24 @@ from bench.protocol.schedule import (
     updates_after,
 )
 from bench.runs.claims import Claims, Takeover
-from bench.runs.contract import LOG, is_complete, utc
-from bench.runs.provenance import describe_start
+from bench.runs.contract import LOG, ConfigError, is_complete, utc
+from bench.runs.provenance import describe_start, device_name
 from bench.runs.quantities import scores
+from bench.runs.resumption import Computed, device_model
 from bench.runs.state import RunState, TrainingPoint
 from bench.training.engine import Engine, pick_device, pick_mode
 from bench.training.evaluate import Evaluator, new_evaluation, prepare_worker, unfinished_evaluations
-from bench.training.execution import Execution, Preemption, available_cores
+from bench.training.execution import Execution, Mode, Preemption, available_cores
 from bench.training.meters import Clock, MetricMeans
-from bench.training.pack import PackedRun, claim_runs, prepare_directory, resume_groups, still_owned
+from bench.training.pack import (
+    PackedRun,
+    claim_runs,
+    engines_of_pack,
+    note_refusal,
+    prepare_directory,
+    resume_groups,
+    still_owned,
+)
 from bench.training.pack_files import DivergenceError, PackFiles, check_finite
 from bench.training.policies import build_agent, policy_file, policy_state
 from bench.training.rollout import Rollout, Slot, Transition, open_episodes
@@ -80,16 +89,14 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
             if not remaining:
                 break
             group, *ahead = resume_groups(remaining, offline)
-            training = Training(group, execution, device, transitions, should_stop)
             try:
-                training.open()
-                training.run(until=ahead[0][0].point if ahead else None)
+                files = train_group(
+                    group, execution, device, transitions, should_stop, until=ahead[0][0].point if ahead else None
+                )
             except Takeover:
                 continue  # the next turn finds out whose run that was
-            finally:
-                training.close()
-            failures += training.files.failures
-            for seed in training.files.failed_seeds if ahead else training.seeds:
+            failures += files.failures
+            for seed in files.failed_seeds if ahead else [run.config.seed for run in group]:
                 config = next(config for config in remaining if config.seed == seed)
                 remaining.pop(config).release()
     finally:
@@ -97,6 +104,31 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
             claim.release()
     if failures:
         raise failures[0]
+
+
+def train_group(
+    group: list[PackedRun],
+    execution: Execution,
+    device: torch.device,
+    transitions: Transitions,
+    should_stop: Callable[[], bool],
+    until: TrainingPoint | None,
+) -> PackFiles:
+    """Trains runs that are at the same point; what they needed on the device is free when it returns.
+
+    Raises ConfigError, which the runs' status then tells, where they cannot go on here; Takeover, Preemption.
+    """
+    try:
+        training = Training(group, execution, device, transitions, should_stop)
+    except ConfigError as error:
+        note_refusal(group, error)
+        raise
+    try:
+        training.open()
+        training.run(until)
+    finally:
+        training.close()
+    return training.files
 
 
 class Training:
@@ -122,6 +154,10 @@ class Training:
         self._states = states = [run.state for run in runs if run.state is not None]
         self.updates, self.env_steps, self.evaluated = states[0].point if states else TrainingPoint(0, 0, False)
 
+        self._asked = pick_mode(execution.engine, device, total_updates(config))
+        self._model = device_model(device.type, device_name(device))
+        computed = {run.directory: run.computed for run in runs if run.computed is not None}
+        keep = engines_of_pack(computed, device, self._model, self._asked, execution)
         self.agent = build_agent(config, SeedStreams(self.seeds, device, "init"))
         self.replay = Replay(
             transitions,
@@ -151,9 +187,12 @@ class Training:
             online_batch_size=config.online_batch_size,
             first_online=config.offline_updates,
             device=device,
-            mode=pick_mode(execution.engine, device, total_updates(config)),
+            mode=self._asked,
+            keep=keep,
+            may_change="engine" in execution.accept_change,
             on_policy=self.trajectories,
         )
+        self._noted: dict[str, Mode] = {}  # of how updates are executed, in provenance.json
         self.rollouts: list[list[Rollout]] = []  # of each seed, of each of its environments
         if states:
             self.agent.load_seed_states([state.agent for state in states])
@@ -172,7 +211,7 @@ class Training:
         if self._states:
             resumed_from = {"phase": self.point.phase, "updates": self.updates, "env_steps": self.env_steps}
         threads = self.execution.threads
-        start = describe_start(self.device, threads, self.engine.mode, self.seeds, resumed_from)
+        start = describe_start(self.device, threads, self._asked, self.seeds, resumed_from)
         start["plugins"] = facts_of_plugins()
         self._opened.callback(self.files.close)
         self.files.open(self.transitions, start)
@@ -182,8 +221,9 @@ class Training:
         self.evaluator = Evaluator(self._template, workers, self.config.success_rule)
 
     def close(self) -> None:
-        """Ends worker processes and closes files, as far as `open` has come."""
+        """Ends worker processes and closes files, as far as `open` has come; lets go of what is on the device."""
         self._opened.close()
+        self.engine.close()
 
     # The schedule: what happens at a point, in this order.
 
@@ -282,6 +322,7 @@ class Training:
         count = min(self.engine.burst, offline_updates_to_event(self.config, self.updates, stop_at))
         with self._watch.part("update"):
             self.engine.update_offline(self.updates, count)
+        self._note_engines()
         self.updates += count
         self.evaluated = False
         self._clock.count("updates", count)
@@ -351,6 +392,7 @@ class Training:
                 if self.trajectories is not None:
                     self._estimate(self.trajectories)
                 self.engine.update_online(self.updates, updates)
+            self._note_engines()
             self.updates += updates
             self._clock.count("updates", updates)
         self._log(updates)
@@ -364,6 +406,7 @@ class Training:
         else:
             obs = torch.from_numpy(np.stack([[rollout.obs for rollout in rollouts] for rollouts in self.rollouts]))
             chunks, record = self.engine.act(obs, self.env_steps)
+            self._note_engines()
             if self.trajectories is not None:
                 needed = [[float(rollout.needs_chunk) for rollout in rollouts] for rollouts in self.rollouts]
                 self.trajectories.decide(torch.tensor(needed), record)
@@ -373,6 +416,12 @@ class Training:
             for rollout, chunk in zip(rollouts, chunks_of_seed, strict=True):
                 if rollout.needs_chunk:
                     rollout.set_chunk(chunk if self.files.alive[index] else np.zeros_like(chunk))
+
+    def _note_engines(self) -> None:
+        """Into provenance.json, before any checkpoint, how updates and acting are executed."""
+        if self._noted != self.engine.engines:
+            self._noted = dict(self.engine.engines)
+            self.files.note_engines(Computed(self._model, self._noted, self._asked), self.engine.warnings)
 
     def _estimate(self, store: TrajectoryStore) -> None:
         """What was collected since the last updates becomes the data of the next ones."""
