@@ -158,7 +158,7 @@ def main() -> None:
     if faults := [f"{one.agent}, S = {one.seeds}: {fault}" for one in found for fault in one.faults]:
         raise SystemExit("\n".join(faults))
     if args.write:
-        return write(counts(found))
+        write(counts(found))
     by_agent = {name: [one for one in found if one.agent == name] for name in args.agents}
     print(counted(by_agent))
     print(projected(by_agent))

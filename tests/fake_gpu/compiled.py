@@ -48,6 +48,7 @@ H100 = SimpleNamespace(
 def compiled_launches(name: str, num_seeds: int, phase: Phase) -> dict[str, int]:
     """Launches of an agent's update in that phase: Triton's kernels, and those of libraries."""
     code: list[str] = []
+    set_up_compiler()
     with inductor_for(H100, code.append), fake_gpu():
         subject = Subject(name, num_seeds)
         if phase == "online":
@@ -55,7 +56,6 @@ def compiled_launches(name: str, num_seeds: int, phase: Phase) -> dict[str, int]
             subject.hand_over()
         update = subject.update_offline if phase == "offline" else subject.update_online
         update()  # streams join the tape
-        set_up_compiler()
         torch.compile(lambda: update(), fullgraph=True, dynamic=False, backend=_compile_only)()
     calls = [text[text.index("def call(") :] for text in code]
     return {
