@@ -42,6 +42,7 @@ READS_check   := EXTRAS
 READS_test    := ARGS
 READS_test-all := ARGS
 READS_test-slurm := ARGS
+READS_test-gpu := ARGS
 ENVIRONMENT   := O2O_BENCH_% MINARI_% D4RL_% WANDB_% CUDA_% OMP_% PARITY_DIR HOME PATH TMPDIR SHELL MAKEFLAGS
 
 READS   := PYTHON $(sort $(foreach goal,$(or $(MAKECMDGOALS),help),$(READS_$(goal))))
@@ -63,7 +64,7 @@ $(error .venv was installed without TORCH=cpu; remove it first: make clean)
 endif
 endif
 
-.PHONY: help setup bench plan status figures report test test-all test-slurm parity check clean
+.PHONY: help setup bench plan status figures report test test-all test-slurm test-gpu parity check clean
 
 help:     ## list the targets
 	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
@@ -112,6 +113,9 @@ test-all: .venv/.complete $(ALL_EXTRAS:%=.venv/.extra-%) ## these and the thorou
 
 test-slurm: .venv/.complete ## the tests on a real, throw-away Slurm of this machine (Debian; root installs it)
 	@$(PY) -m pytest --all --slurm -m slurm $(ARGS)
+
+test-gpu: .venv/.complete ## the first command on a GPU: ten minutes of checks and rates, one file to send [ARGS=…]
+	@$(PY) -m tests.benchmarks.gpu $(ARGS)
 
 parity: setup ## agents against numbers of the official JAX code: [PARITY_DIR=folder] make parity
 	@$(PY) -m pytest tests/test_parity.py tests/test_parity_ppo.py $(ARGS)

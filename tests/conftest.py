@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("MUJOCO_GL", "disable")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of tiny products wait for each other, for ever on busy cores
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible products on a GPU, as in python -m bench
 os.environ["O2O_BENCH_OFFLINE"] = "1"  # no test downloads anything from a real server
 
 REST = {"thorough", "extra", "slurm", "slow"}  # markers of what `make test` leaves out

@@ -28,7 +28,7 @@ from bench.training.execution import Execution, Preemption
 from bench.training.pack import prepare_directory
 from bench.training.pack_files import DivergenceError
 from bench.training.train import run
-from tests.tiny_runs import ON_GPU, ROOT, provenance_of, status_of, tiny_config
+from tests.tiny_runs import ROOT, provenance_of, status_of, tiny_config
 
 BYTES = ("episodes.csv", "train.csv")  # equal for equal runs; timing, status and provenance tell of the machine
 
@@ -537,18 +537,6 @@ def test_timing_tells_where_the_time_went(reference):
     names = {"update_share", "act_share", "env_wait_share", "evaluation_wait_share", "write_share"}
     assert shares and all(set(values) == names for values in shares.values())
     assert all(0 < sum(values.values()) <= 1.001 and min(values.values()) >= 0 for values in shares.values())
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("agent", ON_GPU)
-def test_a_stopped_run_on_a_gpu_ends_with_the_same_bytes(agent, data_cache, tmp_path):
-    config = tiny_config(agent)
-    execute([config], tmp_path / "whole", device="cuda")
-    with pytest.raises(Preemption):
-        execute([config], tmp_path / "stopped", stop_after=40, device="cuda")
-    execute([config], tmp_path / "stopped", device="cuda")
-    assert results_of(config, tmp_path / "stopped") == results_of(config, tmp_path / "whole")
-    assert provenance_of(config.directory(tmp_path / "whole"))["starts"][0]["device"] == torch.cuda.get_device_name()
 
 
 def test_runs_that_would_collect_more_than_fits_are_refused_before_they_train(data_cache, tmp_path):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from agents import AGENTS
 from agents.blocks.config import settings_of, with_settings
@@ -18,7 +17,6 @@ from bench.protocol.config import RunConfig
 from tests.conftest import TINY_DATASET
 
 ROOT = Path(__file__).resolve().parent.parent
-ON_GPU = [*AGENTS] if torch.cuda.is_available() else ["fql"]  # without a GPU one that says what it needs is enough
 SMALL = {
     "policy_hidden_dims": (16, 16),
     "critic_hidden_dims": (16, 16),

@@ -116,7 +116,8 @@ class Peer:
 
     def __init__(self, command: Sequence[str]):
         self._command = " ".join(command)
-        environment = {**os.environ, "MUJOCO_GL": "disable"}
+        # JAX takes three quarters of a GPU's memory otherwise.
+        environment = {**os.environ, "MUJOCO_GL": "disable", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -137,6 +138,19 @@ class Peer:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def python_with_jax(python: str | None, device: str) -> str | None:
+    """A Python whose JAX computes on this kind of device: `python`, or else this one; None where it does not."""
+    if python is None and importlib.util.find_spec("jax") is None:
+        return None
+    python = python or sys.executable
+    if device == "cuda":
+        code = "import jax; print(jax.default_backend())"
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+        if done.stdout.strip() != "gpu":
+            return None
+    return python
 
 
 def peer_command(alternative: Alternative, agent: str, phase: str, device: str, jax: str | None) -> list[str]:
@@ -261,10 +275,10 @@ def main() -> None:
 
     on_gpu = args.device == "cuda"
     args.calls = args.calls or (256 if on_gpu else 3)
-    if args.jax is None and importlib.util.find_spec("jax") is not None:
-        args.jax = sys.executable
-    if args.jax is None:
-        print("JAX is not installed here: no comparison with it (--jax PYTHON names an environment that has it)")
+    if (jax := python_with_jax(args.jax, args.device)) is None:
+        where = "sees no GPU" if args.jax and on_gpu else "is not installed"
+        print(f"JAX {where} here: no comparison with it (--jax PYTHON names an environment that has it)")
+    args.jax = jax
     cores = available_cores()
     if args.side_by_side:
         alternatives = [Alternative(mode, 1, 1, cores) for mode in args.modes or ("eager", "compiled")]
@@ -281,7 +295,7 @@ def main() -> None:
         alternatives = [Alternative(mode, args.threads) for mode in modes]
         alternatives += [Alternative(mode, args.threads, n) for n in packs if n > 1 for mode in packed_modes]
         against = [Alternative(modes[0], args.threads)]
-        if args.jax and not on_gpu:
+        if args.jax:
             against.insert(0, Alternative("jax", args.threads))
             alternatives.insert(0, against[0])
         title = f"{args.turns} interleaved turns of {args.calls} updates"
