@@ -118,7 +118,7 @@ test-gpu: .venv/.complete ## the first command on a GPU: ten minutes of checks a
 	@$(PY) -m tests.benchmarks.gpu $(ARGS)
 
 parity: setup ## agents against numbers of the official JAX code: [PARITY_DIR=folder] make parity
-	@$(PY) -m pytest tests/test_parity.py tests/test_parity_ppo.py $(ARGS)
+	@$(PY) -m pytest tests/test_parity.py tests/test_parity_ppo.py tests/test_parity_scratch.py $(ARGS)
 
 check: setup ## linter and type checker
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright

@@ -12,24 +12,30 @@ from agents.blocks.config import setting_types, with_settings
 from agents.blocks.critic import CriticConfig
 from agents.blocks.policy import Policy, read_policy
 from agents.blocks.streams import SeedStreams
+from agents.crossq import CrossQ, CrossQConfig
 from agents.dac import DAC, DACConfig
 from agents.diffusion_ql import DiffusionQL, DiffusionQLConfig
+from agents.dime import DIME, DIMEConfig
 from agents.dppo import DPPO, DPPOConfig
 from agents.dsrl import DSRL, DSRLConfig
 from agents.fawac import FAWAC, FAWACConfig
 from agents.fbrac import FBRAC, FBRACConfig
+from agents.flowrl import FlowRL, FlowRLConfig
 from agents.fql import FQL, FQLConfig
 from agents.idql import IDQL, IDQLConfig
 from agents.ifql import IFQL, IFQLConfig
 from agents.iql import IQL, IQLConfig
 from agents.naive_sac_flow import NaiveSACFlow, NaiveSACFlowConfig
+from agents.ppo import PPO, PPOGaussianConfig
 from agents.qam import QAM, QAMConfig
 from agents.qc import QC, QCConfig
 from agents.qsm import QSM, QSMConfig
+from agents.qsm_scratch import QSMScratch, QSMScratchConfig
 from agents.rebrac import ReBRAC, ReBRACConfig
 from agents.reinflow import ReinFlow, ReinFlowConfig
 from agents.sac import SAC, SACConfig
 from agents.sac_flow import SACFlow, SACFlowConfig
+from agents.scratch_flow import ScratchFlow, ScratchFlowConfig
 from bench.runs.contract import nearest
 
 _RLPD = SACConfig(
@@ -71,6 +77,17 @@ AGENTS: dict[str, tuple[type[Agent], Any]] = {
     "rlpd": (SAC, _RLPD),
     "rlpd_ac": (SAC, replace(_RLPD, chunk_length=5)),
     "sac": (SAC, SACConfig()),
+    "crossq": (CrossQ, CrossQConfig()),
+    # Flow policies from scratch, without data.
+    "sac_flow_t_scratch": (ScratchFlow, ScratchFlowConfig(velocity_field="decoded", noise_scale="velocity")),
+    "sac_flow_g_scratch": (ScratchFlow, ScratchFlowConfig(velocity_field="gated")),
+    "naive_flow_scratch": (ScratchFlow, ScratchFlowConfig(velocity_field="naive")),
+    "flow_mlp_scratch": (ScratchFlow, ScratchFlowConfig(velocity_field="plain")),
+    # What they are compared with, from scratch.
+    "flowrl": (FlowRL, FlowRLConfig()),
+    "dime": (DIME, DIMEConfig()),
+    "qsm_scratch": (QSMScratch, QSMScratchConfig()),
+    "ppo": (PPO, PPOGaussianConfig()),
     "rebrac": (ReBRAC, ReBRACConfig()),
     "iql": (IQL, IQLConfig()),
     "awac": (AWAC, AWACConfig()),

@@ -3,8 +3,9 @@
 A tanh-Gaussian policy maximises Q and its entropy; a learnt coefficient holds the entropy at a target. RLPD is SAC with
 ten normalised critics and no entropy in their target; its batches, half dataset and half replay, are made elsewhere.
 As in the Q-chunking release, RLPD's target is the mean of all critics and its evaluation samples; in its paper they are
-the minimum of a random pair, and the mean. SAC's defaults are the paper's; the options below reach SAC as OGBench and
-FQL release it.
+the minimum of a random pair, and the mean. SAC's defaults are the paper's; the options below reach SAC as OGBench, FQL
+and SAC Flow (arXiv 2509.25756) release it. The last one leaves -log std out of the log density, and its policy sees the
+critics after their step.
 """
 
 import math
@@ -17,7 +18,7 @@ from torch import Tensor
 from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
 from agents.blocks.config import check_config
 from agents.blocks.critic import Critic, CriticConfig
-from agents.blocks.gaussian import MAX_LOG_STD, TanhGaussian
+from agents.blocks.gaussian import MAX_LOG_STD, Density, TanhGaussian
 from agents.blocks.networks import Activation
 from agents.blocks.temperature import Temperature, check_learnt_coef
 from datasets.batch import Batch
@@ -38,14 +39,23 @@ class SACConfig:
     policy_activation: Activation = "relu"
     policy_out_scale: float = 1.0  # of the initial weights of its last layer; 0.1 in OGBench's and FQL's releases
     min_log_std: float = -20.0  # to which the log standard deviation is cut; -5 in OGBench's and FQL's releases
+    density: Density = "exact"  # of an action, in the entropy
+    action_scale: float = 1.0  # of an action of 1 in the environment's units, in which the entropy is measured
+    update_order: Literal["together", "in_turn"] = "together"  # in_turn: critics, policy by the new ones, their targets
     critic: CriticConfig = CriticConfig(
         num_critics=2, q_aggregation="min", critic_norm="none", critic_activation="relu"
     )
     learning_rate: float = 3e-4
+    critic_learning_rate: float = 0.0  # of critics and temperature; 0: that of the policy
     policy_hidden_dims: tuple[int, ...] = (512, 512, 512, 512)
 
     def __post_init__(self) -> None:
-        check_config(self, target_entropy=(-math.inf, math.inf), min_log_std=(-math.inf, MAX_LOG_STD))
+        check_config(
+            self,
+            target_entropy=(-math.inf, math.inf),
+            min_log_std=(-math.inf, MAX_LOG_STD),
+            action_scale=(1e-6, math.inf),
+        )
         check_learnt_coef(self)
 
 
@@ -59,10 +69,12 @@ class SAC(Agent):
         super().__init__(config, obs_dim, action_dim, noise)
         kind = (config.policy_activation, config.policy_out_scale, config.min_log_std)
         self.policy = TanhGaussian(obs_dim, config.policy_hidden_dims, self.chunk_dim, noise, *kind)
-        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, config.learning_rate, noise)
+        critic_rate = config.critic_learning_rate or config.learning_rate
+        self.critic = Critic(config.critic, obs_dim, self.chunk_dim, critic_rate, noise)
         target_entropy = config.target_entropy * self.chunk_dim
-        self.temperature = Temperature(config.entropy_coef, target_entropy, config.learning_rate, noise)
+        self.temperature = Temperature(config.entropy_coef, target_entropy, critic_rate, noise)
         self.policy_optimizer = Adam(self.policy.parameters(), config.learning_rate)
+        self.action_scale = torch.full((self.chunk_dim,), config.action_scale, device=noise.device)
 
     @torch.no_grad()
     def act(self, obs: Tensor, noise: Noise, mode: Literal["collect", "evaluate"]) -> Tensor:
@@ -72,20 +84,28 @@ class SAC(Agent):
 
     def sample(self, obs: Tensor, noise: Noise, draw: str) -> tuple[Tensor, Tensor]:
         """An action chunk (S, B, H, A) at each obs (S, B, O), and its log density (S, B)."""
-        chunk, log_prob = self.policy.sample(obs, noise.normal(draw, obs.shape[1], self.chunk_dim))
+        eps = noise.normal(draw, obs.shape[1], self.chunk_dim)
+        chunk, log_prob = self.policy.sample(obs, eps, self.config.density, self.action_scale)
         return chunk.unflatten(-1, (self.chunk_length, -1)), log_prob
 
     def update(self, batch: Batch, noise: Noise) -> Metrics:
         """One step of critic, policy and temperature."""
         critic_loss, critic_metrics = self.critic_loss(batch, noise)
+        if in_turn := self.config.update_order == "in_turn":
+            # As released, each critic has a loss of its own.
+            gradient_step((self.critic.optimizer, self.config.critic.num_critics * critic_loss))
         policy_loss, policy_metrics = self.policy_loss(batch, noise)
         policy_metrics["entropy_coef"] = self.temperature.coef
-        self.critic.follow()
-        gradient_step(
-            (self.critic.optimizer, critic_loss),
+        policy_steps = (
             (self.policy_optimizer, policy_loss),
             (self.temperature.optimizer, self.temperature.loss(policy_metrics["entropy"])),
         )
+        if in_turn:
+            gradient_step(*policy_steps)
+            self.critic.follow()
+        else:
+            self.critic.follow()
+            gradient_step((self.critic.optimizer, critic_loss), *policy_steps)
         return critic_metrics | policy_metrics
 
     def critic_loss(self, batch: Batch, noise: Noise) -> tuple[Tensor, Metrics]:

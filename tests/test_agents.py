@@ -16,9 +16,12 @@ from agents import AGENTS
 from agents.blocks.base import Adam, Agent, OnPolicyAgent, current_names, gradient_step, polyak_update
 from agents.blocks.config import settings_of, with_settings
 from agents.blocks.flow import matching_loss, path_entropy
+from agents.blocks.joint_critic import JointCriticConfig
+from agents.crossq import CrossQ
 from agents.fql import FQL, FQLConfig
 from agents.sac import SAC as SACAgent
 from agents.sac_flow import SACFlow, SACFlowConfig
+from agents.scratch_flow import ScratchFlow
 from datasets.batch import Batch, Decisions, Trajectories
 from tests.seeded_noise import RecordedNoise, SeededNoise
 from tests.tiny_runs import RESIDUAL
@@ -29,12 +32,23 @@ SAC_FLOW = [name for name in NAMES if AGENTS[name][0] is SACFlow]
 SAC = ("sac", "rlpd", "rlpd_ac")
 WITH_TWO_STEPS = [*SAC_FLOW, "naive_sac_flow"]
 # Without a critic of actions there is nothing for the tests of critics to look at.
-WITHOUT_CRITIC = ("bc", "bc_diffusion", "dppo", "reinflow")
+WITHOUT_CRITIC = ("bc", "bc_diffusion", "dppo", "reinflow", "ppo")
 WITH_CRITIC = [name for name in NAMES if name not in WITHOUT_CRITIC]
 # Their critics' targets are made of V(s'), so that the target critics are aggregated elsewhere.
 WITH_STATE_VALUE = ("idql", "ifql", "iql")
-# Their losses see what stepped before them in an update; with settings under which no policy sees the critic.
-IN_TURN: dict[str, dict[str, Any]] = {"diffusion_ql": {"q_coef": 0.0}, "idql": {}}
+SCRATCH_FLOWS = [name for name in NAMES if AGENTS[name][0] is ScratchFlow]
+# Their critics have no targets: both sides of their loss come from one pass, by the statistics of both.
+JOINT = ("crossq", "dime", *SCRATCH_FLOWS)
+WITH_TARGET = [name for name in WITH_CRITIC if name not in JOINT]
+# Their losses see what stepped before them in an update; with settings under which no policy sees the critic, or whose
+# policy stays at one of their turns.
+IN_TURN: dict[str, dict[str, Any]] = {
+    "diffusion_ql": {"q_coef": 0.0},
+    "idql": {},
+    "qsm_scratch": {"inverse_temperature": 0.0},
+    **{name: {} for name in (*JOINT, "flowrl")},
+}
+CRITIC_TURN = {"flowrl": 1, **dict.fromkeys(JOINT, 0)}
 State = dict[str, Tensor]
 SHARED_METRICS = ("entropy_coef", "entropy", "kl_divergence", "clip_share")  # that may be equal for all seeds at first
 
@@ -134,7 +148,7 @@ def test_actions_are_chunks_in_the_box(name: str, mode: str) -> None:
     agent = build(name, [0, 1])
     with torch.no_grad():
         for parameter in agent.parameters():
-            parameter.mul_(5)  # so that the box matters
+            parameter.mul_(2 if name == "sac_flow_t_scratch" else 5)  # so that the box matters
     obs = 10 * torch.randn(2, 50, OBS_DIM)
     action_chunk = agent.act(obs, SeededNoise([0, 1]), mode)
     assert action_chunk.shape == (2, 50, agent.chunk_length, ACTION_DIM)
@@ -359,21 +373,23 @@ def test_the_policy_loss_does_not_reach_the_critic(name: str, gradients: dict[Te
         ahead.update_online(batch, SeededNoise([0]))
         alone_agent.value.load_state_dict(ahead.value.state_dict())
     critic_loss = alone_agent.critic_loss(batch, SeededNoise([0]))[0].sum()
-    if name == "diffusion_ql":  # the sum over its two critics
+    if name in ("diffusion_ql", "flowrl"):  # the sum over its two critics
         critic_loss = 2 * critic_loss
     alone = torch.autograd.grad(critic_loss, list(alone_agent.critic.online.parameters()))
     agent.update_online(batch, SeededNoise([0]))
     for parameter, expected in zip(agent.critic.online.parameters(), alone, strict=True):
         assert torch.equal(gradients[parameter], expected)
-    assert not any(parameter in gradients for parameter in agent.critic.target.parameters())
+    if name not in JOINT:
+        assert not any(parameter in gradients for parameter in agent.critic.target.parameters())
 
 
 @pytest.mark.parametrize("name", WITH_CRITIC)
 def test_the_critic_loss_does_not_reach_the_policy(name: str) -> None:
     agents = [build(name, [0], **IN_TURN.get(name, {})) for _ in range(2)]
     batch = batch_of([0], tiny_config(name).chunk_length)
-    agents[0].update_online(batch, SeededNoise([0]))
-    agents[1].update_online(replace(batch, chunk_return=batch.chunk_return - 100), SeededNoise([0]))
+    turn = CRITIC_TURN.get(name, 0)
+    agents[0].update_turn(batch, SeededNoise([0]), turn)
+    agents[1].update_turn(replace(batch, chunk_return=batch.chunk_return - 100), SeededNoise([0]), turn)
     assert changed(agents[0].critic, parameters_of(agents[1].critic))
     for module in set(agents[0].policy_modules) - {"critic.online", "critic.target" if name in IN_TURN else ""}:
         assert not changed(agents[0].get_submodule(module), parameters_of(agents[1].get_submodule(module)))
@@ -386,7 +402,7 @@ def test_every_trainable_parameter_is_trained_and_targets_are_not(name: str) -> 
     train(agent, [0], offline=2, online=1)
     optimised = {parameter for adam in agent.optimizers().values() for parameter in adam.parameters}
     for key, parameter in agent.named_parameters():
-        is_target = key.startswith(("target_", "critic.target."))
+        is_target = key.startswith("target_") or "critic.target." in key
         assert parameter.requires_grad == (parameter in optimised), key
         assert parameter.requires_grad != is_target or ".query." in key or ".key." in key
         moves = parameter.requires_grad or is_target
@@ -403,7 +419,7 @@ def test_windows_that_leave_their_episode_do_not_train_the_critic(name: str) -> 
     assert not changed(agent.critic.online, before)
 
 
-@pytest.mark.parametrize("name", WITH_CRITIC)
+@pytest.mark.parametrize("name", WITH_TARGET)
 def test_the_target_critic_follows_the_critic_of_before_the_step_or_of_after_it_as_released(name: str) -> None:
     agent = build(name, [0], target_update_rate=0.25)
     train(agent, [0], offline=0, online=1)  # now the two differ
@@ -437,7 +453,8 @@ def test_metrics_are_detached_numbers_of_each_seed(name: str) -> None:
     agent = build(name, [0, 1])
     for phase, metrics in zip(("offline", "online"), train(agent, [0, 1], offline=1, online=1), strict=True):
         expected = {"critic_loss", "q_mean", "q_min", "q_max"} if name in WITH_CRITIC else set()
-        if (name, phase) != ("idql", "online"):  # whose policy stays
+        # IDQL's policy stays, that of others at this turn; PPO has nothing to do.
+        if not ((phase == "online" and name in ("idql", *JOINT)) or (name, phase) == ("ppo", "offline")):
             expected = expected | {"policy_loss"}
         assert expected <= set(metrics)
         for key, value in metrics.items():
@@ -449,7 +466,13 @@ def test_metrics_are_detached_numbers_of_each_seed(name: str) -> None:
 def test_q_metrics_are_those_of_the_batch(name: str) -> None:
     agent, batch = build(name, [0]), batch_of([0], tiny_config(name).chunk_length)
     q = agent.critic(batch.obs, batch.action_chunk).detach()
+    passes: list[Tensor] = []
+    if name in JOINT:
+        joint = agent.critic.online.joint
+        agent.critic.online.joint = lambda *rows: [passes.append(one.detach()) or one for one in joint(*rows)]
     metrics = agent.update_online(batch, SeededNoise([0]))
+    if name in JOINT:
+        q = agent.critic.mean_of(passes[0].softmax(-1)) if name == "dime" else passes[0].squeeze(-1)
     for key, value in (("q_mean", q.mean()), ("q_min", q.min()), ("q_max", q.max())):
         torch.testing.assert_close(metrics[key], value.reshape(1))
 
@@ -504,9 +527,12 @@ def test_the_distance_to_data_without_a_valid_step_is_a_number() -> None:
 
 
 # Options under which an agent reads a field that no registry entry needs.
+WITH_TARGETS = {"critic": JointCriticConfig(batch_renorm=False, critic_hidden_dims=(16,))}
 OPTIONS_WITH_FIELDS: dict[type[Agent], tuple[dict[str, Any], ...]] = {
     SACFlow: ({"bc_target": "flow"},),
     SACAgent: ({"bc_coef": 0.1},),
+    CrossQ: (WITH_TARGETS,),
+    ScratchFlow: (WITH_TARGETS,),
 }
 
 
@@ -567,6 +593,16 @@ BAD_VALUES = [
     ("dppo", "max_log_prob", -6.0, "a finite number in [-5.0, inf]"),
     ("sac_flow_g", "policy_noise_std", 0.0, "above 0 unless temperature = 'off'"),
     ("fql", "critic", None, "a CriticConfig"),
+    ("crossq", "density", "relased", "one of 'exact', 'released' (did you mean 'released'?)"),
+    ("crossq", "batch_renorm", "none", "True or False"),
+    ("crossq", "adam_b1", 1.0, "a finite number in [0, 0.9999]"),
+    ("sac", "action_scale", 0.0, "a finite number in [1e-06, inf]"),
+    ("sac_flow_t_scratch", "decoder_dim", 30, "a multiple of 4"),
+    ("sac_flow_t_scratch", "policy_delay", 0, "a whole number of at least 1"),
+    ("naive_flow_scratch", "time_input", "by-pass", "one of 'released', 'bypass' (did you mean 'bypass'?)"),
+    ("dime", "num_atoms", 1, "at least 2"),
+    ("dime", "max_value", -300.0, "a finite number in ["),
+    ("flowrl", "matching_weights", "sample", "'per_sample'"),
 ]
 
 
@@ -584,7 +620,7 @@ def test_a_bad_config_value_is_named_with_what_is_allowed(name: str, field: str,
 @pytest.mark.parametrize(
     ("name", "changes"),
     [("sac", {}), ("rlpd", {}), ("dsrl", {}), ("qam_e", {}), ("sac_flow_g", {"temperature": "released"}),
-     ("sac_flow_t", {"temperature": "auto"})],
+     ("sac_flow_t", {"temperature": "auto"}), ("crossq", {}), ("dime", {}), ("naive_flow_scratch", {})],
 )  # fmt: skip
 def test_a_learnt_temperature_does_not_begin_at_zero(name: str, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^\w+Config\.entropy_coef = 0\.0: must be above 0, its logarithm is learnt$"):
@@ -662,6 +698,20 @@ TWO_MODES: dict[str, tuple[Settings, Settings, Settings]] = {
     "iql": ({}, {"inverse_temperature": 0.0}, {}),
     "awac": ({}, {"inverse_temperature": 0.0}, {"inverse_temperature": 5.0}),
     **dict.fromkeys(("bc", "bc_diffusion"), ({}, {}, {})),
+    "crossq": ({"entropy_coef": 0.01}, {}, {}),
+    **dict.fromkeys(
+        SCRATCH_FLOWS,
+        ({"entropy_coef": 1e-3, "learning_rate": 3e-3, "critic_learning_rate": 1e-2, "policy_delay": 1}, {}, {}),
+    ),
+    "dime": (
+        {"entropy_coef": 0.01, "critic_learning_rate": 1e-2, "policy_delay": 1}
+        | {"min_value": -2.0, "max_value": 2.0, "denoising_steps": 4},
+        {},
+        {},
+    ),
+    "flowrl": ({}, {}, {}),
+    "qsm_scratch": ({}, {}, {}),
+    "ppo": ({}, {}, {}),
 }
 OFFLINE_UPDATES = {"diffusion_ql": 400}  # where 100 are too few
 ONLINE_UPDATES = {"dsrl": 400, "rebrac": 200}  # dsrl: its temperature has to fall first
@@ -672,7 +722,10 @@ ONE_MODE = {
     **dict.fromkeys(("iql", "awac"), "its Gaussian has one mean, and evaluation acts by it"),
 }
 # Agents whose offline policy is held to no actions of the data, and why.
-NO_CLONING = dict.fromkeys(SAC, "made for online training: nothing but Q and the entropy moves its policy")
+NO_CLONING = dict.fromkeys(
+    (*SAC, *JOINT, "flowrl", "qsm_scratch"), "made for online training: Q moves its policy, data hold it to nothing"
+)
+NO_CLONING["ppo"] = "nothing but its own rollouts moves its policy"
 # Agents that do not move to the better mode, and why.
 NO_REWARD = dict.fromkeys(("bc", "bc_diffusion"), "it clones the replay, whatever the rewards")
 
@@ -827,7 +880,10 @@ def test_each_phase_has_its_bc_coef(name: str) -> None:
         torch.testing.assert_close(found["policy_loss"], coef * found["bc_loss"] + found["q_loss"])
 
 
-@pytest.mark.parametrize("name", [name for name in WITH_CRITIC if name not in WITH_STATE_VALUE])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in WITH_TARGET if name not in WITH_STATE_VALUE and "pessimism" in settings_of(AGENTS[name][1])],
+)
 def test_the_target_takes_mean_minimum_or_a_pessimistic_value_of_the_critics(name: str) -> None:
     losses = {}
     for aggregation in ("mean", "min", "pessimistic"):
@@ -850,7 +906,8 @@ def test_the_target_takes_mean_minimum_or_a_pessimistic_value_of_the_critics(nam
 @pytest.mark.parametrize("name", WITH_CRITIC)
 def test_num_critics_sets_the_size_of_the_ensemble(name: str) -> None:
     agent = build(name, [0], num_critics=3)
-    assert agent.critic.online.mlp.out.weight.shape[1] == agent.critic.target.mlp.out.weight.shape[1] == 3
+    networks = [agent.critic.online, *([agent.critic.target] if name in WITH_TARGET else [])]
+    assert all(network.mlp.out.weight.shape[1] == 3 for network in networks)
     train(agent, [0])
 
 

@@ -26,6 +26,8 @@ WITHOUT_ROLLOUT = {
     **dict.fromkeys(("qam", "qam_e", "qam_f"), "the adjoint is a constant target of the field"),
     **dict.fromkeys(("dppo", "reinflow"), "each step's density has its own part in the loss"),
     **dict.fromkeys(("sac", "rlpd", "rlpd_ac", "rebrac", "iql", "awac"), "no chain from noise to action"),
+    **dict.fromkeys(("crossq", "ppo"), "no chain from noise to action"),
+    "qsm_scratch": "the loss is that of the noise in a noised chunk",
 }
 WITH_ROLLOUT = [name for name in NAMES if name not in WITHOUT_ROLLOUT]
 

@@ -21,7 +21,11 @@ PARITY_DIR = Path(os.environ.get("PARITY_DIR", Path(__file__).parent / "parity")
 ON_POLICY = ("dppo", "reinflow")  # in `tests/test_parity_ppo.py`
 if not any(PARITY_DIR.glob("*.npz")):
     pytest.exit(f"PARITY_DIR={PARITY_DIR}: no .npz files there", returncode=2)
-FILES = [path for path in sorted(PARITY_DIR.glob("*.npz")) if path.stem not in ON_POLICY]
+FILES = [
+    path
+    for path in sorted(PARITY_DIR.glob("*.npz"))
+    if path.stem not in ON_POLICY and not path.stem.startswith("scratch_")  # in `tests/test_parity_scratch.py`
+]
 TOLERANCE = 1e-5  # of a tensor's largest entry
 
 

@@ -141,6 +141,21 @@ def check_start(path: str, layer: Linear, rule: str, factor: float) -> None:
 # --- optimisers
 
 LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY = 3e-4, (0.9, 0.999), 1e-8, 0.0
+# Agents whose networks differ: by path of the optimiser, its rate and first beta.
+_FLOW = {"policy_optimizer": (3e-4, 0.5), "critic.optimizer": (1e-3, 0.5), "temperature.optimizer": (1e-3, 0.5)}
+OWN_RATES: dict[str, dict[str, tuple[float, float]]] = {
+    **dict.fromkeys(("sac_flow_t_scratch", "sac_flow_g_scratch", "naive_flow_scratch", "flow_mlp_scratch"), _FLOW),
+    "crossq": {
+        "policy_optimizer": (1e-3, 0.5),
+        "critic.optimizer": (1e-3, 0.5),
+        "temperature.optimizer": (1e-3, 0.9),
+    },
+    "dime": {
+        "policy_optimizer": (3e-4, 0.5),
+        "critic.optimizer": (3e-4, 0.5),
+        "temperature.optimizer": (1e-3, 0.9),
+    },
+}
 # The norm to which gradients are cut; of all networks together, but of each alone in Diffusion-QL.
 CLIPPED: dict[str, float] = dict.fromkeys(("qam", "qam_e", "qam_f", "dac", "qsm", "diffusion_ql"), 1.0)
 OFF_POLICY = [name for name, (agent_class, _) in AGENTS.items() if not issubclass(agent_class, OnPolicyAgent)]
@@ -161,13 +176,18 @@ def test_each_network_has_the_optimiser_of_the_release(
     agent.update_online(replace(batch, chunk_return=batch.chunk_return - 1000), SeededNoise([0]))
     assert len(steps) == len(agent.optimizers())
     for settings in steps:
-        assert (settings["lr"], settings["weight_decay"], settings["eps"]) == (LEARNING_RATE, WEIGHT_DECAY, EPS)
-        assert (settings["beta1"], settings["beta2"], settings["amsgrad"]) == (*BETAS, False)
+        assert (settings["weight_decay"], settings["eps"]) == (WEIGHT_DECAY, EPS)
+        assert (settings["beta2"], settings["amsgrad"]) == (BETAS[1], False)
+    expected = OWN_RATES.get(name, dict.fromkeys(agent.optimizers(), (LEARNING_RATE, BETAS[0])))
+    assert {path: (adam.learning_rate, adam.b1) for path, adam in agent.optimizers().items()} == expected
+    assert sorted((settings["lr"], settings["beta1"]) for settings in steps) == sorted(expected.values())
     norms = {
         path: math.sqrt(sum(float(gradients[parameter].square().sum()) for parameter in adam.parameters))
         for path, adam in agent.optimizers().items()
     }
-    if clip is None:
+    if name == "dime":  # whose critics' loss is a cross entropy; its policy's gradient is cut entry by entry
+        assert max(float(gradients[p].abs().max()) for p in agent.policy_optimizer.parameters) <= 1
+    elif clip is None:
         assert "critic.optimizer" not in norms or norms["critic.optimizer"] > 100
     elif name == "diffusion_ql":
         assert norms["critic.optimizer"] == pytest.approx(clip, rel=1e-4) and norms["policy_optimizer"] <= clip * 1.0001

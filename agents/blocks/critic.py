@@ -95,13 +95,7 @@ class Critic(nn.Module):
 
     def loss(self, batch: Batch, target: Tensor) -> tuple[Tensor, Metrics]:
         """Squared error (S,) of every critic at the batch's chunks to the target (S, B), a constant."""
-        q = self(batch.obs, batch.action_chunk)  # (S, N, B)
-        # A window that runs into the next episode has no meaningful target: weight 0.
-        weight = batch.valid[:, None, :, -1]
-        loss = (weight * (q - target.unsqueeze(1)).square()).mean((1, 2))
-        q = q.detach()
-        metrics = {"q_mean": q.mean((1, 2)), "q_min": q.amin((1, 2)), "q_max": q.amax((1, 2))}
-        return loss, {"critic_loss": loss.detach(), **metrics}
+        return squared_error(self(batch.obs, batch.action_chunk), target, batch)
 
     def follow(self) -> None:
         """The target critics' Polyak step."""
@@ -131,6 +125,19 @@ class Value(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.mlp(obs).squeeze(-1)
+
+
+def squared_error(q: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+    """Loss (S,) of Q (S, N, B) at the batch's chunks against the target (S, B), a constant; and metrics of Q."""
+    # A window that runs into the next episode has no meaningful target: weight 0.
+    weight = batch.valid[:, None, :, -1]
+    loss = (weight * (q - target.unsqueeze(1)).square()).mean((1, 2))
+    return loss, {"critic_loss": loss.detach(), **q_metrics(q.detach())}
+
+
+def q_metrics(q: Tensor) -> Metrics:
+    """Mean, least and greatest of Q (S, N, B), a constant."""
+    return {"q_mean": q.mean((1, 2)), "q_min": q.amin((1, 2)), "q_max": q.amax((1, 2))}
 
 
 def aggregate_q(q: Tensor, how: QAggregation, pessimism: float) -> Tensor:

@@ -143,14 +143,16 @@ def step_std(noise_std: float, flow_steps: int, scheme: NoiseScheme) -> float:
     return noise_std if scheme == "additive" else noise_std / math.sqrt(flow_steps)
 
 
-def tanh_log_det(u: Tensor, form: TanhLogDet) -> Tensor:
-    """log |det d tanh(u) / du| (...,) of u (..., D).
+def tanh_log_det(u: Tensor, form: TanhLogDet, scale: Tensor | None = None) -> Tensor:
+    """log |det d scale * tanh(u) / du| (...,) of u (..., D), with the scale (D,) of each coordinate, or none.
 
     "exact" is stable for every finite u; "released" adds 1e-6 to each derivative, so that none counts below log(1e-6).
     """
     if form == "exact":
-        return 2 * (math.log(2) - u - by_seed(F.softplus, -2 * u)).sum(-1)
-    return (1 - u.tanh().square() + 1e-6).log().sum(-1)
+        log_det = 2 * (math.log(2) - u - by_seed(F.softplus, -2 * u)).sum(-1)
+        return log_det if scale is None else log_det + scale.log().sum()
+    slope = 1 - u.tanh().square()
+    return ((slope if scale is None else scale * slope) + 1e-6).log().sum(-1)
 
 
 def t_like(x: Tensor, t: float) -> Tensor:

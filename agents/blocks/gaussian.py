@@ -1,6 +1,7 @@
 """Gaussian policies squashed by tanh: a mean and a standard deviation for each coordinate, given the observation."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from agents.blocks.kernels import by_seed
 from agents.blocks.networks import MLP, Activation, Dims
 
 MAX_LOG_STD = 2.0
+Density = Literal["exact", "released"]  # released: as SAC Flow's own SAC, CrossQ and Flow-T have it, see each agent
 
 
 class TanhGaussian(nn.Module):
@@ -38,11 +40,12 @@ class TanhGaussian(nn.Module):
         mean, log_std = self.mlp(x).chunk(2, -1)
         return mean, log_std.clamp(self.min_log_std, MAX_LOG_STD)
 
-    def sample(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """tanh(u) (S, B, out) from standard normal eps of that shape, and its log density (S, B)."""
+    def sample(
+        self, x: Tensor, eps: Tensor, density: Density = "exact", scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """tanh(u) (S, B, out) from standard normal eps of that shape, and the log density (S, B) of scale * tanh(u)."""
         mean, log_std = self(x)
-        u = mean + log_std.exp() * eps
-        return u.tanh(), gaussian_log_prob(eps, log_std) - tanh_log_det(u, "exact")
+        return squashed(mean, log_std, eps, density, scale)
 
     def log_prob(self, x: Tensor, action: Tensor) -> Tensor:
         """Log density (S, B) of actions (S, B, out), cut to what the tanh reaches in float32."""
@@ -54,3 +57,16 @@ class TanhGaussian(nn.Module):
 def gaussian_log_prob(eps: Tensor, log_std: Tensor) -> Tensor:
     """Log density (...,) of mean + exp(log_std) * eps, summed over the last dimension."""
     return (-0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def squashed(
+    mean: Tensor, log_std: Tensor, eps: Tensor, density: Density, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """tanh(u) (S, B, D) of u = mean + exp(log_std) * eps, and the log density (S, B) of scale * tanh(u).
+
+    "released" leaves out -log std, so that the deviation feels no pressure of the entropy, and adds 1e-6 to the
+    derivatives of the tanh.
+    """
+    u = mean + log_std.exp() * eps
+    log_prob = gaussian_log_prob(eps, log_std if density == "exact" else torch.zeros_like(log_std))
+    return u.tanh(), log_prob - tanh_log_det(u, density, scale)

@@ -2,7 +2,7 @@
 
 Each function takes tensors with or without a leading dimension of members. On a GPU they are torch's own operators, for
 all members at once.
-GELU is the tanh approximation and LayerNorm has eps 1e-6, as in the official JAX code.
+GELU is the tanh approximation and LayerNorm has eps 1e-6 unless told otherwise, as in the official JAX code.
 """
 
 import math
@@ -172,8 +172,8 @@ def _gelu_gate(x: Tensor) -> Tensor:
     return x.square().mul_(GELU_CUBIC).add_(GELU_LINEAR).mul_(x).sigmoid_()
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
     """Normalised last dimension, scaled and shifted, of one member or with a leading dimension of members."""
     if x.dim() == 2:
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps=1e-6)
-    return torch.addcmul(bias.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=1e-6), weight.unsqueeze(1))
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps=eps)
+    return torch.addcmul(bias.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=eps), weight.unsqueeze(1))

@@ -15,10 +15,17 @@ class Temperature(nn.Module):
         entropy_coef: alpha at the start.
         target_entropy: nats of the whole action chunk.
         learnt: False for an alpha that stays as it is, without an optimiser.
+        b1: Adam's first beta.
     """
 
     def __init__(
-        self, entropy_coef: float, target_entropy: float, learning_rate: float, noise: Noise, learnt: bool = True
+        self,
+        entropy_coef: float,
+        target_entropy: float,
+        learning_rate: float,
+        noise: Noise,
+        learnt: bool = True,
+        b1: float = 0.9,
     ) -> None:
         super().__init__()
         self.target_entropy = target_entropy
@@ -26,7 +33,7 @@ class Temperature(nn.Module):
         log_coef = torch.full((noise.num_seeds,), entropy_coef, device=noise.device).log()
         self.log_coef = nn.Parameter(log_coef, requires_grad=learnt)
         if learnt:
-            self.optimizer = Adam([self.log_coef], learning_rate)
+            self.optimizer = Adam([self.log_coef], learning_rate, b1=b1)
 
     @property
     def coef(self) -> Tensor:

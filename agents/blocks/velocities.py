@@ -95,8 +95,8 @@ class _DecoderLayer(nn.Module):
     def __init__(self, dim: int, norm: Literal["post", "pre"], noise: Noise) -> None:
         super().__init__()
         self.norm = norm
-        self.self_attention = _OneTokenAttention(dim, noise)
-        self.cross_attention = _OneTokenAttention(dim, noise)
+        self.self_attention = OneTokenAttention(dim, noise)
+        self.cross_attention = OneTokenAttention(dim, noise)
         self.feed_forward = nn.Sequential(
             Linear(dim, 4 * dim, noise, init="lecun"), Activated(gelu), Linear(4 * dim, dim, noise, init="lecun")
         )
@@ -120,7 +120,7 @@ class _DecoderLayer(nn.Module):
         return post_norm if self.norm == "post" else pre_norm
 
 
-class _OneTokenAttention(nn.Module):
+class OneTokenAttention(nn.Module):
     """Attention to a single token. Its softmax has one entry, so every weight is 1 whatever the number of heads.
 
     What remains is out(value(x)). Query and key of the paper's network get no gradient, ever; they are kept, frozen, so

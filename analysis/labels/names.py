@@ -38,6 +38,15 @@ DISPLAY_NAMES = {
     "dppo": "DPPO",
     "bc": "Flow BC",
     "bc_diffusion": "Diffusion BC",
+    "sac_flow_g_scratch": "SAC Flow-G (scratch)",
+    "sac_flow_t_scratch": "SAC Flow-T (scratch)",
+    "naive_flow_scratch": "Naive flow (scratch)",
+    "flow_mlp_scratch": "Flow MLP (scratch)",
+    "crossq": "CrossQ",
+    "dime": "DIME",
+    "flowrl": "FlowRL",
+    "qsm_scratch": "QSM (scratch)",
+    "ppo": "PPO",
 }
 
 

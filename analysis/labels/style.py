@@ -49,6 +49,16 @@ AGENT_STYLES: dict[str, AgentStyle] = {
     "dppo": AgentStyle("#55B82A", (0, (2.5, 1.2)), "P"),
     "bc": AgentStyle("#1F3A5F", (0, (1, 1)), "p"),
     "bc_diffusion": AgentStyle("#C22AE0", (0, (6, 1.2, 1, 1.2, 1, 1.2)), "8"),
+    # From scratch: SAC Flow's own have the colours of its offline-to-online agents, somewhat darker.
+    "sac_flow_g_scratch": AgentStyle("#005A8E", "-", "s"),
+    "sac_flow_t_scratch": AgentStyle("#A94A00", (0, (6, 1.5)), "D"),
+    "naive_flow_scratch": AgentStyle("#B0568A", (0, (1, 1)), "^"),
+    "flow_mlp_scratch": AgentStyle("#2E86B5", (0, (4, 1.2, 1, 1.2)), ">"),
+    "crossq": AgentStyle("#7A0045", (0, (2.5, 1.2)), "X"),
+    "dime": AgentStyle("#6B8E00", (0, (6, 1.2, 1, 1.2, 1, 1.2)), "^"),
+    "flowrl": AgentStyle("#00796B", (0, (4, 1.2, 1, 1.2)), "D"),
+    "qsm_scratch": AgentStyle("#8E24AA", (0, (2.5, 1.2)), "s"),
+    "ppo": AgentStyle("#37474F", (0, (6, 1.5)), "<"),
 }
 # Agents without an entry: muted colours outside the table above, so that nobody takes one for a known agent.
 FALLBACK_LINES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (3, 1, 1, 1)))

@@ -45,6 +45,12 @@ LATER_AGENT_FIELDS: dict[str, dict[str, Any]] = {
     "DiffusionQLConfig": {"ema_interval": 1, "first_ema_update": 1},
     "IDQLConfig": {"online_policy": "trained"},
     "IQLConfig": {"policy_out_scale": 1.0},
+    "SACConfig": {
+        "density": "exact",
+        "action_scale": 1.0,
+        "update_order": "together",
+        "critic_learning_rate": 0.0,
+    },
     "SACFlowConfig": {"bc_target": "batch", "behaviour_flow_steps": 10},
     "FQLConfig": {"window_mask": "steps"},
     "IFQLConfig": {"window_mask": "steps", "value_mask": "window"},

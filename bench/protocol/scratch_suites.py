@@ -11,7 +11,10 @@ from datasets.registry import TASKS
 from datasets.spec import TaskSpec
 
 # Whoever can learn from scratch, in the order of figure 4; a new one is added here and nowhere else in this file.
-SCRATCH_AGENTS = ("sac",)
+SCRATCH_AGENTS = (
+    *("sac_flow_t_scratch", "sac_flow_g_scratch", "naive_flow_scratch", "flow_mlp_scratch", "crossq", "sac"),
+    *("ppo", "dime", "flowrl", "qsm_scratch"),
+)
 # Ten episodes every 50,000 steps say as much of returns as fifty: seeds make far more of a difference than episodes,
 # and fifty would play as many steps as training.
 FIGURE_4: dict[str, Any] = {
@@ -52,9 +55,29 @@ def scratch_sparse() -> list[RunConfig]:
 
 # Agent, variant and what it changes; a row for each part that SAC Flow's claims from scratch may rest on.
 ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    # target entropy: that of SAC, and that of SAC Flow's flows
+    # (a) velocities, with all else equal; where time reaches the naive one while training, too
+    ("sac_flow_t_scratch", "", {}),
+    ("sac_flow_g_scratch", "", {}),
+    ("flow_mlp_scratch", "", {}),
+    ("naive_flow_scratch", "", {}),
+    ("naive_flow_scratch", "time-bypass", {"time_input": "bypass"}),
+    ("sac_flow_t_scratch", "time-bypass", {"time_input": "bypass"}),
+    # (b) Euler steps
+    ("sac_flow_g_scratch", "1-step", {"flow_steps": 1}),
+    ("sac_flow_g_scratch", "8-steps", {"flow_steps": 8}),
+    # (c) density with and without -log std
+    ("sac_flow_t_scratch", "released-density", {"density": "released"}),
+    ("crossq", "", {}),
+    ("crossq", "released-density", {"density": "released"}),
+    # (d) target entropy: that of the flows, and that of SAC
+    ("sac_flow_g_scratch", "target-entropy-1", {"target_entropy": -1.0}),
     ("sac", "", {}),
     ("sac", "target-entropy-0", {"target_entropy": 0.0}),
+    # (e) critics with and without BatchRenorm
+    ("sac_flow_g_scratch", "no-batch-renorm", {"batch_renorm": False}),
+    ("crossq", "no-batch-renorm", {"batch_renorm": False}),
+    # (f) policy steps
+    ("sac_flow_g_scratch", "no-delay", {"policy_delay": 1}),
 )
 
 
@@ -82,7 +105,8 @@ def mujoco_quick() -> list[RunConfig]:
     Learning rates are above the published ones, since the runs are short; nothing here is a result about the methods.
     """
     small = {"policy_hidden_dims": (64, 64), "critic_hidden_dims": (64, 64), "learning_rate": 1e-3}
-    settings: dict[str, dict[str, Any]] = {"sac": small, "rlpd": {**small, "num_critics": 2}}
+    flow = {"gate_dim": 64, "policy_hidden_dims": (64, 64), "critic_hidden_dims": (64, 64)}
+    settings: dict[str, dict[str, Any]] = {"sac": small, "sac_flow_g_scratch": flow}
     return quick_grid(
         "mujoco-quick",
         settings,

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agents import AGENTS
-from agents.blocks.base import OnPolicyAgent
+from agents.blocks.base import Agent, OnPolicyAgent
 from agents.blocks.config import settings_of, with_settings
 from bench.protocol.config import RunConfig
 from bench.protocol.grids import GRID_SEEDS, SMALL, grid, quick_grid, run_config, tasks_of
 from bench.protocol.scratch_suites import SCRATCH_SUITES
-from bench.protocol.tuned import RELEASE_CRITIC, RUN_SETTINGS, release_config, tuned_config
+from bench.protocol.tuned import RELEASE_CRITIC, RUN_SETTINGS, WITHOUT_DATA, release_config, tuned_config
 from datasets.registry import TASKS
 
 FLOW_AGENTS = ("sac_flow_t", "sac_flow_g", "naive_sac_flow", "flow_mlp", "fql", "qc_fql")
@@ -84,6 +84,11 @@ def toy() -> list[RunConfig]:
     )
 
 
+def with_data() -> list[tuple[str, tuple[type[Agent], Any]]]:
+    """Entries of the registry that have been trained on data somewhere, among them those of plug-ins."""
+    return [(agent, entry) for agent, entry in AGENTS.items() if agent not in (*WITHOUT_DATA, "ppo")]
+
+
 def baselines_quick() -> list[RunConfig]:
     """Every agent on the quick suite's task and data, with the same two critics: an hour per seed on two cores.
 
@@ -106,7 +111,7 @@ def baselines_quick() -> list[RunConfig]:
     same = {**SMALL, "gate_dim": 64, "decoder_dim": 64, "value_hidden_dims": (96, 96, 96)}
     same |= {"num_critics": 2, "critic_norm": "after", "critic_activation": "gelu"}
     settings = {}
-    for agent, (_, config) in AGENTS.items():
+    for agent, (_, config) in with_data():
         every = {"q_aggregation": "mean", **same, **changes.get(agent, {})}
         settings[agent] = {name: value for name, value in every.items() if name in settings_of(config)}
     return quick_grid(
@@ -227,7 +232,7 @@ def baselines_cube() -> list[RunConfig]:
 
     FQL, BFN and RLPD are there with chunks alone (qc_fql, qc, rlpd_ac).
     """
-    agents = [agent for agent in AGENTS if agent not in ("fql", "bfn", "rlpd")]
+    agents = [agent for agent, _ in with_data() if agent not in ("fql", "bfn", "rlpd")]
     return [
         run_config(
             "baselines-cube",

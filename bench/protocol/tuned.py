@@ -17,14 +17,32 @@ Settings = dict[str, Any]
 # their first update, and keep online transitions apart, half of each batch or all of it. IDQL's fine-tuning
 # (github.com/philippe-eecs/IDQL, 7582571) has half of each batch from the replay, too.
 FROM_SCRATCH: Settings = {"offline_updates": 0, "warmup_actions": "random", "replay_capacity": 1_000_000}
+# Agents that no release trains on data; PPO, which is on-policy, beside them.
+SCRATCH_FLOWS = ("sac_flow_t_scratch", "sac_flow_g_scratch", "naive_flow_scratch", "flow_mlp_scratch")
+WITHOUT_DATA = (*SCRATCH_FLOWS, "crossq", "flowrl", "dime", "qsm_scratch")
 RUN_SETTINGS: dict[str, Settings] = {
     "rlpd": {**FROM_SCRATCH, "online_batch_share": 0.5},
     "rlpd_ac": {**FROM_SCRATCH, "online_batch_share": 0.5},
     "sac": {**FROM_SCRATCH, "online_batch_share": 1.0},
+    **{agent: {**FROM_SCRATCH, "online_batch_share": 1.0} for agent in WITHOUT_DATA},
+    "ppo": {"offline_updates": 0},
     "idql": {"online_batch_share": 0.5},
     # .999 per decision of four steps, as DPPO and ReinFlow run Robomimic.
     "dppo": {"discount": 0.99975},
     "reinflow": {"discount": 0.99975},
+}
+
+# What runs from scratch on MuJoCo do as their papers do, and not as everyone here: steps of random actions before the
+# first update, the batch, and updates per step. SAC Flow's release has one set of them for its flows, and for DIME two
+# updates a step; CrossQ, FlowRL and QSM have their own.
+_SAC_FLOW_RUNS: Settings = {"warmup_steps": 50_000, "batch_size": 512}
+MUJOCO_SETTINGS: dict[str, Settings] = {
+    **dict.fromkeys(SCRATCH_FLOWS, _SAC_FLOW_RUNS),
+    "crossq": {"warmup_steps": 5_000, "batch_size": 256},
+    "sac": {"warmup_steps": 10_000},  # arXiv 1812.05905 and its code
+    "dime": {**_SAC_FLOW_RUNS, "utd_ratio": 2},
+    "flowrl": {"warmup_steps": 5_000, "batch_size": 256},
+    "qsm_scratch": {"warmup_steps": 10_000, "batch_size": 256},
 }
 
 # What a domain asks of every run in it: FQL and QAM look further ahead in the larger mazes.
@@ -35,10 +53,6 @@ DOMAIN_SETTINGS: dict[str, Settings] = {
 }
 MUJOCO = tuple(task.domain for task in TASKS.values() if task.suite == "gymnasium_mujoco")
 
-# How an agent's runs on MuJoCo differ from its others: random actions before the first update, and batches.
-MUJOCO_SETTINGS: dict[str, Settings] = {
-    "sac": {"warmup_steps": 10_000},  # arXiv 1812.05905 and its code
-}
 SHARD_ROWS = 1_000_000  # of OGBench's sets of 100M transitions; the releases hold one shard at a time in their buffer
 
 
