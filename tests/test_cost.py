@@ -40,11 +40,10 @@ def test_a_plan_measures_each_kind_of_run_once_and_says_how_long_that_takes(monk
         for task in ("cube-single-task1", "cube-single-task2")
         for seed in (0, 1, 2)
     ]
-    monkeypatch.setattr(bench.grid.plan, "estimate", made_up)
     clock = itertools.count(0, 60)
     monkeypatch.setattr(bench.grid.plan, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     plan = bench.grid.plan.make_plan(configs, tmp_path, Execution(device="cpu"), 1, 3)
-    costs = bench.grid.plan.estimate_plan(plan)
+    costs = bench.grid.plan.estimate_plan(plan, lambda _, *arguments: made_up(*arguments))
     assert measured == list(agents)
     assert {cost.offline_update for cost in costs.values()} == {3} and set(costs) == set(plan.packs)
     assert capsys.readouterr().out == "measuring 7 configurations on this machine: 24 s\n"

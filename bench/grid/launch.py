@@ -20,6 +20,7 @@ from bench.grid.cost import Cost, from_finished_runs
 from bench.grid.job import bad_nodes
 from bench.grid.launch_options import LaunchOptions, Site, check_effect, device_type, minutes_of, with_profile
 from bench.grid.launches import Array, Job, Launch, array_name, launches, new_id, queued_runs
+from bench.grid.measuring_process import MeasuringProcess
 from bench.grid.needs import describe_needs, kinds, with_cores_shared_out
 from bench.grid.options import selected_configs
 from bench.grid.plan import PACK_LIMIT, Pack, Plan, describe_plan, estimate_plan, make_packs, run_state, sort_out
@@ -179,7 +180,8 @@ def costs_of(plan: Plan, site: Site) -> dict[Pack, Cost | None]:
     unknown = tuple(pack for pack, cost in costs.items() if cost is None)
     if unknown and device == "cpu":
         here = replace(plan, packs=unknown, execution=replace(plan.execution, device="cpu"))
-        costs |= estimate_plan(here)
+        with MeasuringProcess() as measuring:
+            costs |= estimate_plan(here, measuring)
     return costs
 
 

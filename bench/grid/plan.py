@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import datasets
 from bench.grid.cost import Cost
 from bench.grid.measuring import estimate
@@ -16,11 +18,12 @@ from bench.protocol.config import RunConfig
 from bench.protocol.schedule import total_updates
 from bench.protocol.suites import SUITES
 from bench.runs.claims import Heartbeats, Owner, clock_of, is_fresh
-from bench.runs.contract import CONFIG, OFFLINE_PHASES, STATUS, is_complete, read_json
+from bench.runs.contract import CHECKPOINT, CONFIG, OFFLINE_PHASES, PROVENANCE, STATUS, is_complete, read_json
 from bench.runs.quantities import counted, duration
+from bench.runs.resumption import computed_by
 from bench.training.engine import pick_device, pick_mode
 from bench.training.execution import Execution, available_cores
-from bench.training.pack import prepare_directory
+from bench.training.pack import engines_of_pack, prepare_directory
 from bench.training.shared_phase import shared_offline_phases
 
 # Seeds per process: a GPU gains from more, a CPU only saves memory and call overhead.
@@ -165,14 +168,38 @@ def run_state(directory: Path) -> dict[str, Any]:
 
 def visible_gpus() -> tuple[str, ...]:
     """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
-    import torch
-
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(named.split(",")) if named else tuple(str(number) for number in range(torch.cuda.device_count()))
+    return (
+        tuple(map(str.strip, named.split(",")))
+        if named
+        else tuple(str(number) for number in range(torch.cuda.device_count()))
+    )
 
 
-def estimate_plan(plan: Plan) -> dict[Pack, Cost]:
-    """Measures each distinct configuration once; tasks of one domain cost the same."""
+def refuse_changes(plan: Plan, device: torch.device, model: str) -> None:
+    """ConfigError where runs that have begun elsewhere, or with another engine, would go on here unasked.
+
+    Their workers look more closely: a machine may have GPUs of several models.
+
+    Args:
+        model: of the device (`bench.runs.provenance.model_of`).
+    """
+    for pack in plan.packs:
+        computed = {}
+        for directory in pack.work.directories:
+            if any((directory / CHECKPOINT).glob("slot-*.pt")):
+                computed[directory] = computed_by(read_json(directory / PROVENANCE))
+        asked = pick_mode(plan.execution.engine, device, total_updates(pack.configs[0]))
+        known = {directory: before for directory, before in computed.items() if before is not None}
+        engines_of_pack(known, device, model, asked, plan.execution)
+
+
+def estimate_plan(plan: Plan, call: Callable[..., Any]) -> dict[Pack, Cost]:
+    """Measures each distinct configuration once; tasks of one domain cost the same.
+
+    Args:
+        call: of (function, *arguments): calls it where it may use the device.
+    """
     device = pick_device(plan.execution.device)
     kinds: dict[tuple, list[Pack]] = {}
     for pack in plan.packs:
@@ -187,7 +214,9 @@ def estimate_plan(plan: Plan) -> dict[Pack, Cost]:
             if seconds > 10:
                 print(f"measuring {len(kinds)} configurations on this machine: {duration(seconds)}", flush=True)
         pack = packs[0]
-        cost = estimate(pack.configs[0], len(pack.configs), plan.execution.eval_workers, device, plan.execution.threads)
+        config, execution = pack.configs[0], plan.execution
+        mode = pick_mode(execution.engine, device, total_updates(config))
+        cost = call(estimate, config, len(pack.configs), execution.eval_workers, device, execution.threads, mode)
         costs |= dict.fromkeys(packs, replace(cost, offline_elsewhere=bool(pack.phases)))
     return costs
 

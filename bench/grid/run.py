@@ -10,12 +10,15 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from bench.grid.measuring import MEASURED
+from bench.grid.measuring_process import MeasuringProcess
 from bench.grid.options import PlanOptions, selected_configs
-from bench.grid.plan import describe_plan, estimate_plan, make_plan, run_plan
+from bench.grid.plan import describe_plan, estimate_plan, make_plan, refuse_changes, run_plan
 from bench.protocol.config import RunConfig
 from bench.protocol.plugins import Plugins
 from bench.protocol.schedule import total_updates
 from bench.runs.contract import CONFIG, ConfigError, read_json
+from bench.runs.provenance import model_of
 from bench.runs.quantities import counted, duration, size
 from bench.tools.data import describe_data, ensure_data
 from bench.training.engine import pick_device, pick_mode
@@ -67,17 +70,18 @@ def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> i
     if not plan.packs:
         return 0
     pending = [config for pack in plan.packs for config in pack.configs]
-    said = describe_data(pending, data_dir)
-    costs = estimate_plan(plan)
+    execution, device = plan.execution, pick_device(plan.execution.device)
+    with MeasuringProcess() as measuring:
+        said = describe_data(pending, data_dir)
+        refuse_changes(plan, device, measuring(model_of, device))
+        costs = estimate_plan(plan, measuring)
     disk = size(sum(c.bytes for c in costs.values()))
     seconds = max(sum(c.seconds() for c in costs.values()) / plan.jobs, max(c.seconds() for c in costs.values()))
-    execution = plan.execution
-    device = pick_device(execution.device)
     modes = sorted({pick_mode(execution.engine, device, total_updates(config)) for config in pending})
-    eagerly = "" if modes == ["eager"] else "; updates were measured eagerly, which takes longer"
+    apart = "; updates were measured without compiling, which takes longer" if set(modes) & MEASURED.keys() else ""
     print(
         f"{counted(len(plan.packs), 'pack')} of seeds, {plan.jobs} side by side on {device}; about {duration(seconds)} "
-        f"if no episode succeeds early, and {disk} of disk on this machine{eagerly}",
+        f"if no episode succeeds early, and {disk} of disk on this machine{apart}",
         flush=True,
     )
     processes = {None: "ahead in a process for each", 0: "in its own process"}

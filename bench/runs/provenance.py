@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 from bench.runs.claims import Claim, slurm_job, slurm_restart, spent_seconds
 from bench.runs.contract import PROVENANCE, SCHEMA_VERSION, ConfigError, read_json, write_json
+from bench.runs.resumption import device_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT_FILE = ROOT / "SNAPSHOT.json"  # in a copy of the code that jobs run: what it is a copy of
@@ -139,6 +140,11 @@ def commit() -> dict[str, str | None]:
         "commit": head.decode().strip() if head else None,
         "dirty_diff_hash": hashlib.sha256(diff).hexdigest()[:16] if diff else None,
     }
+
+
+def model_of(device: "torch.device") -> str:
+    """What of a device a run must keep (`bench.runs.resumption`)."""
+    return device_model(device.type, device_name(device))
 
 
 def device_name(device: "torch.device") -> str:

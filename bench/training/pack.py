@@ -129,7 +129,7 @@ def engines_of_pack(
 
     Args:
         computed: by what its runs were computed so far, by their folders.
-        model: of the device at hand (`device_model`).
+        model: of the device at hand (`bench.runs.provenance.model_of`).
         asked: the engine that is to be used on it.
 
     Raises ConfigError where a run began on another device or with another engine, unless that was accepted.

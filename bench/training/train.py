@@ -29,9 +29,9 @@ from bench.protocol.schedule import (
 )
 from bench.runs.claims import Claims, Takeover
 from bench.runs.contract import LOG, ConfigError, is_complete, utc
-from bench.runs.provenance import describe_start, device_name
+from bench.runs.provenance import describe_start, model_of
 from bench.runs.quantities import scores
-from bench.runs.resumption import Computed, device_model
+from bench.runs.resumption import Computed
 from bench.runs.state import RunState, TrainingPoint
 from bench.training.engine import Engine, pick_device, pick_mode
 from bench.training.evaluate import Evaluator, new_evaluation, prepare_worker, unfinished_evaluations
@@ -155,7 +155,7 @@ class Training:
         self.updates, self.env_steps, self.evaluated = states[0].point if states else TrainingPoint(0, 0, False)
 
         self._asked = pick_mode(execution.engine, device, total_updates(config))
-        self._model = device_model(device.type, device_name(device))
+        self._model = model_of(device)
         computed = {run.directory: run.computed for run in runs if run.computed is not None}
         keep = engines_of_pack(computed, device, self._model, self._asked, execution)
         self.agent = build_agent(config, SeedStreams(self.seeds, device, "init"))
