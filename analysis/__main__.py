@@ -32,6 +32,7 @@ class FiguresOptions:
     out: Path | None = None  # a folder; default: figures inside the results folder
     suite: tuple[str, ...] = ()  # only these suites; default: all
     allow_incomplete: bool = False  # also use runs that are not complete; figures and tables say how many
+    mixed_matmul: bool = False  # show runs together whose updates multiply in different precisions (--matmul)
     code_names: bool = False  # call agents by their names in commands and files: qc_fql, not QC-FQL
     plain: bool = False  # figures without the words above them, for a paper that says them in its caption
     published: Path | None = None  # curves or rates per seed, a CSV file or a folder; default: end points, built in
@@ -50,7 +51,7 @@ def figures(options: FiguresOptions) -> int:
     out: Path = options.out or options.results / FIGURES
     # Whatever may be refused is read before the first file is written.
     published = read_published(options.published)
-    suites = load_results(options.results, options.suite or None, options.allow_incomplete)
+    suites = load_results(options.results, options.suite or None, options.allow_incomplete, options.mixed_matmul)
     suites = [replace(suite, code_names=options.code_names, plain=options.plain) for suite in suites]
     norms = {suite.name: load_norms(suite, options.results) for suite in suites}
     scratch = [suite for suite in suites if not suite.offline_updates]
@@ -89,6 +90,7 @@ class ReportOptions:
     results: Path = Path("results")
     out: Path | None = None  # a file; default: figures/report.html inside the results folder
     suite: tuple[str, ...] = ()  # only these suites; default: all
+    mixed_matmul: bool = False  # show runs together whose updates multiply in different precisions (--matmul)
     code_names: bool = False  # call agents by their names in commands and files: qc_fql, not QC-FQL
     published: Path | None = None  # curves or rates per seed, a CSV file or a folder; default: end points, built in
     embed_videos: float = 8.0  # put so many megabytes of recorded videos into the page and link the others
@@ -115,6 +117,7 @@ def report(options: ReportOptions) -> int:
         int(options.embed_videos * 1e6),
         code_names=options.code_names,
         published=published,
+        mixed_matmul=options.mixed_matmul,
     )
     for name, reason in written.refused.items():
         print(f"warning: suite {name} is left out of the report: {reason}", file=sys.stderr)
@@ -135,6 +138,7 @@ class ExplainOptions:
     task: str | None = None  # the panel of this task, or this task's part of a mean
     results: Path = Path("results")
     allow_incomplete: bool = False  # also use runs that are not complete
+    mixed_matmul: bool = False  # of a figure that --mixed-matmul has drawn
     json: bool = False  # print JSON
 
     def __post_init__(self) -> None:
@@ -145,9 +149,8 @@ def explain(options: ExplainOptions) -> int:
     """The mean and interval of one point, and the runs behind it, to the terminal."""
     from analysis.report.explain import explain, print_point, to_json
 
-    point = explain(
-        options.results, options.figure, options.curve, options.step, options.task, options.allow_incomplete
-    )
+    asked = (options.figure, options.curve, options.step, options.task)
+    point = explain(options.results, *asked, options.allow_incomplete, options.mixed_matmul)
     if options.json:
         sys.stdout.write(to_json(point))
     else:

@@ -336,6 +336,7 @@ def test_every_field_is_part_of_the_identity():
         "warmup_actions": "random",
         "online_batch_share": 0.5,
         "replay": "keep",
+        "matmul": "bf16",
     }
     for field in dataclasses.fields(config):
         if field.name == "agent":

@@ -49,6 +49,9 @@ WRONG = [  # a command, and what its line must say
     (f"{SLURM} --cores-per-gpu 8 --cpus-per-task 4", "exclude each other"),
     (f"{SLURM} --gpus-per-node 1 --cores-per-gpu 8 --env-workers 4", "exclude each other"),
     (f"{SLURM} --device cuda", "--device cuda needs jobs with a GPU: --gpus-per-node 1"),
+    (f"{SLURM} --matmul tf32", "--matmul tf32 needs jobs with a GPU: --gpus-per-node 1"),
+    (f"{PLAN} --device cpu --matmul tf32", "matmul tf32 needs a GPU (Ampere or newer); use --matmul fp32"),
+    (f"{PLAN} --matmul fp16", "'fp16' is none of fp32, tf32, bf16"),
     (
         "bench plan --task toy-reach --agent reinflow --utd-ratio 2",
         "--utd-ratio: nothing for reinflow, on-policy agents",

@@ -5,9 +5,10 @@ all members at once.
 GELU is the tanh approximation and LayerNorm has eps 1e-6 unless told otherwise, as in the official JAX code.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,38 @@ GELU_LINEAR = 2 * math.sqrt(2 / math.pi)  # gelu(x) = x sigmoid(GELU_LINEAR x + 
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
+Matmul = Literal["fp32", "tf32", "bf16"]  # precision of the products of layers
 NARROW = 16  # rows or columns of a product below which it is cheap whatever computes it
+
+_matmul: Matmul = "fp32"
+
+
+@contextlib.contextmanager
+def products_in(matmul: Matmul) -> Iterator[None]:
+    """Within it the products of all layers, and of their gradients, have this precision; everything else is fp32.
+
+    tf32, on a GPU: operands have 10 bits behind the point. bf16: they have 7, their products are summed in fp32, and
+    sums are rounded to bf16 once, because torch's library for CPUs returns nothing else; biases are added in fp32.
+    Narrow products stay fp32: among them is the last layer of every critic, whose values reach -300, where bf16 has
+    steps of 2. Parameters are cast for each product, and stay fp32 with their optimiser's state.
+
+    Who runs updates enters it around them, also around their compilation or capture, which keep what they find.
+    """
+    global _matmul
+    before = _matmul, torch.backends.cuda.matmul.allow_tf32
+    _matmul, torch.backends.cuda.matmul.allow_tf32 = matmul, matmul == "tf32"
+    try:
+        yield
+    finally:
+        _matmul, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def multiplies(matmul: Matmul, device: torch.device) -> bool:
+    """Whether the device multiplies in this precision by instructions of its own."""
+    if device.type == "cpu":
+        has_bf16 = any(is_there for name, is_there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+        return matmul == "fp32" or (matmul == "bf16" and HAS_ONEDNN and has_bf16)
+    return matmul == "fp32" or torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere, which brought both
 
 
 def at_once(x: Tensor) -> bool:
@@ -84,19 +116,26 @@ def affine_of(parts: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight [+ bias], of one member or with a leading dimension of members."""
+    in_bf16 = _matmul == "bf16" and min(x.shape[-2], *weight.shape[-2:]) >= NARROW
+    if x.dim() == 2 and not in_bf16:
+        return _multiply(x, weight, bias)
+    # The bias of members is added, not handed to torch.baddbmm: that copies it into the result before the product,
+    # while a compiler adds it in what follows.
+    y = _multiply(x.bfloat16(), weight.bfloat16()).float() if in_bf16 else _multiply(x, weight)
+    return y if bias is None else y + bias.unsqueeze(-2)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dim() == 3:
-        # Not torch.baddbmm: it copies the bias into the result before the product, while a compiler adds it in what
-        # follows.
-        y = torch.bmm(x, weight)
-        return y if bias is None else y + bias.unsqueeze(1)
+        return torch.bmm(x, weight)
     return _CPUAffine.apply(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
 
 
 class _CPUAffine(torch.autograd.Function):
-    """x (B, in) @ weight (in, out) [+ bias (out,)], in float32, by oneDNN where that is the faster library.
+    """x (B, in) @ weight (in, out) [+ bias (out,)], by oneDNN where that is the faster library.
 
     torch.addmm calls MKL, which keeps to AVX2 on AMD processors: oneDNN needs 0.45 of its time there at 512 x 512 and
-    batch 256 (on Intel they are equal). Both compute in float32.
+    batch 256 (on Intel they are equal). Both compute float32 in float32.
     """
 
     @staticmethod

@@ -51,13 +51,14 @@ def data_label(suite: Suite) -> str:
 
 
 def provenance_facts(suite: Suite, evaluated: bool = True) -> list[str]:
-    """Origin of the data, seeds, evaluation episodes (where it is `evaluated` that is shown), agents without an offline
-    phase beside others, and how many runs are missing or incomplete."""
+    """Origin of the data, seeds, evaluation episodes (where it is `evaluated` that is shown), precision of updates
+    below fp32, agents without an offline phase beside others, and how many runs are missing or incomplete."""
     facts = [
         data_label(suite),
         seeds_label([len(cell.seeds) for cell in suite.cells.values()]),
     ]
     facts += [f"{counted(suite.eval_episodes, 'evaluation episode')} per point"] * evaluated
+    facts += [f"products in {' and '.join(suite.matmuls)}"] * (suite.matmuls != ("fp32",))
     facts += [f"from scratch: {', '.join(name_in(suite, agent) for agent in suite.from_scratch)}"] * bool(
         suite.from_scratch
     )

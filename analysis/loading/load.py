@@ -60,6 +60,7 @@ class Suite:
     success_rule: str  # any or last
     eval_episodes: int  # per evaluation and run
     episode_seeds: str  # own: of each run and evaluation; fixed: the same ones in all
+    matmuls: tuple[str, ...]  # precisions of products in updates; more than one only where that was asked for
     offline_updates: int  # of the agents that have an offline phase; 0 where none has
     online_steps: int
     tasks: tuple[str, ...]
@@ -109,12 +110,16 @@ class Suite:
 
 
 def load_results(
-    results_dir: Path | str, suites: Sequence[str] | None = None, allow_incomplete: bool = False
+    results_dir: Path | str,
+    suites: Sequence[str] | None = None,
+    allow_incomplete: bool = False,
+    mixed_matmul: bool = False,
 ) -> list[Suite]:
     """Every suite under `results_dir` (or those named), in alphabetical order.
 
     Raises ResultsError, one line that names the runs, for an empty folder, an unknown suite, files that do not follow
-    the schema, runs that are not complete (unless `allow_incomplete`), and runs that do not belong together.
+    the schema, runs that are not complete (unless `allow_incomplete`), and runs that do not belong together (whose
+    updates multiply in different precisions, unless `mixed_matmul`).
     """
     root = Path(results_dir)
     folders = find_runs(root, suites)
@@ -153,7 +158,7 @@ def load_results(
             notes[noted].append(f"{name}: left out, it is a link that leads nowhere")
     for suite, note in shared_phases(by_suite):
         notes[suite].append(note)
-    return [assemble(suite, by_suite[suite], notes[suite]) for suite in sorted(by_suite)]
+    return [assemble(suite, by_suite[suite], notes[suite], mixed_matmul) for suite in sorted(by_suite)]
 
 
 def find_runs(root: Path, suites: Sequence[str] | None = None) -> list[str]:
@@ -187,7 +192,7 @@ def read_runs(root: Path, names: Sequence[str]) -> list[Run]:
 # ---------------------------------------------------------------------------------------------------- one suite
 
 
-def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite:
+def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = (), mixed_matmul: bool = False) -> Suite:
     """The runs of one suite as arrays, after checking that they belong together."""
     for field in PROTOCOL_FIELDS:
         if field != "offline_updates":
@@ -195,6 +200,8 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
     refuse_mix(runs, episode_seeds, f"suite {name}: episode_seeds")
     by_success = [run for run in runs if run.measure == SUCCESS]
     refuse_mix(by_success, success_rule, f"suite {name}: success_rule")
+    if not mixed_matmul:
+        refuse_mix(runs, matmul, f"suite {name}: matmul", instead="; --mixed-matmul shows them together")
     refuse_budget_mix(name, runs)
     with_data = [run for run in runs if run.has_data]
     refuse_mix(with_data, lambda run: run.provenance["dataset"]["origin"], f"suite {name}: data origin")
@@ -230,6 +237,7 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = ()) -> Suite
         success_rule=success_rule((by_success or runs)[0]),
         eval_episodes=first["eval_episodes"],
         episode_seeds=episode_seeds(runs[0]),
+        matmuls=tuple(sorted({matmul(run) for run in runs})),
         offline_updates=max(run.config["offline_updates"] for run in runs),
         online_steps=first["online_steps"],
         tasks=tuple(sorted(by_task, key=task_order)),
@@ -252,6 +260,11 @@ def success_rule(run: Run) -> str:
     return run.config.get("success_rule", "last")
 
 
+def matmul(run: Run) -> str:
+    """Precision of products in updates. Those of before there was a choice were fp32."""
+    return run.config.get("matmul", "fp32")
+
+
 def episode_seeds(run: Run) -> str:
     """Which episodes evaluations play. Those of before there was a choice all played the same ones."""
     return run.config.get("episode_seeds", "fixed")
@@ -264,11 +277,11 @@ def measures_of(by_task: dict[str, list[Run]]) -> dict[str, Measure]:
     return {task: scored.get(task, default) for task in by_task}
 
 
-def refuse_mix(runs: Sequence[Run], value: Callable[[Run], Any], what: str) -> None:
+def refuse_mix(runs: Sequence[Run], value: Callable[[Run], Any], what: str, instead: str = "") -> None:
     """ResultsError naming two runs, unless `value` is the same for all."""
     for run in runs[1:]:
         if value(run) != value(runs[0]):
-            raise ResultsError(f"{what} is {value(runs[0])} in {runs[0].name} but {value(run)} in {run.name}")
+            raise ResultsError(f"{what} is {value(runs[0])} in {runs[0].name} but {value(run)} in {run.name}{instead}")
 
 
 def refuse_budget_mix(name: str, runs: Sequence[Run]) -> None:

@@ -59,7 +59,13 @@ class ExplainedPoint:
 
 
 def explain(
-    results: Path, figure: str, curve: str, step: str, task: str | None = None, allow_incomplete: bool = False
+    results: Path,
+    figure: str,
+    curve: str,
+    step: str,
+    task: str | None = None,
+    allow_incomplete: bool = False,
+    mixed_matmul: bool = False,
 ) -> ExplainedPoint:
     """The point of an agent's curve at `step` ("50000", or "offline:100000") in the figure of this file name or stem;
     `curve` is either name of the agent.
@@ -67,7 +73,7 @@ def explain(
     Raises ResultsError, one line, for a name or a step that does not exist, with the nearest that does.
     """
     phase, at = read_step(step)
-    suite, task = find_figure(results, figure, task, allow_incomplete)
+    suite, task = find_figure(results, figure, task, allow_incomplete, mixed_matmul)
     agent = named_agent(curve, suite.agents)
     if agent is None:
         raise ResultsError(f"no curve {curve!r} in {stem_of(figure)}{alternatives(curve, suite.agents)}")
@@ -132,7 +138,9 @@ def stem_of(figure: str) -> str:
     return next((name.removesuffix(suffix) for suffix in FORMATS if name.endswith(suffix)), name)
 
 
-def find_figure(results: Path, figure: str, task: str | None, allow_incomplete: bool) -> tuple[Suite, str | None]:
+def find_figure(
+    results: Path, figure: str, task: str | None, allow_incomplete: bool, mixed_matmul: bool
+) -> tuple[Suite, str | None]:
     """The suite of a figure, and the task of the panel that is meant (None: the mean over the tasks)."""
     stem = stem_of(figure)
     suites = list(dict.fromkeys(name.split("/")[0] for name in find_runs(results)))
@@ -141,7 +149,7 @@ def find_figure(results: Path, figure: str, task: str | None, allow_incomplete: 
         expected = [f"{name}_{kind}" for name in suites for kind in ("success", "tasks")]
         raise ResultsError(f"no suite under {results} has a figure {stem!r}{alternatives(stem, expected)}")
     # Of suites "a" and "a_b" the figure a_b_success belongs to the longer one.
-    (suite,) = load_results(results, [max(owners, key=len)], allow_incomplete)
+    (suite,) = load_results(results, [max(owners, key=len)], allow_incomplete, mixed_matmul)
     curves = {f"{suite.name}_{suite.measure.file_name}"} if suite.measure else set()
     if has_agents_figure(suite):
         curves.add(f"{suite.name}_agents")

@@ -77,12 +77,13 @@ def write_report(
     video_bytes: int = VIDEO_BYTES,
     code_names: bool = False,
     published: Sequence[PublishedPoint] = (),
+    mixed_matmul: bool = False,
 ) -> Report:
     """Writes the page to `out` and `<suite>_protocol.md` and `.tex` beside it.
 
     Runs that are not complete are taken in and marked. Raises ResultsError where no suite could be read.
     """
-    loaded, refused = load_each(results, suites)
+    loaded, refused = load_each(results, suites, mixed_matmul)
     entries = []
     for index, suite in enumerate(replace(suite, code_names=code_names) for suite in loaded):
         records = []
@@ -107,13 +108,15 @@ def write_report(
     return Report(written, refused)
 
 
-def load_each(results: Path, names: Sequence[str] | None) -> tuple[list[Suite], dict[str, str]]:
+def load_each(
+    results: Path, names: Sequence[str] | None, mixed_matmul: bool = False
+) -> tuple[list[Suite], dict[str, str]]:
     """Every suite that can be read, and why the others cannot."""
     present = sorted({name.split("/")[0] for name in find_runs(results, names)})
     suites, refused = [], {}
     for name in present:
         try:
-            suites += load_results(results, [name], allow_incomplete=True)
+            suites += load_results(results, [name], allow_incomplete=True, mixed_matmul=mixed_matmul)
         except ResultsError as error:
             refused[name] = str(error)
     for link in broken_links(results, names or ()):

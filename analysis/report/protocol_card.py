@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis.labels.names import name_in
 from analysis.labels.wording import counted, listed_values, seeds_label
-from analysis.loading.load import Suite
+from analysis.loading.load import Suite, matmul
 from analysis.loading.read import NORMALISED_RETURN, Run
 from analysis.loading.run_record import RunRecord
 from analysis.report.explain import states_of_code
@@ -27,6 +27,11 @@ TIMINGS = {
 RULES = {
     "any": "any: an episode counts as solved if any of its steps is a success",
     "last": "last: an episode counts as solved if its last step is a success",
+}
+MATMULS = {
+    "fp32": "fp32, as everything else",
+    "tf32": "tf32: operands with 10 bits behind the point, on a GPU; everything else fp32",
+    "bf16": "bf16: operands and sums with 7 bits behind the point, but for narrow layers; everything else fp32",
 }
 ORIGIN_WORDS = {
     "published": "published: the data set as released with the benchmark",
@@ -46,7 +51,7 @@ UNITS = {  # field of config.json -> unit, in the order of reading; fields that 
 }
 # Fields of config.json that other sections show, or that say how often something is recorded.
 SHOWN_ELSEWHERE = ("schema_version", "config_hash", "suite", "task", "agent", "variant", "seed", "dataset")
-SHOWN_ELSEWHERE += ("agent_config", "success_timing", "success_rule", "eval_episodes", "episode_seeds")
+SHOWN_ELSEWHERE += ("agent_config", "success_timing", "success_rule", "eval_episodes", "episode_seeds", "matmul")
 SHOWN_ELSEWHERE += ("eval_interval_updates", "eval_interval_steps", "log_interval", "gradient_norm_interval")
 HASH_DIGITS = 12
 
@@ -172,6 +177,7 @@ def run_facts(suite: Suite) -> Iterable[tuple[str, str]]:
     correlated = sum(count for count in shared.values() if count > 1)
     if correlated:
         yield "shared offline phases", f"{correlated} runs go on from a phase that others use too: not independent"
+    yield "products of layers in updates", by_run(suite, suite.runs, lambda run: MATMULS[matmul(run)])
     origins = [origin for run in suite.runs if (origin := run.provenance.get("extended_from"))]
     if origins:
         suites = ", ".join(sorted({origin["path"].split("/")[0] for origin in origins}))

@@ -73,6 +73,8 @@ def launch_runs(options: LaunchOptions) -> int:
         return run_here(options, configs, options.dry_run)
     if options.execution.device == "cuda" and not options.site.gpus:
         raise ConfigError("--device cuda needs jobs with a GPU: --gpus-per-node 1")
+    if any(config.matmul == "tf32" for config in configs) and device_type(options.site, options.execution) == "cpu":
+        raise ConfigError("--matmul tf32 needs jobs with a GPU: --gpus-per-node 1")
     data_dir = options.execution.data_dir
     with contextlib.nullcontext() if options.dry_run else only_launch(results):
         # Asked within: what another launch has just submitted must be seen.

@@ -80,6 +80,7 @@ def update_seconds(config: RunConfig, agent: Agent, device: torch.device, mode: 
         device=device,
         mode=mode,
         compiler="eager",  # should a capture fail
+        matmul=config.matmul,
         on_policy=decisions,
     )
     offline = _seconds_of(engine.update_offline, engine.burst, device)

@@ -13,6 +13,7 @@ import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
 from agents.blocks.config import setting_types, settings_of, with_settings
+from agents.blocks.kernels import Matmul
 from bench.runs.contract import (
     FOLDER,
     LONGEST_NAME,
@@ -38,6 +39,7 @@ LATER_FIELDS = {
     "success_rule": "last",
     "replay": "overwrite",
     "episode_seeds": "fixed",
+    "matmul": "fp32",
 }
 # The same for fields of agents' configs, and of those nested in them, by the name of the class that has the field.
 LATER_AGENT_FIELDS: dict[str, dict[str, Any]] = {
@@ -72,6 +74,7 @@ class RunSettings:
     warmup_actions: Literal["policy", "random"] = "policy"  # until the first online update; random: uniform
     batch_size: int = 256
     discount: float = 0.99  # per environment step
+    matmul: Matmul = "fp32"  # products of layers in updates: tf32 on a GPU, bf16; everything else is fp32
     replay_capacity: int = 2_000_000  # transitions; raised to dataset size + 1 where smaller
     online_dataset_rows: int | None = None  # keep only the last so many dataset transitions online; None: all
     replay: Literal["overwrite", "keep"] = "overwrite"  # online: the oldest make room (Q-chunking); all stay (QAM)
@@ -137,6 +140,8 @@ class RunConfig(RunSettings):
             raise ConfigError(f"warmup_actions is {self.warmup_actions!r}; it must be policy or random")
         if self.success_rule not in ("any", "last"):
             raise ConfigError(f"success_rule is {self.success_rule!r}; it must be any or last")
+        if self.matmul not in get_args(Matmul):
+            raise ConfigError(f"matmul is {self.matmul!r}; it must be one of {', '.join(get_args(Matmul))}")
         if self.episode_seeds not in ("own", "fixed"):
             raise ConfigError(f"episode_seeds is {self.episode_seeds!r}; it must be own or fixed")
         if self.eval_episodes > MOST_EPISODES:

@@ -1,4 +1,4 @@
-"""Where a run's settings depart from those published for its agent and task, as far as this project has them."""
+"""Where a run departs from what is published for its agent and task, as far as this project has that."""
 
 from typing import Any
 
@@ -8,12 +8,15 @@ from bench.protocol.tuned import RELEASE, release_config, tuned_config
 
 
 def departures(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """By name of the agent's setting, its value and the published one, where they differ."""
+    """By name of the setting, its value and the published one, where they differ: the agent's, and `matmul`."""
     domain = datasets.task(config.task).domain
     published = [tuned_config(config.agent, domain)]  # the paper's
     if config.agent in RELEASE.get(domain, {}):  # and those of the 12-seed release of QAM, which ran it
         published.append(release_config(config.agent, domain))
-    return min((_differences(config, config.replace(agent_config=one)) for one in published), key=len)
+    found = min((_differences(config, config.replace(agent_config=one)) for one in published), key=len)
+    if config.matmul != "fp32":
+        found["matmul"] = {"value": config.matmul, "released": "fp32"}
+    return found
 
 
 def _differences(config: RunConfig, published: RunConfig) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from agents.blocks.base import Agent, Metrics, Phase
+from agents.blocks.kernels import Matmul, multiplies, products_in
 from agents.blocks.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from bench.protocol.config import ConfigError
 from bench.runs.contract import nearest
@@ -77,6 +78,15 @@ def pick_mode(name: str, device: torch.device, updates: int) -> Mode:
     raise ConfigError(f"unknown engine {name!r}{nearest(name, MODES)}; engines: auto, {', '.join(MODES)}")
 
 
+def check_matmul(matmul: Matmul, device: torch.device) -> None:
+    """Raises ConfigError for a precision of products that the device does not have."""
+    if not multiplies(matmul, device):
+        needs = "a GPU (Ampere or newer)"
+        if matmul == "bf16":
+            needs = f"a processor with instructions for it (AVX-512 BF16, AMX) or {needs}"
+        raise ConfigError(f"matmul {matmul} needs {needs}; use --matmul fp32")
+
+
 Ways = dict[tuple[int, int], Callable[[], object]]  # turn of the first update, number of updates -> what makes them
 
 
@@ -98,6 +108,7 @@ class Engine:
         keep: Mapping[str, Mode] = MappingProxyType({}),
         may_change: bool = False,
         compiler: str = "inductor",
+        matmul: Matmul = "fp32",
         on_policy: TrajectoryStore | None = None,
         cuda: Any = torch.cuda,
     ):
@@ -108,6 +119,7 @@ class Engine:
                 had here, updating or acting raises ConfigError, unless it `may_change`.
             online_batch_size: that of online updates where it differs.
             first_online: number of the run's first online update, from which the agent's turns are counted.
+            matmul: precision of products in updates; actions, estimates and measurements are fp32.
             compiler: back end of torch.compile.
             on_policy: what online updates are made on instead of the replay.
             cuda: what captures graphs (bench.training.capture).
@@ -134,6 +146,7 @@ class Engine:
         self._obs = torch.zeros(len(seeds), num_envs, agent.obs_dim, device=device)
         self._act: Callable[[], tuple[Tensor, Tensor]] | None = None
         self._compiler = compiler
+        self._matmul: Matmul = matmul
         self._update_graphs, self._acting_graphs = GraphFamily(cuda), GraphFamily(cuda)
         self._phase: Phase | None = None  # that `_ways` are of
         self._ways: Ways = {}
@@ -149,11 +162,13 @@ class Engine:
 
     def update_offline(self, number: int, count: int = 1) -> None:
         """Gradient updates `number` to `number` + `count` - 1 of the run, on the dataset."""
-        self._run("offline", number, count)
+        with products_in(self._matmul):
+            self._run("offline", number, count)
 
     def update_online(self, number: int, count: int = 1) -> None:
         """Gradient updates `number` to `number` + `count` - 1, on dataset and collected transitions."""
-        self._run("online", number, count)
+        with products_in(self._matmul):
+            self._run("online", number, count)
 
     def close(self) -> None:
         """Frees graphs, and lets go of what leads back to this engine, so that its tensors can be freed."""

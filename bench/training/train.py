@@ -33,7 +33,7 @@ from bench.runs.provenance import describe_start, model_of
 from bench.runs.quantities import scores
 from bench.runs.resumption import Computed
 from bench.runs.state import RunState, TrainingPoint
-from bench.training.engine import Engine, pick_device, pick_mode
+from bench.training.engine import Engine, check_matmul, pick_device, pick_mode
 from bench.training.evaluate import Evaluator, new_evaluation, prepare_worker, unfinished_evaluations
 from bench.training.execution import Execution, Mode, Preemption, available_cores
 from bench.training.meters import Clock, MetricMeans
@@ -71,6 +71,7 @@ def run(configs: list[RunConfig], results: Path, execution: Execution, should_st
     """
     torch.set_num_threads(execution.threads)
     device = pick_device(execution.device)
+    check_matmul(configs[0].matmul, device)
     directories = {config: prepare_directory(config, results) for config in configs}
     if all(map(is_complete, directories.values())):
         return
@@ -190,6 +191,7 @@ class Training:
             mode=self._asked,
             keep=keep,
             may_change="engine" in execution.accept_change,
+            matmul=config.matmul,
             on_policy=self.trajectories,
         )
         self._noted: dict[str, Mode] = {}  # of how updates are executed, in provenance.json

@@ -3,6 +3,7 @@
     python -m tests.benchmarks.updates                                  every agent, on one thread
     python -m tests.benchmarks.updates --agents qc_fql --threads 2      on two
     python -m tests.benchmarks.updates --side-by-side --agents qc_fql   packs and processes that share the cores
+    python -m tests.benchmarks.updates --matmul fp32 bf16 --packs 1     products of layers in several precisions
     python -m tests.benchmarks.updates --profile qc_fql                 where an update's time goes
     python -m tests.benchmarks.updates --device cuda --packs 1 8        on a GPU
 
@@ -22,14 +23,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
+from agents.blocks.kernels import Matmul
 from agents.blocks.streams import SeedStreams
-from bench.training.engine import Engine, pick_device, pick_mode
+from bench.training.engine import Engine, check_matmul, pick_device, pick_mode
 from bench.training.execution import available_cores
 from bench.training.meters import MetricMeans
 from datasets.replay.replay import Replay
@@ -48,12 +51,14 @@ class Alternative:
     threads: int
     seeds: int = 1
     processes: int = 1
+    matmul: Matmul = "fp32"
 
     @property
     def label(self) -> str:
         pack = f", pack of {self.seeds}" if self.seeds > 1 else ""
+        matmul = f", {self.matmul}" if self.matmul != "fp32" else ""
         side = f", {self.processes} processes" if self.processes > 1 else ""
-        return f"{self.name}, {self.threads} thread{'s' * (self.threads > 1)}{pack}{side}"
+        return f"{self.name}, {self.threads} thread{'s' * (self.threads > 1)}{matmul}{pack}{side}"
 
 
 def transitions(rows: int = 100_000, length: int = 200) -> Transitions:
@@ -74,21 +79,23 @@ def transitions(rows: int = 100_000, length: int = 200) -> Transitions:
     )
 
 
-def make_engine(agent: str, seeds: int, mode_name: str, device: torch.device) -> Engine:
+def make_engine(agent: str, seeds: int, mode_name: str, device: torch.device, matmul: Matmul = "fp32") -> Engine:
     agent_class, config = AGENTS[agent]
     data = transitions()
     replay = Replay(data, num_seeds=seeds, chunk_length=config.chunk_length, discount=0.99, device=device)
     built = agent_class(config, OBS_DIM, ACTION_DIM, SeedStreams(range(seeds), device, "init"))
     mode = pick_mode(mode_name, device, updates=0)
     metrics = MetricMeans([], device)
-    return Engine(built, replay, metrics, seeds=range(seeds), batch_size=BATCH_SIZE, device=device, mode=mode)
+    check_matmul(matmul, device)
+    settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "device": device, "mode": mode, "matmul": matmul}
+    return Engine(built, replay, metrics, seeds=range(seeds), **settings)
 
 
-def serve(agent: str, phase: str, mode: str, seeds: int, threads: int, device_name: str) -> None:
+def serve(agent: str, phase: str, mode: str, seeds: int, threads: int, device_name: str, matmul: Matmul) -> None:
     """Answers `run N` on stdin by making N updates: JSON with wall-clock and CPU seconds and memory in MB."""
     torch.set_num_threads(threads)
     device = pick_device(device_name)
-    engine = make_engine(agent, seeds, mode, device)
+    engine = make_engine(agent, seeds, mode, device, matmul)
     update = engine.update_offline if phase == "offline" else engine.update_online
     number = 0
     for line in itertools.chain(["run 2"], sys.stdin):  # the first updates compile
@@ -159,6 +166,7 @@ def peer_command(alternative: Alternative, agent: str, phase: str, device: str, 
         assert jax is not None
         return [jax, "-m", "tests.benchmarks.jax_updates", "--agent", agent, "--phase", phase, *settings]
     of_ours = ["--mode", alternative.name, "--seeds", str(alternative.seeds), "--device", device]
+    of_ours += ["--matmul", alternative.matmul]
     return [sys.executable, "-m", "tests.benchmarks.updates", "--agents", agent, "--phases", phase, *settings, *of_ours]
 
 
@@ -252,6 +260,7 @@ def main() -> None:
     parser.add_argument("--agents", nargs="+", choices=replaying, default=replaying)  # the others: benchmarks.agents
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=["online"])
     parser.add_argument("--modes", nargs="+", help="engines to compare (default: all that the device has)")
+    parser.add_argument("--matmul", nargs="+", choices=get_args(Matmul), default=["fp32"], help="precisions to compare")
     parser.add_argument("--packs", nargs="+", type=int, help="seeds per process (default: 1 4; on a GPU 1 8)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -265,7 +274,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(args.agents[0], args.phases[0], args.mode, args.seeds, args.threads, args.device)
+        return serve(args.agents[0], args.phases[0], args.mode, args.seeds, args.threads, args.device, args.matmul[0])
     print(machine_line(), flush=True)
     if args.profile is not None:
         for agent in args.profile or args.agents:
@@ -292,9 +301,9 @@ def main() -> None:
         modes = args.modes or (["eager", "compiled", "graph", "compiled-graph"] if on_gpu else ["eager", "compiled"])
         packs = args.packs or ([1, 8] if on_gpu else [1, 4])
         packed_modes = modes[-1:] if on_gpu else modes[:1]
-        alternatives = [Alternative(mode, args.threads) for mode in modes]
+        alternatives = [Alternative(mode, args.threads, matmul=matmul) for mode in modes for matmul in args.matmul]
         alternatives += [Alternative(mode, args.threads, n) for n in packs if n > 1 for mode in packed_modes]
-        against = [Alternative(modes[0], args.threads)]
+        against = [Alternative(mode, args.threads, matmul=args.matmul[0]) for mode in modes[: len(args.matmul)]]
         if args.jax:
             against.insert(0, Alternative("jax", args.threads))
             alternatives.insert(0, against[0])
