@@ -156,9 +156,9 @@ def test_no_job_of_a_suite_asks_for_more_cores_than_a_gpu_has(suite, capsys, no_
     assert sum(int(row[4]) for row in rows) >= runs  # shared offline phases are runs as well
     assert all(int(cores) <= CORES_PER_GPU for cores, *_ in rows) and "warning" not in printed
     assert all(int(memory.removesuffix("M")) <= 3_000 * int(cores) for cores, memory, *_ in rows)
-    on_policy = [row for row in rows if {"reinflow", "dppo"} & {*row[5].split(", ")}]
+    on_policy = [row for row in rows if {"reinflow", "dppo", "ppo"} & {*row[5].split(", ")}]
     assert bool(on_policy) == any(config.num_envs > 1 for config in configs)
-    assert all({*row[5].split(", ")} <= {"reinflow", "dppo"} for row in on_policy), "they have jobs of their own"
+    assert all({*row[5].split(", ")} <= {"reinflow", "dppo", "ppo"} for row in on_policy), "they have jobs of their own"
 
 
 def test_more_cores_are_asked_for_where_they_are_wanted_and_said_to_be_many(capsys, no_slurm):
