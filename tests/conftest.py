@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +89,14 @@ def renderer() -> Iterator[None]:
     chosen = os.environ["MUJOCO_GL"]
     yield
     os.environ["MUJOCO_GL"] = chosen
+
+
+@pytest.fixture(autouse=True)
+def compilations() -> Iterator[None]:
+    """torch compiles a code no more often than its limit; what a test has compiled goes with it."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @pytest.fixture(scope="session")

@@ -173,6 +173,16 @@ def test_compiled_updates_equal_eager_ones(name: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.thorough
+def test_a_process_compiles_for_as_many_engines_as_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One that plans a grid measures every agent of it; torch compiles a code no more often than its limit.
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    for _ in range(3):
+        setup = Setup("bc", mode="compiled", compiler="eager")
+        setup.train()
+        assert setup.engine.mode == "compiled"
+
+
+@pytest.mark.thorough
 def test_a_seed_of_a_compiled_pack_is_the_seed_alone() -> None:
     # Within the tolerance that is stated for packs: fused loops over all seeds round differently than over one.
     pack, alone = (

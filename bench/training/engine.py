@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any, get_args
 
 import torch
@@ -387,7 +387,9 @@ class Engine:
             if "compiled" not in self.mode:
                 return update
             set_up_compiler(type(self._agent).__name__)
-            return torch.compile(update, fullgraph=True, dynamic=False, backend=self._compiler)
+            # torch keeps what it compiles with the code, and allows a code a few: each way is a code of its own.
+            own = FunctionType(update.__code__.replace(), update.__globals__, closure=update.__closure__)
+            return torch.compile(own, fullgraph=True, dynamic=False, backend=self._compiler)
 
         period = self._periods[phase]
         ones: Ways = {(turn, 1): one(turn) for turn in range(period)}
@@ -426,7 +428,6 @@ def set_up_compiler(agent: str = "") -> None:
 
     torch._dynamo.config.trace_autograd_ops = True  # an update takes its gradients inside
     inductor.deterministic = True  # no choice of kernels by their time: a restart might choose others
-    torch._dynamo.config.recompile_limit = 64  # engines in one process: every agent and phase is a new compilation
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         inductor.compile_threads = compile_processes(available_cores())
     compiled.use_folder(agent)
