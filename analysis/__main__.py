@@ -1,5 +1,6 @@
 """`python -m analysis VERB`: figures and tables, one HTML page of everything, the runs behind one point of a figure,
-the table of published numbers. Reads `results/` and writes what it is asked for alone.
+whether an agent is better than another, the table of published numbers. Reads `results/` and writes what it is asked
+for alone.
 
 A verb is a function of its options. It imports late: drawing takes a second to import, which `--help` and a refusal
 need not wait for.
@@ -18,7 +19,7 @@ if importlib.util.find_spec("tyro") is None or importlib.util.find_spec("pandas"
 
 from tyro.conf import Positional
 
-from bench.command_line import Verb, check_folder, exit_code, run_verb
+from bench.command_line import Verb, check_folder, check_least, exit_code, run_verb
 from bench.runs.contract import FIGURES, ConfigError, StorageError
 
 # -------------------------------------------------------------------------------------------------------- figures
@@ -158,6 +159,35 @@ def explain(options: ExplainOptions) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------------------- claim
+
+
+@dataclass(frozen=True)
+class ClaimOptions:
+    """Whether an agent is better than another, by limits that hold however often one looks."""
+
+    claim: Positional[
+        str
+    ]  # "sac_flow_t > flow_mlp on SUITE", "… on SUITE/TASK"; tasks may be cube-single for all of it
+    results: Path = Path("results")
+    first_seed: int = 0  # seeds from here on count: those that were seen before the claim was made do not
+    mixed_matmul: bool = False  # also runs together whose updates multiply in different precisions (--matmul)
+    json: bool = False  # print JSON
+
+    def __post_init__(self) -> None:
+        check_folder(self)
+        check_least(self, first_seed=0)
+
+
+def claim(options: ClaimOptions) -> int:
+    """What complete runs say of a claim, to the terminal."""
+    from analysis.report.claim import judge, lines_of, to_json
+
+    judgement = judge(options.results, options.claim, options.first_seed, options.mixed_matmul)
+    sys.stdout.write(to_json(judgement) if options.json else "\n".join([*lines_of(judgement), ""]))
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------------ published
 
 
@@ -190,6 +220,7 @@ VERBS = {
     "figures": Verb("figures and tables from the runs under a results folder", figures),
     "report": Verb("one HTML page of all suites and runs, complete or not", report),
     "explain": Verb("the runs and episodes behind one point of a figure", explain),
+    "claim": Verb("whether an agent is better than another, by the seeds so far", claim),
     "published compact": Verb("the table of published end points, from files of a release", published),
 }
 

@@ -4,8 +4,8 @@ A command that would take hours, a cluster, an extra or the network is run in a 
 go by the kind of command and know no page:
 
 * `make X …` is what `make --dry-run X …` prints, each line of it a command of its own;
-* `python -m bench run | plan | launch …` is planned, for one seed of its suite's last agent and task unless it chooses
-  some;
+* `python -m bench run | plan | launch …` is planned, for one seed of its suite's last agent and task unless it, or a
+  claim, chooses some;
 * `python -m bench data generate …` makes one episode, `video` draws one small GIF;
 * `python -m pytest …` collects its tests;
 * `python -m tests.benchmarks.X …` reads its options and stops before it measures;
@@ -229,6 +229,8 @@ def run_bench(arguments: list[str], empty: Path) -> None:
         if named:  # one kind of run is measured, not dozens
             config = SUITES[named]()[-1]
             choices = {"--agents": config.agent, "--tasks": config.task, "--seeds": "0", "--batch-size": "8"}
+            if "--until-decided" in arguments:  # which chooses them
+                choices = {"--batch-size": "8"}
             for option, value in choices.items():
                 shorter += [] if option in arguments else [option, value]
         arguments = arguments + shorter

@@ -27,6 +27,7 @@ from bench.grid.plan import PACK_LIMIT, Pack, Plan, describe_plan, estimate_plan
 from bench.grid.run import run_here
 from bench.grid.snapshot import snapshot_path, take_snapshot
 from bench.grid.submission import print_request, submit
+from bench.grid.until_decided import spend_seeds
 from bench.protocol.config import RunConfig
 from bench.runs.claims import Claim, Claims
 from bench.runs.contract import GRIDS, OFFLINE_PHASES, ConfigError, StorageError, make_folder
@@ -55,6 +56,8 @@ def launch_command(options: LaunchOptions) -> int:
     if options.slurm == options.local:
         raise ConfigError("say where: --slurm (jobs of this cluster) or --local (this machine)")
     check_effect(options)
+    if options.spending.until_decided is not None:
+        return spend_seeds(options, launch_runs)
     return launch_runs(options)
 
 

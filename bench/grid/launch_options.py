@@ -11,6 +11,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from bench.command_line import check_least, flag, option_types, parse, typed_names
 from bench.grid.options import PlanOptions, Selection
+from bench.grid.until_decided import Spending
 from bench.protocol.suites import SUITES
 from bench.runs.contract import ConfigError, nearest
 from bench.training.execution import Execution
@@ -121,6 +122,7 @@ class LaunchOptions(PlanOptions):
     local: bool = False  # on this machine
     dry_run: bool = False  # print the plan, and what jobs would ask for; submits nothing
     failed: bool = False  # only runs that have failed
+    spending: Spending = Spending()
     profile: Path | None = None  # the site's options; default bench.toml, where that is there
     site: Site = Site()
 
@@ -142,6 +144,9 @@ def check_effect(options: LaunchOptions) -> None:
     for name in sorted(typed & idle):
         where = "--slurm" if options.local else "--local; jobs of an array side by side: --max-parallel"
         raise ConfigError(f"{flag(name)} is for {where}")
+    for name in sorted(typed & {"max_seeds", "seeds_at_once"}):
+        if options.spending.until_decided is None:
+            raise ConfigError(f"{flag(name)} is for --until-decided CLAIM")
     if {"gres", "gpus_per_node"} <= typed:
         raise ConfigError("--gres and --gpus-per-node exclude each other; --gres gpu:TYPE:N asks for N GPUs as well")
     for name in ("cpus_per_task", "env_workers"):

@@ -77,6 +77,37 @@ def nearest(name: object, names: Iterable[object]) -> str:
     return f" (did you mean '{matches[0]}'?)" if matches else ""
 
 
+# --- what runs are to show
+
+
+@dataclass(frozen=True)
+class Statement:
+    """`FIRST > SECOND on WHERE`: that one agent's mean score is higher than another's."""
+
+    first: str  # labels of agents, or the names of their papers
+    second: str
+    where: str  # a suite, SUITE/TASKS, or the tasks of a suite: a task's name, or what several names begin with
+
+    @staticmethod
+    def parse(text: str) -> "Statement":
+        """Raises ConfigError."""
+        match = re.fullmatch(r"\s*([^<>]+?)\s*([<>])\s*([^<>]+?)\s+on\s+(\S+)\s*", text)
+        if match is None:
+            raise ConfigError(f"{text!r} is no claim; one reads 'AGENT > AGENT on SUITE', or 'on SUITE/TASK'")
+        first, second = (match[1], match[3]) if match[2] == ">" else (match[3], match[1])
+        if first == second:
+            raise ConfigError(f"{text!r} compares {first} with itself")
+        return Statement(first, second, match[4])
+
+    def __str__(self) -> str:
+        return f"{self.first} > {self.second} on {self.where}"
+
+
+def is_among(task: str, tasks: str) -> bool:
+    """Whether a task is meant by a name, or by what several names begin with: cube-single, of cube-single-task1."""
+    return not tasks or task == tasks or task.startswith(f"{tasks}-")
+
+
 # --- names of runs
 
 

@@ -1,0 +1,124 @@
+"""Seeds where they matter: two agents of a suite get more, a few at a time, until a claim about them is decided.
+
+Analysis judges, in a process of its own: it reads files under results alone, and nothing here depends on it. Its limits
+hold at every number of seeds, so that looking after each few does not make errors more frequent.
+"""
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.command_line import check_least, flag, typed_names
+from bench.grid.options import selected_configs
+from bench.protocol.config import RunConfig
+from bench.runs.contract import ConfigError, Statement, is_among, is_complete
+from bench.runs.quantities import counted
+
+TYPED_APART = ("agents", "tasks", "seeds", "task", "agent", "seed", "failed", "extend")
+
+
+@dataclass(frozen=True)
+class Spending:
+    """seeds until a claim is decided"""
+
+    until_decided: str | None = None  # "qc_fql > sac_flow_g", of this suite, or of tasks of it: "… on SUITE/TASK"
+    max_seeds: int = 30  # of each agent, decided or not
+    seeds_at_once: int = 2  # of each agent, between looks
+
+    def __post_init__(self) -> None:
+        check_least(self, max_seeds=1, seeds_at_once=1)
+
+
+def spend_seeds(options: Any, launch: Callable[[Any], int]) -> int:
+    """Launches seeds of the two agents until the claim is decided; with --slurm the next ones, once those before are
+    complete: the same command goes on. The exit code is that of the launch where it is not 0.
+
+    Args:
+        options: a launch's (`LaunchOptions`).
+        launch: makes one launch of such options.
+    """
+    suite, statement = checked(options)
+    results = options.placement.results.absolute()
+    while True:
+        done = seeds_done(configs_of(options, suite, statement, options.spending.max_seeds), results)
+        if done:
+            judgement = ask_analysis(statement, results)
+            print(judgement["text"], flush=True)
+            if judgement["outcome"] != "undecided":
+                return 0
+        if done >= options.spending.max_seeds:
+            print(f"--max-seeds allows no more than {counted(done, 'seed')} of each agent")
+            return 0
+        wanted = min(done + options.spending.seeds_at_once, options.spending.max_seeds)
+        code = launch(selecting(options, suite, statement, wanted))
+        if code or options.dry_run:
+            return code
+        if options.slurm:
+            print("when they are complete, the same command looks again and goes on", flush=True)
+            return 0
+        if seeds_done(configs_of(options, suite, statement, wanted), results) < wanted:
+            print("some of these runs are at work elsewhere: when they are complete, the same command goes on")
+            return 0
+
+
+def checked(options: Any) -> tuple[str, Statement]:
+    """The suite and the claim. ConfigError for an option that has no effect beside a claim, and for another suite."""
+    suite, typed = options.selection.suite, typed_names(options.typed)
+    for name in sorted(typed & set(TYPED_APART)):
+        raise ConfigError(
+            f"{flag(name)} and --until-decided exclude each other: the claim says what runs, and how often"
+        )
+    if suite is None:
+        raise ConfigError("--until-decided is for a suite: python -m bench launch SUITE --local --until-decided CLAIM")
+    text = options.spending.until_decided
+    statement = Statement.parse(text if " on " in text else f"{text} on {suite}")
+    name, slash, _ = statement.where.partition("/")
+    if name != suite:
+        if slash:
+            raise ConfigError(f"the claim is on suite {name}, and the launch of {suite}")
+        statement = replace(statement, where=f"{suite}/{statement.where}")
+    variants = [config.name.label for config in configs_of(options, suite, statement, 1) if config.variant]
+    if variants:
+        raise ConfigError(f"--until-decided is for suites without variants of these agents; {suite} has {variants[0]}")
+    return suite, statement
+
+
+def configs_of(options: Any, suite: str, statement: Statement, seeds: int) -> list[RunConfig]:
+    """Runs of the two agents on the claim's tasks, seeds 0 to `seeds` - 1."""
+    return selected_configs(selecting(options, suite, statement, seeds))
+
+
+def selecting(options: Any, suite: str, statement: Statement, seeds: int) -> Any:
+    """The launch's options with the claim's agents and tasks, and so many seeds; so they are in its record, too."""
+    names = (statement.first, statement.second)
+    all_configs = selected_configs(replace(options, selection=replace(options.selection, suite=suite)))
+    inside = statement.where.partition("/")[2]
+    tasks = tuple(dict.fromkeys(config.task for config in all_configs if is_among(config.task, inside)))
+    if not tasks:
+        known = ", ".join(dict.fromkeys(config.task for config in all_configs))
+        raise ConfigError(f"suite {suite} has no task {inside!r}; it has {known}")
+    words = ("--agents", *names, "--tasks", *tasks, "--seeds", f"0..{seeds - 1}")
+    selection = replace(options.selection, agents=names, tasks=tasks, seeds=tuple(range(seeds)))
+    return replace(options, selection=selection, typed=(*options.typed, *words))
+
+
+def seeds_done(configs: list[RunConfig], results: Path) -> int:
+    """How many seeds, from 0 on without a gap, are complete for both agents on all tasks."""
+    of_seed: dict[int, list[bool]] = defaultdict(list)
+    for config in configs:
+        of_seed[config.seed].append(is_complete(config.directory(results)))
+    return next((seed for seed in sorted(of_seed) if not all(of_seed[seed])), len(of_seed))
+
+
+def ask_analysis(statement: Statement, results: Path) -> dict[str, Any]:
+    """Raises ConfigError with what analysis says where it refuses."""
+    command = [sys.executable, "-m", "analysis", "claim", str(statement), "--results", str(results), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    if done.returncode:
+        raise ConfigError(done.stderr.strip().removeprefix("error: "))
+    return json.loads(done.stdout)
