@@ -276,6 +276,8 @@ def test_no_expert_is_known_for_a_task_of_minari(capsys, monkeypatch):
         ([{"success_rate": 0.5, "mean_return": -20.0}, {}], "success 0.50 -"),
         ([{"success_rate": None, "mean_return": 312.5}, {"mean_return": 290.0}], "return 312.5 290"),
         ([{}, {}], "success - -"),
+        ([{"success_rate": 0.5, "score_updates": 2000, "score_env_steps": 0}, {}], "success 0.50 - at 2k updates"),
+        ([{"success_rate": 0.5, "score_updates": 5900, "score_env_steps": 3900}, {}], "success 0.50 - at 3.9k steps"),
     ],
 )
 def test_progress_says_what_kind_of_score_it_shows(scores, shown, capsys, tmp_path):

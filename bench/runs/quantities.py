@@ -38,10 +38,19 @@ def counted(count: int, what: str) -> str:
 
 
 def scores(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Of runs by their status: `success 0.50 -`, or `return 312.5 290` where the task has no notion of success."""
+    """Of runs by their status: `success 0.50 - at 3.9k steps`, or `return 312.5 290` where the task has no notion of
+    success. The point is that of the first run: training may be further than its newest evaluation."""
     values = [(run.get("success_rate"), run.get("mean_return")) for run in runs]
     by_return = any(rate is None and mean is not None for rate, mean in values)
-    return " ".join(["return" if by_return else "success", *(score(*value) for value in values)])
+    return " ".join(["return" if by_return else "success", *(score(*value) for value in values), *_point_of(runs[0])])
+
+
+def _point_of(run: Mapping[str, Any]) -> list[str]:
+    """Of a run's newest evaluation; nothing before the first, and of runs of older versions."""
+    updates, env_steps = run.get("score_updates"), run.get("score_env_steps")
+    if updates is None or env_steps is None:
+        return []
+    return [f"at {short(env_steps)} steps" if env_steps else f"at {short(updates)} updates"]
 
 
 def score(success_rate: float | None, mean_return: float | None) -> str:

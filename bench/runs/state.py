@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-Score = dict[str, float | None]  # success_rate in [0, 1] and mean_return of the newest evaluation
-UNKNOWN_SCORE: Score = {"success_rate": None, "mean_return": None}  # before the first evaluation
+# success_rate in [0, 1] and mean_return of the newest finished evaluation, and its point
+Score = dict[str, float | None]
+UNKNOWN_SCORE: Score = dict.fromkeys(("success_rate", "mean_return", "score_updates", "score_env_steps"))  # none yet
 
 
 class TrainingPoint(NamedTuple):

@@ -99,7 +99,7 @@ class PackFiles:
         with self.owned(index):
             self._writers[index].episodes({**at, **row} for row in rows)
             self._writers[index].timing(**at, values={"evaluation_seconds": seconds})
-        self.scores[index] = score_of(rows)
+        self.scores[index] = score_of(rows) | {"score_updates": at["updates"], "score_env_steps": at["env_steps"]}
 
     def status(
         self,

@@ -59,7 +59,7 @@ from datasets.transitions import Transitions
 STATUS_SECONDS = 5.0
 SHARD_STEPS = 1_000  # environment steps between shards of the data (`dataset_replace_interval` of QAM's driver)
 POLL_SECONDS = 0.02  # between looks at the evaluation workers
-MAX_PENDING = 2  # evaluations that training may run ahead of; each keeps a policy in memory and in checkpoints
+MAX_PENDING = 1  # evaluations that training may run ahead of: on a busy machine it waits for the last when one is due
 
 
 def run(configs: list[RunConfig], results: Path, execution: Execution, should_stop: Callable[[], bool]) -> None:
@@ -316,8 +316,7 @@ class Training:
             for index in evaluation.policies:
                 self.files.episodes(index, evaluation.point, evaluation.rows_of(index), seconds)
             self._status("running")
-            of = f"{evaluation.point['updates']} updates and {evaluation.point['env_steps']} environment steps"
-            print(f"{utc()} after {of}: {scores(self.files.scores)}", flush=True)  # to the log of the process
+            print(f"{utc()} {scores(self.files.scores)}", flush=True)  # to the log of the process
 
     def _update_offline(self) -> None:
         stop_at = self._until.updates if self._until else None
