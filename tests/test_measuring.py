@@ -54,6 +54,7 @@ print("planned in", os.getpid(), torch.cuda.is_initialized())
 sys.exit(code)
 """
 RUN = f"--task toy-reach --dataset {TINY_DATASET} --device cpu --eval-episodes 1 --batch-size 8 --offline-updates 6"
+GPU_IS_THERE = torch.cuda.is_available()
 SMALL = "--agent-config.policy_hidden_dims 8,8"
 
 
@@ -65,6 +66,37 @@ def test_a_device_that_lets_in_one_process_trains_what_was_planned_with_it(data_
     planner, initialised = found.stdout.splitlines()[-1].removeprefix("planned in ").split()
     measuring, training = (tmp_path / "holders").read_text().split()
     assert len({planner, measuring, training}) == 3 and initialised == "False"
+
+
+@pytest.mark.parametrize("matmul", ["fp32", "bf16"])
+def test_whoever_plans_runs_on_a_gpu_asks_it_nothing_itself(
+    matmul: str,
+    data_cache: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def initialise() -> None:
+        raise AssertionError("this process has made itself a context on the GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", initialise)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    words = f"plan --agent bc --matmul {matmul} {RUN} {SMALL} --results {tmp_path}".split()
+    words[words.index("cpu")] = "cuda"
+    main(words)  # without a GPU the process that measures ends the plan
+    assert GPU_IS_THERE or "Torch not compiled with CUDA enabled" in capsys.readouterr().err
+
+
+def test_a_precision_that_is_not_there_is_refused_where_it_is_planned(
+    data_cache: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("run", "plan"):
+        words = f"{verb} --agent bc --matmul tf32 {RUN} --online-steps 0 {SMALL} --results {tmp_path}"
+        assert main(words.split()) == 2
+        said = capsys.readouterr().err
+        assert said == "error: matmul tf32 needs a GPU (Ampere or newer); use --matmul fp32\n"
+    assert not list(tmp_path.rglob("config.json"))
 
 
 def test_a_run_that_began_elsewhere_is_refused_where_it_is_planned(

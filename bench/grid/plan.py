@@ -21,7 +21,7 @@ from bench.runs.claims import Heartbeats, Owner, clock_of, is_fresh
 from bench.runs.contract import CHECKPOINT, CONFIG, OFFLINE_PHASES, PROVENANCE, STATUS, is_complete, read_json
 from bench.runs.quantities import counted, duration
 from bench.runs.resumption import computed_by
-from bench.training.engine import check_matmul, pick_device, pick_mode
+from bench.training.engine import pick_device, pick_mode
 from bench.training.execution import Execution, available_cores
 from bench.training.pack import engines_of_pack, prepare_directory
 from bench.training.shared_phase import shared_offline_phases
@@ -82,7 +82,6 @@ def make_plan(
     device = pick_device(execution.device)
     for config in pending:
         pick_mode(execution.engine, device, total_updates(config))
-        check_matmul(config.matmul, device)
     cores = available_cores()
     gpus = visible_gpus() if device.type == "cuda" else ()
     jobs = jobs or (len(gpus) if gpus else max(1, cores // execution.threads))

@@ -21,7 +21,7 @@ from bench.runs.contract import CONFIG, ConfigError, read_json
 from bench.runs.provenance import model_of
 from bench.runs.quantities import counted, duration, size
 from bench.tools.data import describe_data, ensure_data
-from bench.training.engine import pick_device, pick_mode
+from bench.training.engine import check_matmul, pick_device, pick_mode
 from bench.training.execution import EXIT_PREEMPTED, Execution, Preemption
 from bench.training.extension import extend
 
@@ -72,6 +72,8 @@ def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> i
     pending = [config for pack in plan.packs for config in pack.configs]
     execution, device = plan.execution, pick_device(plan.execution.device)
     with MeasuringProcess() as measuring:
+        for matmul in sorted({config.matmul for config in pending}):
+            measuring(check_matmul, matmul, device)
         said = describe_data(pending, data_dir)
         refuse_changes(plan, device, measuring(model_of, device))
         costs = estimate_plan(plan, measuring)
