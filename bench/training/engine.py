@@ -24,7 +24,15 @@ from agents.blocks.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from bench.protocol.config import ConfigError
 from bench.runs.contract import nearest
 from bench.training import compiled
-from bench.training.agreement import TOLERANCE_OF_SEVERAL, MismatchError, State, check_agreement
+from bench.training.agreement import (
+    TOLERANCE,
+    TOLERANCE_IN_FEW_BITS,
+    TOLERANCE_OF_SEVERAL,
+    TOLERANCE_OF_SEVERAL_IN_FEW_BITS,
+    MismatchError,
+    State,
+    check_agreement,
+)
 from bench.training.capture import GraphFamily
 from bench.training.causes import cause_of
 from bench.training.execution import Mode, available_cores, compile_processes
@@ -315,13 +323,17 @@ class Engine:
 
     def _check(self, before: State, expected: State, phase: Phase, slow: Ways, ways: Ways, number: int) -> str:
         """How far the ways are from eager updates, in words. Raises MismatchError."""
+        of_one, of_several = TOLERANCE, TOLERANCE_OF_SEVERAL
+        if self._matmul != "fp32":
+            of_one, of_several = TOLERANCE_IN_FEW_BITS, TOLERANCE_OF_SEVERAL_IN_FEW_BITS
         singles = {(turn, size): way for (turn, size), way in ways.items() if size == 1}
-        apart = check_agreement(before, expected, self._after(before, phase, singles, number, self._checked(phase)))
+        after = self._after(before, phase, singles, number, self._checked(phase))
+        apart = check_agreement(before, expected, after, of_one)
         for first, size in ways.keys() - singles.keys():
             places = itertools.count(number)  # of updates that such a step could make
             at = next(n for n in places if self._turn(phase, n) == first and n % NOISE_BLOCK + size <= NOISE_BLOCK)
             several = [self._after(before, phase, each, at, size) for each in (slow, ways)]
-            check_agreement(before, *several, tolerance=TOLERANCE_OF_SEVERAL)
+            check_agreement(before, *several, of_several)
         return apart
 
     def _after(self, before: State, phase: Phase, ways: Ways, number: int, count: int) -> State:
