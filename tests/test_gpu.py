@@ -22,6 +22,7 @@ from bench.training.agreement import TOLERANCE_OF_SEVERAL, check_agreement
 from bench.training.engine import GRAPH_UPDATES, NOISE_BLOCK, pick_device
 from bench.training.execution import Mode, Preemption
 from datasets.replay.replay import Placement
+from tests.benchmarks import gpu
 from tests.benchmarks.gpu import LATE, Check, Rate, rate_table, verdict
 from tests.cuda_double import CudaDouble
 from tests.test_capture import Waiting, WaitingSetup, line_of, obs_of
@@ -338,6 +339,14 @@ def test_the_command_says_in_one_line_that_there_is_no_gpu() -> None:
     done = python("-m", "tests.benchmarks.gpu")
     assert done.returncode == 2
     assert done.stderr == "error: torch finds no GPU; --device cpu rehearses the checks without one\n"
+
+
+def test_a_peer_that_fails_is_a_line_of_the_verdict_and_takes_no_rate_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "python_with_jax", lambda python, device: "/bin/false")
+    eager, *_, jax = rates = gpu.measure_rates(torch.device("cpu"), ["qc_fql"], until=0.0)
+    assert eager.reason == LATE and (jax.mode, jax.updates_per_second) == (gpu.JAX, 0.0)
+    assert "qc_fql, official JAX, S = 1: /bin/false -m tests.benchmarks.jax_updates" in verdict([], rates)[0]
+    assert "ended with exit code 1" in jax.reason
 
 
 def test_the_verdict_names_what_failed_and_what_was_not_measured() -> None:

@@ -127,9 +127,16 @@ def measure_rates(device: torch.device, agents: Sequence[str], until: float) -> 
         rates.append(rate)
     if (jax := python_with_jax(None, device.type)) is not None:
         for agent in (name for name in IN_JAX if name in agents):
-            (peer,) = measure([Alternative("jax", 1)], agent, "offline", device.type, jax, 5, 64)[0].values()
-            rates.append(Rate(agent, JAX, 1, round(1 / peer.median, 1)))
+            rates.append(rate_of_jax(agent, device, jax))
     return rates
+
+
+def rate_of_jax(agent: str, device: torch.device, python: str) -> Rate:
+    try:
+        (peer,) = measure([Alternative("jax", 1)], agent, "offline", device.type, python, 5, 64)[0].values()
+    except SystemExit as error:  # its process ended; what was measured before is still to be written
+        return Rate(agent, JAX, 1, reason=str(error))
+    return Rate(agent, JAX, 1, round(1 / peer.median, 1))
 
 
 def rate_table(rates: Sequence[Rate]) -> str:
