@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agents import AGENTS
 from agents.blocks.config import with_settings
+from agents.blocks.critic import expectile_loss
 from agents.blocks.flow import tanh_log_det
 from agents.blocks.gaussian import squashed
 from agents.blocks.renorm_velocities import time_features
@@ -238,6 +239,13 @@ def test_matching_is_weighted_by_how_much_better_the_replay_is() -> None:
     assert float(metrics["weight_mean"]) == pytest.approx((1 + 15 * 1e-3) / 16, rel=1e-4)  # its bounds
 
 
+def test_a_value_above_its_target_costs_a_ninth_of_one_below_it() -> None:
+    loss = expectile_loss(
+        torch.tensor([[0.0], [2.0]]), torch.ones(2, 1), AGENTS["flowrl"][1].expectile, torch.ones(2, 1)
+    )
+    assert loss.tolist() == pytest.approx([0.9, 0.1])
+
+
 def test_weights_of_each_sample_are_an_option() -> None:
     batch = batch_of([0], 1)
     losses = []
@@ -256,25 +264,35 @@ def test_targets_of_flowrl_are_almost_the_new_critics() -> None:
         torch.testing.assert_close(value, 0.05 * before[name] + 0.95 * online[name])
 
 
-# --- sizes, observations x actions: Hopper, Walker2d and HalfCheetah, Ant-v4, Humanoid-v4
+# --- QSM
 
-SIZES = ((11, 3), (17, 6), (27, 8), (376, 17))
+
+def test_the_schedule_of_qsm_is_that_of_the_release() -> None:
+    schedule = AGENTS["qsm_scratch"][0](AGENTS["qsm_scratch"][1], 3, 2, SeededNoise([0])).schedule
+    betas = (0.1958745583, 0.4588181934, 0.6357810204, 0.7548781879, 0.8350313792)
+    assert schedule.betas[1:] == pytest.approx(betas, rel=1e-9)
+    assert schedule.alpha_bars[-1] == pytest.approx(0.0064093334, rel=1e-7)
+
+
+# --- sizes, observations x actions: Hopper, Walker2d and HalfCheetah, Ant-v4, Ant-v5, Humanoid-v4
+
+SIZES = ((11, 3), (17, 6), (27, 8), (105, 8), (376, 17))
 SAC_FLOW_SAC = {"policy_hidden_dims": (256, 512, 256)}
-COUNTS: list[tuple[str, str, dict[str, Any], tuple[int, int, int, int]]] = [
-    ("sac_flow_g_scratch", "critic.online", {}, (2140218, 2158686, 2183310, 2917926)),
-    ("sac_flow_g_scratch", "velocity_field", {}, (325765, 342688, 363198, 923045)),
-    ("sac_flow_t_scratch", "velocity_field", {}, (310804, 311998, 313094, 333226)),
-    ("naive_flow_scratch", "velocity_field", {}, (273956, 281660, 289880, 483126)),
-    ("sac", "policy", SAC_FLOW_SAC, (267526, 270604, 274192, 368162)),
-    ("sac", "critic.online", {}, (1592322, 1601538, 1613826, 1980418)),
-    ("crossq", "policy", SAC_FLOW_SAC, (269596, 272686, 276294, 370962)),
-    ("dime", "diffusion", {}, (399107, 402182, 405768, 499729)),
-    ("dime", "critic.online", {}, (2345218, 2363686, 2388310, 3122926)),
-    ("flowrl", "velocity", {}, (274435, 280582, 287752, 475665)),
-    ("flowrl", "critic.online", {}, (1600514, 1609730, 1622018, 1988610)),
-    ("flowrl", "replay_value", {}, (798721, 801793, 806913, 985601)),
-    ("qsm_scratch", "denoiser", {}, (362275, 368422, 375592, 563505)),
-    ("qsm_scratch", "critic.online", {}, (541698, 550914, 563202, 929794)),
+COUNTS: list[tuple[str, str, dict[str, Any], tuple[int, ...]]] = [
+    ("sac_flow_g_scratch", "critic.online", {}, (2140218, 2158686, 2183310, 2343366, 2917926)),
+    ("sac_flow_g_scratch", "velocity_field", {}, (325765, 342688, 363198, 483162, 923045)),
+    ("sac_flow_t_scratch", "velocity_field", {}, (310804, 311998, 313094, 316994, 333226)),
+    ("naive_flow_scratch", "velocity_field", {}, (273956, 281660, 289880, 329972, 483126)),
+    ("sac", "policy", SAC_FLOW_SAC, (267526, 270604, 274192, 294160, 368162)),
+    ("sac", "critic.online", {}, (1592322, 1601538, 1613826, 1693698, 1980418)),
+    ("crossq", "policy", SAC_FLOW_SAC, (269596, 272686, 276294, 296418, 370962)),
+    ("dime", "diffusion", {}, (399107, 402182, 405768, 425736, 499729)),
+    ("dime", "critic.online", {}, (2345218, 2363686, 2388310, 2548366, 3122926)),
+    ("flowrl", "velocity", {}, (274435, 280582, 287752, 327688, 475665)),
+    ("flowrl", "critic.online", {}, (1600514, 1609730, 1622018, 1701890, 1988610)),
+    ("flowrl", "replay_value", {}, (798721, 801793, 806913, 846849, 985601)),
+    ("qsm_scratch", "denoiser", {}, (362275, 368422, 375592, 415528, 563505)),
+    ("qsm_scratch", "critic.online", {}, (541698, 550914, 563202, 643074, 929794)),
 ]
 
 
