@@ -29,6 +29,8 @@ from bench.protocol.suites import SUITES
 from bench.protocol.tuned import (
     AGENT_SETTINGS,
     DOMAIN_SETTINGS,
+    MUJOCO,
+    MUJOCO_SETTINGS,
     RELEASE,
     RUN_SETTINGS,
     TUNED,
@@ -264,6 +266,9 @@ def test_published_weights_are_those_of_the_table():
     assert TUNED["square"]["sac_flow_g"] == {"bc_coef": 10_000, "bc_coef_online": 1_000}
 
 
+OF_RUNS = ("warmup_steps", "batch_size", "utd_ratio")
+
+
 def published_settings() -> list[dict[str, str]]:
     """A row for each agent and domain; "" for an agent that is not here, `*` for all."""
     path = Path(bench.protocol.tuned.__file__).with_name("published_settings.csv")
@@ -283,7 +288,7 @@ def ours(row: dict[str, str], agent: str) -> tuple[Any, Any]:
     if name in ("dataset", "max_episode_steps"):
         return str(getattr(task, name)), value
     run = run_config("s", task, agent, 0, **({} if task.dataset else {"offline_updates": 0}))
-    if name in ("discount", "online_dataset_rows"):
+    if name in ("discount", "online_dataset_rows", *OF_RUNS):
         return getattr(run, name), float(value)
     config = release_config(agent, task.domain) if row["source"] == "qam" else run.agent_config
     settings = settings_of(config)
@@ -314,6 +319,8 @@ def test_no_setting_is_tuned_without_a_source_or_a_reason():
         for domain, agents in table.items():
             missing = {(domain, agent, name) for agent, tuned in agents.items() for name in tuned} - sources
             assert not missing
+    sources = {(row["domain"], row["agent"], row["setting"]) for row in rows}
+    assert {(d, a, name) for d in MUJOCO for a, tuned in MUJOCO_SETTINGS.items() for name in tuned} <= sources
     sources = {(row["domain"], row["setting"]) for row in rows if not row["reason"]}
     for domain, tuned in [*DOMAIN_SETTINGS.items(), *AGENT_SETTINGS.items()]:
         assert {(domain, name) for name in tuned} <= sources

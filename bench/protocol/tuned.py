@@ -163,10 +163,14 @@ RELEASE = _by_domain(_RELEASE)
 # QC draws more candidates where actions are more ambiguous, fewer on Robomimic (arXiv 2507.07969).
 _CANDIDATES = {"puzzle-3x3": 64, "puzzle-4x4": 64, "lift": 16, "can": 16, "square": 16}
 
-# Agents on MuJoCo, from scratch. SAC: two layers of 256 (arXiv 1812.05905), as its public seeds.
+# Agents on MuJoCo, from scratch. SAC: two layers of 256 (arXiv 1812.05905), as its public seeds. DIME: values that
+# returns can reach, where its fork would cut those of every robot that runs at 200. A humanoid that stands up is paid
+# up to 300 a step.
 _MUJOCO: dict[str, Settings] = {
     "sac": {"policy_hidden_dims": (256, 256), "critic_hidden_dims": (256, 256)},
+    "dime": {"min_value": -1_600, "max_value": 1_600},
 }
+_STANDUP: dict[str, Settings] = {**_MUJOCO, "dime": {"min_value": -1_600, "max_value": 30_000}}
 
 # Agents that no other source tunes take the release's settings; on domains that it lacks, their defaults.
 TUNED: dict[str, dict[str, Settings]] = {
@@ -176,7 +180,10 @@ TUNED: dict[str, dict[str, Settings]] = {
         **({"dppo": {"policy_hidden_dims": (1024, 1024, 1024)}} if domain == "square" else {}),
         **papers,
     }
-    for domain, papers in {**_PAPERS, **dict.fromkeys(MUJOCO, _MUJOCO)}.items()
+    for domain, papers in {
+        **_PAPERS,
+        **{domain: _STANDUP if domain.startswith("humanoidstandup") else _MUJOCO for domain in MUJOCO},
+    }.items()
 }
 
 
