@@ -15,6 +15,7 @@ from analysis.loading.training import EPISODES, in_returns, running_means, train
 from analysis.published.overlay import draw_published
 from analysis.published.points import read_published
 from analysis.published.verdicts import BELOW, CONFORMANT, NOT_COMPARABLE, NOT_ENOUGH, Verdict, judge
+from analysis.report.explain import explain
 from datasets.gymnasium_mujoco.tasks import REFERENCE_RETURNS
 from tests.test_analysis import write_json, write_run
 
@@ -147,6 +148,36 @@ def test_both_figures_are_written_and_neither_mixes_the_two(tmp_path: Path, caps
     assert "open" in capsys.readouterr().out
     words = [(tmp_path / "out" / f"mujoco_{kind}.svg").read_text() for kind in ("returns", "training_returns")]
     assert words[0] != words[1]
+
+
+def test_points_of_both_figures_are_explained_as_they_are_drawn(tmp_path: Path, capsys) -> None:
+    """A panel in the task's own returns, the last one as a mean of normalised returns."""
+    for task, episodes in (("hopper-v4", [10.0, 600.0, 700.0]), ("ant-v4", [5.0, 6.0]), ("humanoidstandup-v4", [9.0])):
+        for seed in range(2):
+            write_scratch(tmp_path, task, [20.0, 500.0, 900.0 + seed], seed, episodes=episodes)
+    suite = load_one(tmp_path)
+    for kind in ("returns", "training_returns"):
+        with house_style():
+            cells = training_returns(suite, tmp_path) if kind.startswith("training") else in_returns(suite).cells
+            figure = returns_figure(suite, cells, kind.startswith("training"))
+        for axes, task in ((figure.axes[1], "hopper-v4"), (figure.axes[3], None)):
+            found = explain(tmp_path, f"mujoco_{kind}.pdf", "sac", str(2 * STEP), task)
+            assert found.mean == pytest.approx(axes.lines[0].get_ydata()[-1])  # pyright: ignore
+            assert found.mean == pytest.approx(np.mean([run.score for run in found.runs]))
+            assert len(found.runs) == (2 if task else 4) and not found.without
+            assert found.scored_by == (RETURN if task else NORMALISED_RETURN).name
+    run = explain(tmp_path, "mujoco_training_returns", "sac", str(2 * STEP), "hopper-v4").runs[0]
+    assert (run.score, run.mean_return, run.episodes) == pytest.approx((1310 / 3, 1310 / 3, 3))
+    lines = Path(run.file).read_text().splitlines()
+    assert [lines[number - 1].split(",")[4] for number in (3, 5, 7)] == ["10.0", "600.0", "700.0"]
+    assert run.lines == "3,5,7" and run.episode_seeds is None
+    words = ["--results", str(tmp_path), "--curve", "sac", "--step"]
+    assert main(["explain", "mujoco_training_returns", *words, str(2 * STEP), "--task", "ant-v4"]) == 0
+    assert "return 5.5" in capsys.readouterr().out
+    assert main(["explain", "mujoco_training_returns", *words, "0", "--task", "ant-v4"]) == 0
+    assert "not in it, since they have not come so far" in capsys.readouterr().out
+    assert main(["explain", "mujoco_training_returns", *words, "7", "--task", "ant-v4"]) == 2
+    assert "no point of sac at online step 7: the nearest is --step 0 (201 points" in capsys.readouterr().err
 
 
 def test_success_and_an_offline_phase_have_no_figure_of_returns(tmp_path: Path) -> None:

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.figures.curves import has_agents_figure, has_tasks_figure
 from analysis.labels.names import named_agent
 from analysis.labels.wording import alternatives, counted
-from analysis.loading.load import Suite, find_runs, load_results
-from analysis.loading.read import ResultsError, Run, read_episodes
+from analysis.loading.checks import read_rows
+from analysis.loading.load import Suite
+from analysis.loading.read import RETURN, ResultsError, Run, read_episodes
+from analysis.loading.training import EPISODES as TRAINING_EPISODES
+from analysis.loading.training import RETURN_ROW
+from analysis.report.explained_figures import find_figure, stem_of
 from analysis.statistics.curves import curve_of
 from analysis.statistics.metrics import CONFIDENCE
-from bench.runs.contract import EPISODES
-
-FORMATS = (".pdf", ".svg", ".png")
+from bench.runs.contract import EPISODES, TRAIN
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Evidence:
     episodes: int
     successes: int | None  # None: a task without success
     mean_return: float
-    episode_seeds: tuple[int, int]  # lowest and highest
+    episode_seeds: tuple[int, int] | None  # lowest and highest; training episodes have none
     file: str
     lines: str  # of the file, the header is line 1: 52-101
 
@@ -73,7 +74,8 @@ def explain(
     Raises ResultsError, one line, for a name or a step that does not exist, with the nearest that does.
     """
     phase, at = read_step(step)
-    suite, task = find_figure(results, figure, task, allow_incomplete, mixed_matmul)
+    shown = find_figure(results, figure, task, allow_incomplete, mixed_matmul)
+    suite, task = shown.suite, shown.task
     agent = named_agent(curve, suite.agents)
     if agent is None:
         raise ResultsError(f"no curve {curve!r} in {stem_of(figure)}{alternatives(curve, suite.agents)}")
@@ -85,13 +87,17 @@ def explain(
     grid = line.offline_updates if phase == "offline" else line.online_steps
     place = int(np.searchsorted(grid, at))
     if place == len(grid) or grid[place] != at:
-        raise ResultsError(f"no evaluation of {agent} at {phase} {unit(phase)} {at}: {neighbours(grid, at, phase)}")
+        what = "point" if shown.training else "evaluation"
+        where = f"{phase} {unit(phase)} {at}"
+        raise ResultsError(f"no {what} of {agent} at {where}: {neighbours(grid, at, phase, what)}")
     point = place if phase == "offline" else line.handover + place
-    if point == line.handover:  # online step 0 has no rows of its own
+    handover = point == line.handover and not shown.training
+    if handover:  # online step 0 has no rows of its own
         phase, at = "offline", int(line.offline_updates[-1])
     tasks = {cell.task for cell in cells}
     members = [run for run in suite.runs if run.agent == agent and run.config["task"] in tasks]
-    found = [(run, evidence(results, run, phase, at)) for run in members]
+    prove = training_evidence if shown.training else evidence
+    found = [(run, prove(results, suite, run, phase, at)) for run in members]
     measure = suite.measures[cells[0].task]
     return ExplainedPoint(
         figure=stem_of(figure),
@@ -101,7 +107,7 @@ def explain(
         scored_by=measure.name,
         phase=phase,
         at=at,
-        handover=point == line.handover,
+        handover=handover,
         mean=float(line.interval.mean[point]),
         low=float(line.interval.low[point]),
         high=float(line.interval.high[point]),
@@ -122,57 +128,17 @@ def unit(phase: str) -> str:
     return "update" if phase == "offline" else "step"
 
 
-def neighbours(grid: NDArray[np.int64], at: int, phase: str) -> str:
+def neighbours(grid: NDArray[np.int64], at: int, phase: str, what: str) -> str:
     """The nearest point of the grid, and what the grid is."""
     nearest = int(grid[np.abs(grid - at).argmin()])
     argument = f"offline:{nearest}" if phase == "offline" else str(nearest)
-    return f"the nearest is --step {argument} ({counted(len(grid), 'evaluation')} from {grid[0]} to {grid[-1]})"
-
-
-# --------------------------------------------------------------------------------------------------- which figure
-
-
-def stem_of(figure: str) -> str:
-    """Name of a figure without folder and format; the name of a suite may hold dots."""
-    name = Path(figure).name
-    return next((name.removesuffix(suffix) for suffix in FORMATS if name.endswith(suffix)), name)
-
-
-def find_figure(
-    results: Path, figure: str, task: str | None, allow_incomplete: bool, mixed_matmul: bool
-) -> tuple[Suite, str | None]:
-    """The suite of a figure, and the task of the panel that is meant (None: the mean over the tasks)."""
-    stem = stem_of(figure)
-    suites = list(dict.fromkeys(name.split("/")[0] for name in find_runs(results)))
-    owners = [name for name in suites if stem.startswith(f"{name}_")]
-    if not owners:
-        expected = [f"{name}_{kind}" for name in suites for kind in ("success", "tasks")]
-        raise ResultsError(f"no suite under {results} has a figure {stem!r}{alternatives(stem, expected)}")
-    # Of suites "a" and "a_b" the figure a_b_success belongs to the longer one.
-    (suite,) = load_results(results, [max(owners, key=len)], allow_incomplete, mixed_matmul)
-    curves = {f"{suite.name}_{suite.measure.file_name}"} if suite.measure else set()
-    if has_agents_figure(suite):
-        curves.add(f"{suite.name}_agents")
-    drawn = curves | ({f"{suite.name}_tasks"} if has_tasks_figure(suite) else set())
-    if stem not in drawn:
-        raise ResultsError(
-            f"{stem!r} is not a figure of curves of suite {suite.name}{alternatives(stem, sorted(drawn))}"
-        )
-    if task is not None and task not in suite.tasks:
-        raise ResultsError(f"no task {task!r} in suite {suite.name}{alternatives(task, suite.tasks)}")
-    if stem in curves:
-        return suite, task
-    if task is None:
-        task, *others = suite.tasks
-        if others:
-            raise ResultsError(f"{stem} has a panel per task; choose one with --task: {', '.join(suite.tasks)}")
-    return suite, task
+    return f"the nearest is --step {argument} ({counted(len(grid), what)} from {grid[0]} to {grid[-1]})"
 
 
 # ------------------------------------------------------------------------------------------------------ which runs
 
 
-def evidence(results: Path, run: Run, phase: str, at: int) -> Evidence | None:
+def evidence(results: Path, suite: Suite, run: Run, phase: str, at: int) -> Evidence | None:
     """The rows of one evaluation of a run; None where the run has not come there, or not to its last episode."""
     points = run.evaluations
     progress = points.env_steps if phase == "online" else points.updates
@@ -190,13 +156,37 @@ def evidence(results: Path, run: Run, phase: str, at: int) -> Evidence | None:
         seed=run.config["seed"],
         config_hash=str(run.config.get("config_hash", "")),
         code=states_of_code(run),
-        score=float(points.score[place[0]]),
+        score=float(returns.mean() if suite.measures[run.config["task"]] == RETURN else points.score[place[0]]),
         episodes=len(rows),
         successes=None if np.isnan(success).any() else int(success.sum()),
         mean_return=float(returns.mean()),
         episode_seeds=(int(seeds.min()), int(seeds.max())),
         file=file.as_posix(),
         lines=ranges(np.asarray(rows.index, dtype=np.int64) + 2),  # rows begin in line 2
+    )
+
+
+def training_evidence(results: Path, suite: Suite, run: Run, phase: str, at: int) -> Evidence | None:
+    """The last training episodes of a run that have ended by a step; None before the first."""
+    file = results / run.name / TRAIN
+    content = read_rows(file) if file.is_file() else b""
+    rows = [match for match in RETURN_ROW.finditer(content) if int(match[1]) <= at][-TRAINING_EPISODES:]
+    if phase == "offline" or not rows:
+        return None
+    mean = float(np.mean([float(match[2]) for match in rows]))
+    low, high = suite.references(run.config["task"])
+    return Evidence(
+        run=run.name,
+        seed=run.config["seed"],
+        config_hash=str(run.config.get("config_hash", "")),
+        code=states_of_code(run),
+        score=(mean - low) / (high - low),
+        episodes=len(rows),
+        successes=None,
+        mean_return=mean,
+        episode_seeds=None,
+        file=file.as_posix(),
+        lines=ranges(np.array([content.count(b"\n", 0, match.start()) + 1 for match in rows], np.int64)),
     )
 
 
@@ -259,7 +249,7 @@ def table(runs: Sequence[Evidence]) -> list[list[str]]:
         counts = f"mean return of {run.episodes}"
         if run.successes is not None:
             counts = f"{run.successes} of {run.episodes} solved"
-        seeds = "-".join(map(str, dict.fromkeys(run.episode_seeds)))
+        seeds = "-".join(map(str, dict.fromkeys(run.episode_seeds or ()))) or "training"
         rows = f"{run.file}:{run.lines}"
         facts = [run.run, str(run.seed), run.config_hash, ", ".join(run.code), f"{run.score:.4g}", counts, seeds, rows]
         lines.append(facts)
