@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.blocks.base import Adam, Agent, Metrics, Noise, Phase, gradient_step
 from agents.blocks.config import check_config
-from agents.blocks.critic import q_metrics
+from agents.blocks.critic import project, q_metrics
 from agents.blocks.flow import rollout_gradient_norms, tanh_log_det
 from agents.blocks.gaussian import gaussian_log_prob
 from agents.blocks.joint_critic import RenormCritics
@@ -244,14 +244,3 @@ class DistributionCritic(nn.Module):
         weight = batch.valid[:, None, :, -1]
         loss = (weight * (cross_entropy + self.config.atom_entropy_coef * negentropy)).mean(2).sum(1)
         return loss, {"critic_loss": loss.detach(), **q_metrics(self.mean_of(probability.detach()))}
-
-
-def project(probability: Tensor, values: Tensor, atoms: Tensor) -> Tensor:
-    """The distribution on `atoms` (n,), equally spaced, nearest to one with these probabilities of values (…, n).
-
-    Values beyond the ends count as the ends; each is split between the atoms beside it by its distance to them.
-    """
-    values = values.clamp(atoms[0], atoms[-1])
-    spacing = (atoms[-1] - atoms[0]) / (len(atoms) - 1)
-    share = (1 - (values.unsqueeze(-1) - atoms).abs() / spacing).clamp(min=0)  # (…, n, n)
-    return (probability.unsqueeze(-1) * share).sum(-2)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from agents import AGENTS
 from agents.blocks.config import with_settings
-from agents.blocks.critic import expectile_loss
+from agents.blocks.critic import expectile_loss, project
 from agents.blocks.flow import tanh_log_det
 from agents.blocks.gaussian import squashed
 from agents.blocks.renorm_velocities import time_features
-from agents.dime import PRIOR_STD, cosine_schedule, project
+from agents.dime import PRIOR_STD, cosine_schedule
 from agents.ppo import PPO
 from agents.scratch_flow import ScratchFlow
 from tests.seeded_noise import RecordedNoise, SeededNoise

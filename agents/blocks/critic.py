@@ -177,3 +177,14 @@ def choose(candidates: Tensor, index: Tensor) -> Tensor:
 def best_candidate(candidates: Tensor, score: Tensor, num_candidates: int) -> Tensor:
     """The chunk (S, B, H, A) with the highest score (S, B * n) of each row's n candidates (S, B * n, H, A)."""
     return choose(candidates, score.unflatten(1, (-1, num_candidates)).argmax(-1))
+
+
+def project(probability: Tensor, values: Tensor, atoms: Tensor) -> Tensor:
+    """The distribution on `atoms` (n,), equally spaced, nearest to one with these probabilities of values (…, n).
+
+    Values beyond the ends count as the ends; each is split between the atoms beside it by its distance to them.
+    """
+    values = values.clamp(atoms[0], atoms[-1])
+    spacing = (atoms[-1] - atoms[0]) / (len(atoms) - 1)
+    share = (1 - (values.unsqueeze(-1) - atoms).abs() / spacing).clamp(min=0)  # (…, n, n)
+    return (probability.unsqueeze(-1) * share).sum(-2)
