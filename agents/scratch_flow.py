@@ -36,7 +36,9 @@ class ScratchFlowConfig:
     velocity_field: Literal["gated", "decoded", "naive", "plain"]  # SAC Flow-G, -T, its naive flow, Flow-G's candidate
     chunk_length: int = 1  # H, environment steps per action chunk
     flow_steps: int = 4  # K, Euler steps from noise to action
-    noise_scale: Literal["step", "velocity"] = "step"  # x += v / K + std eps; or Flow-T's x += (v + std eps) / K
+    # step: x += v / K + std eps. velocity, Flow-T's: x += (v + std eps) / K. paper_sde: with the paper's drift, and
+    # std sqrt(1 / K) eps, as in `agents.blocks.flow`.
+    noise_scale: Literal["step", "velocity", "paper_sde"] = "step"
     time_input: TimeInput = "released"  # decoded, naive: where BatchRenorm removes it in training; bypass: behind it
     density: Density = "exact"  # of the path; released: without -log std of Flow-T's steps
     entropy_coef: float = 0.2  # alpha, initial value
@@ -122,9 +124,13 @@ class ScratchFlow(Agent):
     def step(self, velocity: NoisyVelocity, k: int, x: Tensor, step_noise: Tensor) -> tuple[Tensor, Tensor]:
         """The point (S, B, D) after step k = 0 ... K - 1 from x, and the log deviation of the noise added to it."""
         drift, log_std = velocity(k, x)
+        count, t = self.config.flow_steps, k / self.config.flow_steps
         if self.config.noise_scale == "velocity":
-            log_std = log_std - math.log(self.config.flow_steps)
-        return x + drift / self.config.flow_steps + log_std.exp() * step_noise[:, k], log_std
+            log_std = log_std - math.log(count)
+        elif self.config.noise_scale == "paper_sde":
+            drift = drift + 0.5 * (2 * log_std).exp() * (t * drift - x) / (1 - t)
+            log_std = log_std - 0.5 * math.log(count)
+        return x + drift / count + log_std.exp() * step_noise[:, k], log_std
 
     def update_turn(self, batch: Batch, noise: Noise, turn: int) -> Metrics:
         """A step of the critic, and at the last turn one of policy and temperature, which see the new critic."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from agents import AGENTS
 from agents.blocks.config import with_settings
 from agents.blocks.critic import expectile_loss, project
-from agents.blocks.flow import tanh_log_det
+from agents.blocks.flow import noisy_step, step_std, tanh_log_det
 from agents.blocks.gaussian import squashed
 from agents.blocks.renorm_velocities import time_features
 from agents.dime import PRIOR_STD, cosine_schedule
@@ -65,6 +65,23 @@ def test_densities_of_paths_are_those_of_the_specification(
     action_chunk, found = agent.sample(torch.zeros(1, 1, 2), noise, "act", "running")
     assert float(action_chunk) == pytest.approx(math.tanh(end), rel=1e-6)
     assert float(found) == pytest.approx(log_prob, rel=1e-6)
+
+
+def test_the_paper_s_equation_is_that_of_agents_whose_noise_is_fixed() -> None:
+    config = with_settings(AGENTS["sac_flow_g_scratch"][1], policy_hidden_dims=(4, 4), gate_dim=4)
+    agent: Any = ScratchFlow(with_settings(config, noise_scale="paper_sde"), 2, 3, SeededNoise([0]))
+    x, step_noise = torch.randn(1, 5, 3), torch.randn(1, 4, 5, 3)
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        return t + x.sin()
+
+    def noisy_velocity(k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        return velocity(torch.full((1, 1, 1), k / 4), x), torch.full_like(x, math.log(0.3))
+
+    for k in range(4):
+        found, log_std = agent.step(noisy_velocity, k, x, step_noise)
+        torch.testing.assert_close(found, noisy_step(velocity, x, k, step_noise, 0.3, "paper_sde"))
+        assert float(log_std.exp().mean()) == pytest.approx(step_std(0.3, 4, "paper_sde"))
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,8 @@ ABLATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("crossq", "no-batch-renorm", {"batch_renorm": False}),
     # (f) policy steps
     ("sac_flow_g_scratch", "no-delay", {"policy_delay": 1}),
+    # (g) the paper's equation, whose drift corrects for the noise, in place of the released code's
+    ("sac_flow_g_scratch", "paper-drift", {"noise_scale": "paper_sde"}),
 )
 
 
