@@ -1,4 +1,4 @@
-"""A pytest plugin: one module of agents as `mutations` has changed it. MUTANT names it, as `agents.fql/sign/0`."""
+"""A pytest plugin: one module of agents as `mutations` has changed it. MUTANT names it, as `fql/sign/0`."""
 
 import ast
 import importlib.machinery
@@ -12,7 +12,7 @@ read = importlib.machinery.SourceFileLoader.get_code
 
 
 def get_code(loader: importlib.machinery.SourceFileLoader, name: str) -> CodeType | None:
-    if name != MODULE:
+    if name != f"agents.{MODULE}":
         return read(loader, name)
     path = loader.get_filename(name)
     tree, _ = mutant_of(ast.parse(loader.get_data(path)), KIND, int(NUMBER))

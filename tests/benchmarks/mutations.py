@@ -6,21 +6,28 @@ table, and the changes that survive.
 
 import argparse
 import ast
+import contextlib
 import copy
-import functools
+import gc
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import CodeType, FunctionType
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("sign", "coefficient", "mask")
 TESTS = (
     "parity",
     "parity_ppo",
+    "parity_scratch",
+    "scratch_agents",
+    "batch_renorm",
     "flow_agents",
     "classical",
     "adjoint",
@@ -102,33 +109,76 @@ def _changed(node: ast.AST, kind: str) -> ast.AST:
 
 
 def survives(module: str, kind: str, number: int) -> bool:
-    """Whether no test of the agents notices: none of the agent's name, and then none at all."""
+    """Whether no test of the agents notices: none of the agent's name, none at all, and none in a fresh process."""
     from agents import AGENTS
 
     users = [name for name, (agent, _) in AGENTS.items() if agent.__module__ == f"agents.{module}"]
-    named = f"({' or '.join([*users, module])}) and {UNIT}"
-    mutant = f"agents.{module}/{kind}/{number}"
-    if users and _notice(mutant, named):
-        return False
-    if _unchanged_fails():
-        raise RuntimeError("tests of the agents fail without a change")
-    return not _notice(mutant, UNIT)
+    files = [f"scratch_{name.removesuffix('_scratch')}" for name in users if name.endswith("_scratch")]
+    named = f"({' or '.join([*users, *files, module])}) and {UNIT}"
+    mutant = (module, kind, number)
+    return not (users and _fork_notices(mutant, named)) and not _fork_notices(mutant, UNIT) and not _notices(mutant)
 
 
-@functools.cache
-def _unchanged_fails() -> bool:
-    return _notice("/sign/0", UNIT)
+def _path(module: str) -> Path:
+    return ROOT / "agents" / f"{module.replace('.', '/')}.py"
 
 
-def _notice(mutant: str, tests: str) -> bool:
-    """Whether one of the tests that pytest chooses by the expression `tests` fails."""
+def _arguments(tests: str) -> list[str]:
+    """Those of pytest, for the tests that it chooses by the expression `tests`."""
     files = [str(path) for name in TESTS if (path := ROOT / "tests" / f"test_{name}.py").exists()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "tests.benchmarks.mutated", *files, "-k", tests]
-    environment = {**os.environ, "MUTANT": mutant, "MUJOCO_GL": "disable"}
+    return ["-x", "-q", "-p", "no:cacheprovider", *files, "-k", tests]
+
+
+def _notices(mutant: tuple[str, str, int]) -> bool:
+    """Whether a test fails in a new process, which imports the changed module."""
+    command = [sys.executable, "-m", "pytest", "-p", "tests.benchmarks.mutated", *_arguments(UNIT)]
+    environment = {**os.environ, "MUTANT": "/".join(map(str, mutant)), "MUJOCO_GL": "disable"}
     outcome = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if outcome.returncode not in (0, 1):  # 1: a test failed
         return "error" in outcome.stdout.lower()  # a module that cannot be imported is noticed as well
     return outcome.returncode == 1
+
+
+def _fork_notices(mutant: tuple[str, str, int] | None, tests: str) -> bool:
+    """The same in a copy of this process, which has imported everything: seconds instead of many."""
+    child = os.fork()
+    if not child:
+        code = 1
+        with _silenced(), contextlib.suppress(BaseException):
+            if mutant is not None:
+                _change(*mutant)
+            code = int(pytest.main(_arguments(tests)) not in (0, 5))  # 5: no test has such a name
+        os._exit(code)
+    return os.waitpid(child, 0)[1] != 0
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    before = os.dup(1), os.dup(2)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    yield
+    sys.stdout.flush()
+    os.dup2(before[0], 1)
+    os.dup2(before[1], 2)
+
+
+def _change(module: str, kind: str, number: int) -> None:
+    """Gives all functions of the module that this process has the code of the changed module."""
+    path = _path(module)
+    found = list(_codes(compile(mutant_of(ast.parse(path.read_text()), kind, number)[0], str(path), "exec")))
+    codes = {(code.co_qualname, code.co_firstlineno): code for code in found}
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__.co_filename == str(path):
+            function.__code__ = codes[function.__code__.co_qualname, function.__code__.co_firstlineno]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield inner
+            yield from _codes(inner)
 
 
 def main() -> None:
@@ -140,13 +190,17 @@ def main() -> None:
     options = parser.parse_args()
     chosen = []
     for module in options.modules:
-        tree = ast.parse((ROOT / "agents" / f"{module.replace('.', '/')}.py").read_text())
+        tree = ast.parse(_path(module).read_text())
         for kind in KINDS:
             count = len(places(tree, kind))
             numbers = sorted(random.Random(f"{module} {kind}").sample(range(count), min(count, options.each)))
             chosen += [(module, kind, number, mutant_of(tree, kind, number)[1]) for number in numbers]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(pool.map(lambda one: survives(*one[:3]), chosen))
+    with _silenced():
+        pytest.main(["--collect-only", *_arguments(UNIT)])  # imports what the copies of this process need
+    if _fork_notices(None, UNIT):
+        raise RuntimeError("tests of the agents fail without a change")
+    with multiprocessing.get_context("fork").Pool(options.jobs) as pool:
+        outcomes = pool.starmap(survives, [one[:3] for one in chosen], chunksize=1)
     print("| module | " + " | ".join(KINDS) + " |\n|---|" + "---|" * len(KINDS))
     for module in options.modules:
         cells = []
