@@ -30,6 +30,7 @@ from tests.test_agents import (
     parameters_of,
     train,
 )
+from tests.test_flow_agents import set_constant
 
 # --- densities: one coordinate, v = 0, K = 4, x_0 = .3, noise .1, -.2, .5, 0, deviation .05
 
@@ -124,6 +125,24 @@ def test_a_scale_of_actions_shifts_the_entropy_by_its_log(name: str) -> None:
     assert torch.equal(q, scaled) == (name == "sac")  # whose critics have no units
     if name != "sac":
         torch.testing.assert_close(scaled, agents[0].critic(batch.obs, 0.4 * batch.action_chunk))
+
+
+@pytest.mark.parametrize("name", ["sac_flow_g_scratch", "dime"])  # whose tanh is not saturated here
+def test_norms_of_gradients_have_entropy_and_q_with_the_signs_of_the_loss(name: str) -> None:
+    """A Q that is alpha times the entropy's own term, turned round, leaves no gradient."""
+    agent, batch, norms = build(name, [0]), batch_of([0], 1), []
+    for share in (1.0, 0.0):
+
+        def q(obs: Tensor, action_chunk: Tensor, constant: bool = False, share: float = share) -> Tensor:
+            log_det = tanh_log_det(action_chunk.flatten(2).atanh(), "exact")
+            return -share * agent.temperature.coef.unsqueeze(-1) * log_det
+
+        if name == "dime":
+            agent.critic.forward = lambda *args, q=q, **options: q(*args, **options).unsqueeze(1)
+        else:
+            agent.value = q
+        norms.append(float(agent.gradient_norms(batch, SeededNoise([0]), "online")["gradient_norm_x_0"]))
+    assert norms[0] < 1e-2 * norms[1]
 
 
 # --- time
@@ -238,6 +257,17 @@ def test_a_projection_loses_no_mass() -> None:
     assert project(probability, values, atoms).sum(-1) == pytest.approx(torch.ones(2, 7), abs=1e-5)
 
 
+# --- QSM
+
+
+def test_the_score_is_matched_in_no_step_of_the_next_episode() -> None:
+    agent, batch = build("qsm_scratch", [0], chunk_length=5, inverse_temperature=0.0), batch_of([0], 5)
+    set_constant(agent.denoiser.mlp, 0.3)
+    loss, _ = agent.policy_loss(batch, SeededNoise([0]))
+    assert batch.valid.min() == 0
+    torch.testing.assert_close(loss.detach(), 0.3**2 * batch.valid.mean((1, 2)))
+
+
 # --- FlowRL
 
 
@@ -261,6 +291,22 @@ def test_a_value_above_its_target_costs_a_ninth_of_one_below_it() -> None:
         torch.tensor([[0.0], [2.0]]), torch.ones(2, 1), AGENTS["flowrl"][1].expectile, torch.ones(2, 1)
     )
     assert loss.tolist() == pytest.approx([0.9, 0.1])
+
+
+def test_flowrl_counts_no_step_of_the_next_episode() -> None:
+    """In the matching single steps; in the replay's value, whose chunks have one return, whole chunks."""
+    agent, batch = build("flowrl", [0], chunk_length=5), batch_of([0], 5)
+    set_constant(agent.velocity, 0.3)
+    others = torch.where(batch.valid.unsqueeze(-1) > 0, batch.action_chunk, -batch.action_chunk)
+    assert not torch.equal(others, batch.action_chunk)
+    found = [
+        agent.matching_loss(replace(batch, action_chunk=a), SeededNoise([0])) for a in (batch.action_chunk, others)
+    ]
+    torch.testing.assert_close(*found)
+    set_constant(agent.replay_value, 0.0)
+    set_constant(agent.replay_critic.target["mlp"], 2.0)
+    expected = agent.config.expectile * 2.0**2 * batch.valid[..., -1].mean(1)
+    torch.testing.assert_close(agent.value_loss(batch).detach(), expected)
 
 
 def test_weights_of_each_sample_are_an_option() -> None:
