@@ -117,7 +117,7 @@ def test_a_run_that_began_elsewhere_is_refused_where_it_is_planned(
 
 @pytest.mark.parametrize("agent", ["fql", "reinflow", "rlpd"])
 def test_updates_are_measured_as_a_run_makes_them(agent: str) -> None:
-    changes = {"online_batch_share": 0.5} if agent == "rlpd" else {}
+    changes: dict[str, Any] = {"online_batch_share": 0.5} if agent == "rlpd" else {}
     costs = [
         estimate(tiny_config(agent, **changes), 2, 1, torch.device("cpu"), 1, mode) for mode in ("eager", "compiled")
     ]
