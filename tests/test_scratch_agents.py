@@ -11,6 +11,7 @@ from torch import Tensor
 from agents import AGENTS
 from agents.blocks.config import with_settings
 from agents.blocks.critic import expectile_loss, project
+from agents.blocks.diffusion import Schedule
 from agents.blocks.flow import noisy_step, step_std, tanh_log_det
 from agents.blocks.gaussian import squashed
 from agents.blocks.renorm_velocities import time_features
@@ -331,7 +332,9 @@ def test_targets_of_flowrl_are_almost_the_new_critics() -> None:
 
 
 def test_the_schedule_of_qsm_is_that_of_the_release() -> None:
-    schedule = AGENTS["qsm_scratch"][0](AGENTS["qsm_scratch"][1], 3, 2, SeededNoise([0])).schedule
+    agent_class, config = AGENTS["qsm_scratch"]
+    schedule = agent_class(config, 3, 2, SeededNoise([0])).schedule
+    assert isinstance(schedule, Schedule)
     betas = (0.1958745583, 0.4588181934, 0.6357810204, 0.7548781879, 0.8350313792)
     assert schedule.betas[1:] == pytest.approx(betas, rel=1e-9)
     assert schedule.alpha_bars[-1] == pytest.approx(0.0064093334, rel=1e-7)

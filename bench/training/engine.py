@@ -332,8 +332,8 @@ class Engine:
         for first, size in ways.keys() - singles.keys():
             places = itertools.count(number)  # of updates that such a step could make
             at = next(n for n in places if self._turn(phase, n) == first and n % NOISE_BLOCK + size <= NOISE_BLOCK)
-            several = [self._after(before, phase, each, at, size) for each in (slow, ways)]
-            check_agreement(before, *several, of_several)
+            several, as_many = (self._after(before, phase, each, at, size) for each in (slow, ways))
+            check_agreement(before, several, as_many, of_several)
         return apart
 
     def _after(self, before: State, phase: Phase, ways: Ways, number: int, count: int) -> State:
