@@ -8,12 +8,14 @@ metrics; agents, batches and shapes as published for cube-double. The exit code 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent, Phase
-from agents.blocks.streams import SeedStreams, TapeNoise
+from agents.blocks.streams import NoiseTape, SeedStreams, Stream, TapeNoise
 from bench.protocol.plugins import load_plugins
 from bench.protocol.suites import run_config
 from bench.runs.contract import error_line
@@ -137,11 +139,12 @@ def examine(name: str, num_seeds: int) -> Finding:
     finding = Finding(name, num_seeds)
 
     def attempt(what: str, call: Callable[[], object]) -> None:
-        """The second call is watched: during the first one, streams join the tape."""
+        """With one seed a second call is watched, which finds what the first one has left behind."""
         try:
             with no_graph_outlives():
-                call()
-                with Watch() as watch:
+                if num_seeds == 1:
+                    call()
+                with Watch() as watch, begins_unseen(watch):
                     call()
         except Exception as error:
             finding.faults.append(f"{what}: {_reason(error)} ({line_of_ours(error)})")
@@ -157,6 +160,27 @@ def examine(name: str, num_seeds: int) -> Finding:
         attempt("online", subject.update_online)
         attempt("measurements", subject.measure)
     return finding
+
+
+@contextlib.contextmanager
+def begins_unseen(watch: Watch) -> Iterator[None]:
+    """Within it `watch` does not see what happens once in a run: a stream joins a tape, a metric gets its sum."""
+    read, add = NoiseTape.slice, MetricMeans.add
+
+    def slice(tape: NoiseTape, stream: Stream) -> Tensor:
+        if stream not in tape.blocks:
+            with watch.looking_away():
+                read(tape, stream)
+        return read(tape, stream)
+
+    def add_all(means: MetricMeans, metrics: dict[str, Tensor]) -> None:
+        with watch.looking_away():
+            for name in metrics.keys() - means.sums.keys():
+                means.sums[name] = torch.zeros_like(metrics[name], dtype=torch.float64)
+        add(means, metrics)
+
+    with mock.patch.object(NoiseTape, "slice", slice), mock.patch.object(MetricMeans, "add", add_all):
+        yield
 
 
 def _reason(error: Exception) -> str:
