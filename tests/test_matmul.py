@@ -23,6 +23,7 @@ from bench.protocol.departures import departures
 from bench.training.agreement import MismatchError, check_agreement
 from bench.training.engine import check_matmul
 from bench.training.execution import Execution, Preemption
+from bench.training.pack import prepare_directory
 from bench.training.train import run
 from tests.seeded_noise import SeededNoise
 from tests.test_agents import NAMES, assert_equal_states, batch_of, build
@@ -228,6 +229,12 @@ def test_runs_in_fp32_keep_their_hash_and_others_say_what_they_are() -> None:
     assert departures(rounding)["matmul"] == {"value": "bf16", "released": "fp32"}
     with pytest.raises(ConfigError, match="matmul is 'fp16'; it must be one of fp32, tf32, bf16"):
         tiny_config(matmul="fp16")
+
+
+def test_a_run_does_not_go_on_in_another_precision(tmp_path: Path) -> None:
+    prepare_directory(tiny_config(), tmp_path)
+    with pytest.raises(ConfigError, match=r"was written by another config \(matmul fp32 there, bf16 here\)"):
+        prepare_directory(tiny_config(matmul="bf16"), tmp_path)
 
 
 @needs_bf16

@@ -364,7 +364,9 @@ def config_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str
     """Names the fields in which two `to_json` values differ, for messages."""
     flat_ours, flat_theirs = flat(ours), flat(theirs)
     names = [k for k in {**flat_ours, **flat_theirs} if flat_ours.get(k) != flat_theirs.get(k) and k != "config_hash"]
+    value = {name: LATER_FIELDS.get(name, "absent") for name in names}  # where a config does not name it
     first = [
-        f"{name} {flat_theirs.get(name, 'absent')} there, {flat_ours.get(name, 'absent')} here" for name in names[:4]
+        f"{name} {flat_theirs.get(name, value[name])} there, {flat_ours.get(name, value[name])} here"
+        for name in names[:4]
     ]
     return "; ".join(first) + (f"; also {', '.join(names[4:])}" if len(names) > 4 else "")
