@@ -1,7 +1,8 @@
 """CPU time of steps and resets: the packages' own against `datasets.ogbench.fast` and `datasets.robomimic.fast`.
 
 Run as `python -m tests.benchmarks.environment`. Each environment takes the same random actions in a process of its
-own, as the faster one changes a setting of MuJoCo that holds for its process.
+own, as the faster one changes a setting of MuJoCo that holds for its process. `--tasks hopper-v4 ant-v4` measures
+steps of any tasks instead, as runs take them, resets included.
 """
 
 import argparse
@@ -10,11 +11,17 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+import datasets
 from datasets.ogbench.tasks import DOMAINS
 from datasets.registry import task
 from datasets.robomimic.tasks import ENV_NAMES
@@ -58,7 +65,6 @@ def serve(connection: Connection, task_name: str, kind: str, num_steps: int) -> 
     Once it has measured parts, which takes time itself, it measures nothing else.
     """
     import mujoco
-    import numpy as np
 
     spec = task(task_name)
     if spec.domain in ROBOMIMIC:
@@ -131,14 +137,43 @@ def measure(
     return timings, {kind: median(seconds) for kind, seconds in resets.items()}, medians
 
 
+def print_tasks(names: list[str], num_steps: int, turns: int) -> None:
+    """Steps of uniform actions of each task, and the hours of a million of them."""
+    generator = np.random.default_rng(0)
+
+    def play(env: gymnasium.Env[Any, Any], actions: NDArray[np.float32]) -> None:
+        for action in actions:
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+
+    plays = {}
+    for name in names:
+        env = datasets.make_env(name, "post")
+        env.reset(seed=0)
+        actions = generator.uniform(-1, 1, (num_steps, task(name).action_dim)).astype(np.float32)
+        plays[name] = partial(play, env, actions)
+    rows = []
+    for name, timing in interleaved(plays, turns=turns, clock=time.process_time).items():
+        seconds = timing.median / num_steps
+        quartiles = f"{timing.low / num_steps * 1e6:.0f} to {timing.high / num_steps * 1e6:.0f}"
+        rows.append((name, f"{seconds * 1e6:.0f}", quartiles, f"{1 / seconds:.0f}", f"{seconds / 3600 * 1e6:.2f}"))
+    columns = ("environment", "us", "quartiles", "steps per CPU-second", "hours of 1M")
+    print(table(f"CPU time per step, random actions: median of {turns} turns of {num_steps} steps each", columns, rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--domains", nargs="+", choices=(*CUBES, *ROBOMIMIC), default=list(CUBES))
+    parser.add_argument("--tasks", nargs="+", help="steps of these instead, in this process")
     parser.add_argument("--steps", type=int, default=150, help="steps per turn")
     parser.add_argument("--turns", type=int, default=15)
     args = parser.parse_args()
     os.environ.setdefault("MUJOCO_GL", "disable")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if args.tasks:
+        print(f"{machine_line()}, {', '.join(f'{package} {version(package)}' for package in ('mujoco', 'gymnasium'))}")
+        return print_tasks(args.tasks, args.steps, args.turns)
 
     packages = ("mujoco", *(["robosuite"] if set(args.domains) & set(ROBOMIMIC) else []), "ogbench")
     print(f"{machine_line()}, {', '.join(f'{package} {version(package)}' for package in packages)}")
@@ -164,7 +199,7 @@ def main() -> None:
         )
     )
     if not shares:
-        return
+        return None
     print(
         table(
             f"Where the time goes, measured in {args.turns} more turns: us (share)",

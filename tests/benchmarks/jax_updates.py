@@ -16,6 +16,8 @@ on it reads lines: `run N` makes N iterations and prints {"seconds": wall clock,
 XLA's pool has PJRT_NPROC threads, or one for each processor that the process may use, when the first array is made.
 `--threads` sets the one, `--cpus` the other. Flags often named for it do not (jax 0.10): to the pool
 --xla_cpu_multi_thread_eigen=false and intra_op_parallelism_threads=1 make no difference.
+
+Programs that train from scratch are in `jax_scratch`; `--check tests/parity` holds them against official numbers.
 """
 
 import argparse
@@ -27,11 +29,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax  # pyright: ignore[reportMissingImports]
 import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
+from tests.benchmarks import jax_scratch
 from tests.benchmarks.jax_networks import (
     Array,
     Create,
@@ -292,7 +296,10 @@ def make(
     return JaxUpdates(AGENTS[agent_name], obs_dim, action_dim, batch_size, seed, num_seeds)
 
 
-def timed(updates: JaxUpdates, phase: str, iterations: int) -> dict[str, float]:
+Updates = JaxUpdates | jax_scratch.ScratchUpdates
+
+
+def timed(updates: Updates, phase: str, iterations: int) -> dict[str, float]:
     """Wall-clock and CPU seconds, of all threads of this process, of some iterations."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(iterations):
@@ -300,7 +307,7 @@ def timed(updates: JaxUpdates, phase: str, iterations: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
 
 
-def serve(updates: JaxUpdates, phase: str) -> None:
+def serve(updates: Updates, phase: str) -> None:
     """The line protocol of the module's docstring."""
     started = time.perf_counter()
     updates.iterate(phase)
@@ -317,7 +324,7 @@ def serve(updates: JaxUpdates, phase: str) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def print_times(all_updates: Mapping[tuple[str, str], JaxUpdates], turns: int) -> None:
+def print_times(all_updates: Mapping[tuple[str, str], Updates], turns: int) -> None:
     """Agents and phases take turns; the first turn compiles and does not count."""
     times: dict[tuple[str, str], list[dict[str, float]]] = {case: [] for case in all_updates}
     for turn in range(turns + 1):
@@ -336,7 +343,7 @@ def print_times(all_updates: Mapping[tuple[str, str], JaxUpdates], turns: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of the official code's updates written in JAX.")
-    parser.add_argument("--agent", nargs="+", choices=AGENTS, default=list(AGENTS))
+    parser.add_argument("--agent", nargs="+", choices=(*AGENTS, *jax_scratch.AGENTS), default=list(AGENTS))
     parser.add_argument("--phase", nargs="+", choices=("online", "offline"), default=["online", "offline"])
     parser.add_argument("--turns", type=int, default=20, help="iterations of each agent and phase that count")
     parser.add_argument("--threads", type=int, default=1)
@@ -345,15 +352,26 @@ def main() -> None:
     parser.add_argument("--obs-dim", type=int, default=37)
     parser.add_argument("--action-dim", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--sizes", type=json.loads, help="JSON: settings of our agent, from scratch")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="only print distances from official numbers")
     parser.add_argument("--serve", action="store_true", help="wait for requests on stdin")
     args = parser.parse_args()
+    if args.check:
+        for agent, far in jax_scratch.check(args.check).items():
+            print(f"{agent:<24}{far:9.1e}")
+        return
     if args.turns < 2:
         parser.error("--turns must be at least 2: the table shows quartiles")
     os.environ["PJRT_NPROC"] = str(args.threads)
     if args.cpus:
         os.sched_setaffinity(0, args.cpus)
-    sizes = {"batch_size": args.batch_size, "num_seeds": args.num_seeds}
-    agents = {name: make(name, args.obs_dim, args.action_dim, **sizes) for name in args.agent}
+    dims = (args.obs_dim, args.action_dim, args.batch_size)
+    agents: dict[str, Updates] = {
+        name: jax_scratch.ScratchUpdates(name, *dims, args.sizes)
+        if name in jax_scratch.AGENTS
+        else make(name, *dims, num_seeds=args.num_seeds)
+        for name in args.agent
+    }
     if not args.serve:
         print_times({(name, phase): agents[name] for name in agents for phase in args.phase}, args.turns)
     elif len(args.agent) == len(args.phase) == 1:

@@ -5,11 +5,13 @@
     python -m tests.benchmarks.updates --side-by-side --agents qc_fql   packs and processes that share the cores
     python -m tests.benchmarks.updates --matmul fp32 bf16 --packs 1     products of layers in several precisions
     python -m tests.benchmarks.updates --profile qc_fql                 where an update's time goes
+    python -m tests.benchmarks.updates --task ant-v4 --agents crossq    shapes of a task, with its settings and batch
     python -m tests.benchmarks.updates --device cuda --packs 1 8        on a GPU
 
-Networks of paper size, batch 256, the shapes of cube-double. Every alternative is a process of its own that waits for
-requests; they take turns, and the medians of the turns count. JAX may live in another environment: --jax PYTHON names
-its interpreter. Compiling takes minutes the first time and is not counted; what was compiled is kept.
+Networks of paper size, batch 256, the shapes of cube-double, if no task is named. Every alternative is a process of its
+own that waits for requests; they take turns, and the medians of the turns count. JAX may live in another environment:
+--jax PYTHON names its interpreter. Compiling takes minutes the first time and is not counted; what was compiled is
+kept. Agents whose policy steps are fewer than their critics' want --calls in whole periods: 3, or 6.
 """
 
 import argparse
@@ -28,10 +30,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
+from agents.blocks.config import settings_of
 from agents.blocks.kernels import Matmul
 from agents.blocks.streams import SeedStreams
+from bench.protocol.grids import run_config
 from bench.training.engine import Engine, check_matmul, pick_device, pick_mode
 from bench.training.execution import available_cores
 from bench.training.meters import MetricMeans
@@ -41,6 +46,25 @@ from tests.benchmarks.measure import Timing, machine_line, peak_megabytes, table
 
 OBS_DIM, ACTION_DIM, BATCH_SIZE = 37, 5, 256
 PHASES = ("online", "offline")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What an agent's updates are measured on."""
+
+    config: Any
+    obs_dim: int = OBS_DIM
+    action_dim: int = ACTION_DIM
+    batch_size: int = BATCH_SIZE
+
+
+def shapes_of(agent: str, task_name: str | None) -> Shapes:
+    """Those of a task, as the agent is run on it, or those of cube-double with the agent's default settings."""
+    if task_name is None:
+        return Shapes(AGENTS[agent][1])
+    task = datasets.task(task_name)
+    run = run_config("sizes", task, agent, 0)
+    return Shapes(run.agent_config, task.obs_dim, task.action_dim, run.batch_size)
 
 
 @dataclass(frozen=True)
@@ -61,15 +85,17 @@ class Alternative:
         return f"{self.name}, {self.threads} thread{'s' * (self.threads > 1)}{matmul}{pack}{side}"
 
 
-def transitions(rows: int = 100_000, length: int = 200) -> Transitions:
-    """Random numbers in the shape of cube-double's data."""
+def transitions(
+    rows: int = 100_000, length: int = 200, obs_dim: int = OBS_DIM, action_dim: int = ACTION_DIM
+) -> Transitions:
+    """Random numbers in the shape of a task's data."""
     numbers = np.random.default_rng(0)
     rows -= rows % (length + 1)
     final = np.zeros(rows, bool)
     final[length :: length + 1] = True
     return Transitions(
-        obs=numbers.standard_normal((rows, OBS_DIM), np.float32),
-        action=numbers.uniform(-1, 1, (rows, ACTION_DIM)).astype(np.float32),
+        obs=numbers.standard_normal((rows, obs_dim), np.float32),
+        action=numbers.uniform(-1, 1, (rows, action_dim)).astype(np.float32),
         reward=-numbers.integers(0, 3, rows).astype(np.float32),
         terminated=np.zeros(rows, bool),
         final=final,
@@ -79,23 +105,32 @@ def transitions(rows: int = 100_000, length: int = 200) -> Transitions:
     )
 
 
-def make_engine(agent: str, seeds: int, mode_name: str, device: torch.device, matmul: Matmul = "fp32") -> Engine:
-    agent_class, config = AGENTS[agent]
-    data = transitions()
+def make_engine(
+    agent: str,
+    seeds: int,
+    mode_name: str,
+    device: torch.device,
+    matmul: Matmul = "fp32",
+    task: str | None = None,
+) -> Engine:
+    shapes = shapes_of(agent, task)
+    config, data = shapes.config, transitions(obs_dim=shapes.obs_dim, action_dim=shapes.action_dim)
     replay = Replay(data, num_seeds=seeds, chunk_length=config.chunk_length, discount=0.99, device=device)
-    built = agent_class(config, OBS_DIM, ACTION_DIM, SeedStreams(range(seeds), device, "init"))
+    built = AGENTS[agent][0](config, shapes.obs_dim, shapes.action_dim, SeedStreams(range(seeds), device, "init"))
     mode = pick_mode(mode_name, device, updates=0)
     metrics = MetricMeans([], device)
     check_matmul(matmul, device)
-    settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "device": device, "mode": mode, "matmul": matmul}
+    settings: dict[str, Any] = {"batch_size": shapes.batch_size, "device": device, "mode": mode, "matmul": matmul}
     return Engine(built, replay, metrics, seeds=range(seeds), **settings)
 
 
-def serve(agent: str, phase: str, mode: str, seeds: int, threads: int, device_name: str, matmul: Matmul) -> None:
+def serve(
+    agent: str, task: str | None, phase: str, mode: str, seeds: int, threads: int, device_name: str, matmul: Matmul
+) -> None:
     """Answers `run N` on stdin by making N updates: JSON with wall-clock and CPU seconds and memory in MB."""
     torch.set_num_threads(threads)
     device = pick_device(device_name)
-    engine = make_engine(agent, seeds, mode, device, matmul)
+    engine = make_engine(agent, seeds, mode, device, matmul, task)
     update = engine.update_offline if phase == "offline" else engine.update_online
     number = 0
     for line in itertools.chain(["run 2"], sys.stdin):  # the first updates compile
@@ -160,11 +195,17 @@ def python_with_jax(python: str | None, device: str) -> str | None:
     return python
 
 
-def peer_command(alternative: Alternative, agent: str, phase: str, device: str, jax: str | None) -> list[str]:
+def peer_command(
+    alternative: Alternative, agent: str, phase: str, device: str, jax: str | None, task: str | None
+) -> list[str]:
     settings = ["--serve", "--threads", str(alternative.threads)]
     if alternative.name == "jax":
         assert jax is not None
+        shapes = shapes_of(agent, task)
+        settings += ["--obs-dim", str(shapes.obs_dim), "--action-dim", str(shapes.action_dim)]
+        settings += ["--batch-size", str(shapes.batch_size), "--sizes", json.dumps(settings_of(shapes.config))]
         return [jax, "-m", "tests.benchmarks.jax_updates", "--agent", agent, "--phase", phase, *settings]
+    settings += ["--task", task] if task else []
     of_ours = ["--mode", alternative.name, "--seeds", str(alternative.seeds), "--device", device]
     of_ours += ["--matmul", alternative.matmul]
     return [sys.executable, "-m", "tests.benchmarks.updates", "--agents", agent, "--phases", phase, *settings, *of_ours]
@@ -183,14 +224,25 @@ def started(alternative: Alternative, *where: str | None) -> Iterator[list[Peer]
 
 
 def measure(
-    alternatives: Sequence[Alternative], agent: str, phase: str, device: str, jax: str | None, turns: int, calls: int
+    alternatives: Sequence[Alternative],
+    agent: str,
+    phase: str,
+    device: str,
+    jax: str | None,
+    turns: int,
+    calls: int,
+    task: str | None = None,
+    clock: str = "wall",
 ) -> tuple[dict[Alternative, Timing], dict[Alternative, float], dict[Alternative, str]]:
-    """Seconds per update of one seed, all processes together; peak MB of a process; mode in effect."""
+    """Seconds per update of one seed, all processes together; peak MB of a process; mode in effect.
+
+    `clock`: "wall", or "cpu" for seconds of all threads, which other work on the machine disturbs less.
+    """
     seconds: dict[Alternative, list[float]] = {alternative: [] for alternative in alternatives}
     megabytes: dict[Alternative, float] = {}
     modes: dict[Alternative, str] = {}
     with contextlib.ExitStack() as stack:
-        peers = {a: stack.enter_context(started(a, agent, phase, device, jax)) for a in alternatives}
+        peers = {a: stack.enter_context(started(a, agent, phase, device, jax, task)) for a in alternatives}
         for turn in range(turns + 1):
             for alternative, own in peers.items():
                 wall = time.perf_counter()
@@ -201,7 +253,9 @@ def measure(
                 megabytes[alternative] = max(answer.get("megabytes", 0.0) for answer in answers)
                 modes[alternative] = answers[0].get("mode", "jax")
                 if turn:
-                    seconds[alternative].append(wall / (calls * alternative.seeds * alternative.processes))
+                    cpu = sum(answer["cpu_seconds"] for answer in answers)
+                    spent = wall if clock == "wall" else cpu
+                    seconds[alternative].append(spent / (calls * alternative.seeds * alternative.processes))
     return {a: timing(values) for a, values in seconds.items()}, megabytes, modes
 
 
@@ -217,7 +271,8 @@ def print_table(
     rows = []
     for agent in agents:
         for phase in phases:
-            times, megabytes, modes = measure(alternatives, agent, phase, args.device, args.jax, args.turns, args.calls)
+            how = (args.device, args.jax, args.turns, args.calls, args.task, args.clock)
+            times, megabytes, modes = measure(alternatives, agent, phase, *how)
             for alternative, own in times.items():
                 fallen = "" if modes[alternative] == alternative.name else f" (fell back to {modes[alternative]})"
                 rows.append(
@@ -235,10 +290,10 @@ def print_table(
     print(table(title, columns, rows), flush=True)
 
 
-def print_profile(agent: str, phase: str, mode: str) -> None:
+def print_profile(agent: str, task: str | None, phase: str, mode: str) -> None:
     """Shares of CPU time by operator."""
     torch.set_num_threads(1)
-    engine = make_engine(agent, 1, mode, pick_device("cpu"))
+    engine = make_engine(agent, 1, mode, pick_device("cpu"), task=task)
     update = engine.update_offline if phase == "offline" else engine.update_online
     update(0, 3)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -261,11 +316,13 @@ def main() -> None:
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=["online"])
     parser.add_argument("--modes", nargs="+", help="engines to compare (default: all that the device has)")
     parser.add_argument("--matmul", nargs="+", choices=get_args(Matmul), default=["fp32"], help="precisions to compare")
+    parser.add_argument("--task", help="whose shapes, settings and batches (default: those of cube-double)")
     parser.add_argument("--packs", nargs="+", type=int, help="seeds per process (default: 1 4; on a GPU 1 8)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--turns", type=int, default=7, help="turns that count")
     parser.add_argument("--calls", type=int, help="updates per turn (default: 3; on a GPU 256)")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time, on a busy machine")
     parser.add_argument("--jax", help="Python that has JAX (default: this one, where it has)")
     parser.add_argument("--side-by-side", action="store_true", help="alternatives that use all cores")
     parser.add_argument("--profile", nargs="*", metavar="AGENT", help="print where the time of an update goes")
@@ -274,12 +331,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(args.agents[0], args.phases[0], args.mode, args.seeds, args.threads, args.device, args.matmul[0])
+        how = (args.mode, args.seeds, args.threads, args.device, args.matmul[0])
+        return serve(args.agents[0], args.task, args.phases[0], *how)
     print(machine_line(), flush=True)
     if args.profile is not None:
         for agent in args.profile or args.agents:
             for mode in args.modes or ["eager"]:
-                print_profile(agent, args.phases[0], mode)
+                print_profile(agent, args.task, args.phases[0], mode)
         return None
 
     on_gpu = args.device == "cuda"
