@@ -44,7 +44,7 @@ def test_limits_are_those_of_all_pairs_of_means_that_no_bettor_refutes() -> None
 
 def test_limits_of_a_claim_are_those_of_its_opposite_turned_round() -> None:
     rng = np.random.default_rng(1)
-    first, second = rng.random(9), rng.random(5)
+    first, second = rng.random(9), rng.random(9)
     one, other = difference_sequence(first, second), difference_sequence(second, first)
     np.testing.assert_array_equal(one.low, -other.high)
     np.testing.assert_array_equal(one.high, -other.low)
@@ -60,6 +60,8 @@ def test_runs_without_spread_are_decided_by_number(scores: list[float], decided:
 def test_scores_outside_their_bounds_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         difference_sequence(np.array([1.2]), np.array([0.1]))
+    with pytest.raises(ValueError, match="not 2 and 1"):
+        difference_sequence(np.array([1.0, 1.0]), np.array([0.1]))
 
 
 @pytest.mark.parametrize("kind", SCORES)
@@ -122,9 +124,25 @@ def test_seeds_after_a_gap_wait_whatever_they_score(tmp_path: Path, capsys: pyte
     write_run(tmp_path, task="toy-reach", agent="bc", seed=2, suite="toy", online=(0.0,) * 3, state="running")
     found = judged(capsys, tmp_path, "fql > bc on toy")
     assert {agent: list(scores) for agent, scores in found["scores"].items()} == {"fql": ["0", "1"], "bc": ["0", "1"]}
-    assert found["waiting"] == ["fql: 1 later seed wait for seed 2"] and found["outcome"] == "undecided"
+    assert found["waiting"] == ["fql: 1 later seed waits for seed 2 of fql and bc"] and found["outcome"] == "undecided"
     later = judged(capsys, tmp_path, "fql > bc on toy", "--first-seed", "3")
-    assert list(later["scores"]["fql"]) == ["3"] and later["difference"] is None
+    assert later["waiting"] == ["fql: 1 later seed waits for seed 3 of bc"] and later["difference"] is None
+
+
+def test_seeds_that_the_other_agent_lacks_wait_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_seeds(tmp_path, "fql", [1.0] * 8)
+    write_seeds(tmp_path, "bc", [0.0] * 2)
+    found = judged(capsys, tmp_path, "fql > bc on toy")
+    assert [list(scores) for scores in found["scores"].values()] == [["0", "1"]] * 2
+    assert found["outcome"] == "undecided" and found["waiting"] == ["fql: 6 later seeds wait for seed 2 of bc"]
+    assert "is not decided, after 2 seeds of each agent" in found["text"]
+
+
+def test_what_is_decided_first_stays_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_seeds(tmp_path, "fql", [1.0] * 3 + [0.0] * 60)
+    write_seeds(tmp_path, "bc", [0.0] * 3 + [1.0] * 60)
+    found = judged(capsys, tmp_path, "fql > bc on toy")
+    assert found["outcome"] == "holds" and found["decided_at"] == 3 and found["high"] < 0 < found["low"]
 
 
 def test_what_cannot_be_judged_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,7 +28,7 @@ class Judgement:
     tasks: tuple[str, ...]
     outcome: Outcome
     decided_at: int | None  # seeds of each agent, at the first look that decides it
-    difference: float | None  # of the mean scores; None where an agent has no seed
+    difference: float | None  # of the mean scores; None where there is no seed of both
     low: float
     high: float
     scores: dict[str, dict[int, float]]  # agent -> seed -> mean over the tasks of its final scores
@@ -36,7 +36,7 @@ class Judgement:
 
 
 def judge(results: Path, text: str, first_seed: int = 0, mixed_matmul: bool = False) -> Judgement:
-    """The seeds from `first_seed` on without a gap; those after a gap wait, whatever they score.
+    """The seeds from `first_seed` on that both agents have, without a gap; later ones wait, whatever they score.
 
     Raises ResultsError, one line, for agents, suites and tasks that are not there, and scores without bounds;
     ConfigError for what is no claim.
@@ -50,26 +50,29 @@ def judge(results: Path, text: str, first_seed: int = 0, mixed_matmul: bool = Fa
     if agents[0] == agents[1]:
         raise ResultsError(f"{text!r} compares {agents[0]} with itself")
     by_seed = {agent: scores_by_seed(suite, agent, tasks) for agent in agents if agent}
-    counted_scores: dict[str, dict[int, float]] = {}
+    end = first_seed
+    while all(end in scores for scores in by_seed.values()):
+        end += 1
+    counted_scores = {
+        agent: {seed: scores[seed] for seed in range(first_seed, end)} for agent, scores in by_seed.items()
+    }
+    lacking = " and ".join(agent for agent, scores in by_seed.items() if end not in scores)
     waiting = []
     for agent, scores in by_seed.items():
-        end = first_seed
-        while end in scores:
-            end += 1
-        counted_scores[agent] = {seed: scores[seed] for seed in range(first_seed, end)}
-        if later := [seed for seed in scores if seed > end]:
-            waiting.append(f"{agent}: {counted(len(later), 'later seed')} wait for seed {end}")
+        if number := sum(seed >= end for seed in scores):
+            wait = "waits" if number == 1 else "wait"
+            waiting.append(f"{agent}: {counted(number, 'later seed')} {wait} for seed {end} of {lacking}")
     first, second = (np.array(list(scores.values())) for scores in counted_scores.values())
     sequence = difference_sequence(first, second)
     at = sequence.decided
-    outcome: Outcome = "undecided" if at is None else "holds" if sequence.low[-1] > 0.0 else "refuted"
+    outcome: Outcome = "undecided" if at is None else "holds" if sequence.low[at] > 0.0 else "refuted"
     return Judgement(
         claim=str(statement),
         suite=suite.name,
         tasks=tasks,
         outcome=outcome,
         decided_at=at,
-        difference=float(first.mean() - second.mean()) if len(first) and len(second) else None,
+        difference=float(first.mean() - second.mean()) if len(first) else None,
         low=float(sequence.low[-1]),
         high=float(sequence.high[-1]),
         scores=counted_scores,
@@ -130,12 +133,10 @@ SAID = {"holds": "holds", "refuted": "is refuted: it is the other way round", "u
 
 def lines_of(judgement: Judgement) -> list[str]:
     """For people."""
-    numbers = [len(scores) for scores in judgement.scores.values()]
-    if judgement.decided_at is not None:
-        after = f"after {counted(judgement.decided_at, 'seed')} of each agent"
-    else:
-        after = f"by {' and '.join(map(str, numbers))} seeds"
-    lines = [f"{judgement.claim} {SAID[judgement.outcome]}, {after}"]
+    number = judgement.decided_at
+    if number is None:
+        number = min(map(len, judgement.scores.values()))
+    lines = [f"{judgement.claim} {SAID[judgement.outcome]}, after {counted(number, 'seed')} of each agent"]
     if judgement.difference is not None:
         lines.append(
             f"difference of final success over {counted(len(judgement.tasks), 'task')}: "

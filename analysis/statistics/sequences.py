@@ -38,30 +38,31 @@ class Sequence:
 
 
 def difference_sequence(first: Array, second: Array) -> Sequence:
-    """Of mean(first) - mean(second), for scores (n,) and (m,) in [0, 1] in the order of their seeds.
+    """Of mean(first) - mean(second), for scores (K,) of each in [0, 1] in the order of their seeds.
 
-    K = max(n, m): where one agent has fewer, the sequence goes on with the other's seeds alone.
+    As many of one as of the other: limits by 5 and 2 seeds would be on another way than those by 3 and 3 that follow,
+    and the capital of several ways together exceeds 1 / error more often.
     """
+    if len(first) != len(second):
+        raise ValueError(f"as many scores of each agent are needed, not {len(first)} and {len(second)}")
     for scores in (first, second):
         if not np.all((scores >= 0.0) & (scores <= 1.0)):
             raise ValueError("scores must lie in [0, 1]")
-    length = max(len(first), len(second))
-    low = lower_limits(capital(first, length), capital(1.0 - second, length))
-    high = -lower_limits(capital(second, length), capital(1.0 - first, length))
+    low = lower_limits(capital(first), capital(1.0 - second))
+    high = -lower_limits(capital(second), capital(1.0 - first))
     return Sequence(low, high)
 
 
-def capital(scores: Array, length: int) -> Array:
-    """Logarithm of what a bettor on a higher mean than m has after k scores, (length + 1, M), m in MEANS; it falls
+def capital(scores: Array) -> Array:
+    """Logarithm of what a bettor on a higher mean than m has after k scores, (K + 1, M), m in MEANS; it falls
     with m.
 
-    A stake c is multiplied by 1 + c (x / m - 1) by a score x. After the last score it stays.
+    A stake c is multiplied by 1 + c (x / m - 1) by a score x.
     """
     with np.errstate(divide="ignore"):  # all is lost
         won = np.log1p(np.array(STAKES)[:, None, None] * (scores[:, None] / MEANS - 1.0)).cumsum(1)
     total = np.logaddexp.reduce(won, 0) - math.log(len(STAKES))
-    total = np.concatenate([np.zeros((1, len(MEANS))), total])
-    return np.concatenate([total, np.repeat(total[-1:], length - len(scores), 0)])
+    return np.concatenate([np.zeros((1, len(MEANS))), total])
 
 
 def lower_limits(above: Array, below: Array) -> Array:
