@@ -18,7 +18,7 @@ Arrays = dict[str, np.ndarray]
 
 def parity(folder: Path) -> tuple[int, str]:
     """Exit code and output of the eager tests of one seed on a folder's files."""
-    tests = [f"tests/test_parity{which}.py" for which in ("", "_ppo")]
+    tests = [f"tests/test_parity{which}.py" for which in ("", "_ppo", "_scratch")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "(eager and 1) or chains"]
     environment = os.environ | {"PARITY_DIR": str(folder)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -94,3 +94,10 @@ def test_a_folder_without_numbers_is_refused(folder: str, tmp_path: Path) -> Non
     (tmp_path / "empty").mkdir()
     code, said = parity(tmp_path / folder)
     assert code == 2 and f"PARITY_DIR={tmp_path / folder}: no .npz files there" in said
+
+
+def test_a_file_from_scratch_of_no_program_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "scratch_sac", lambda arrays: None)
+    (tmp_path / "scratch_sac.npz").rename(tmp_path / "scratch_sacc.npz")
+    code, said = parity(tmp_path)
+    assert code == 2 and f"{tmp_path / 'scratch_sacc.npz'} is of no program" in said
