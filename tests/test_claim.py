@@ -9,12 +9,13 @@ import pytest
 from analysis.__main__ import main
 from analysis.statistics.sequences import STAKES, difference_sequence
 from bench.__main__ import main as bench_main
-from bench.command_line import parse
+from bench.command_line import flag, parse
 from bench.grid.launch_options import LaunchOptions
+from bench.grid.options import selected_configs
 from bench.grid.until_decided import spend_seeds
 from bench.runs.contract import ConfigError, Statement
 from tests.benchmarks.claims import SCORES, errors
-from tests.test_analysis import edit_json, write_run, write_sealed
+from tests.test_analysis import EPISODES, edit_json, write_run, write_sealed
 
 # --- limits
 
@@ -177,8 +178,20 @@ def test_seeds_that_share_an_offline_phase_do_not_count_as_several(
 # --- seeds until it is decided
 
 
+AS_WRITTEN = {  # by `write_seeds`
+    "offline_updates": 200,
+    "eval_interval_updates": 100,
+    "online_steps": 30,
+    "eval_interval_steps": 10,
+    "eval_episodes": EPISODES,
+    "gradient_norm_interval": 0,
+    "warmup_steps": 10,
+}
+
+
 def launch_options(root: Path, *words: str) -> LaunchOptions:
-    return parse(LaunchOptions, ["toy", "--results", str(root), *words], "launch")
+    settings = [word for name, value in AS_WRITTEN.items() for word in (flag(name), str(value))]
+    return parse(LaunchOptions, ["toy", "--results", str(root), *settings, *words], "launch")
 
 
 class Launches:
@@ -193,10 +206,10 @@ class Launches:
         self.seeds.append(options.selection.seeds)
         self.typed = options.typed
         assert set(options.selection.agents) == set(self.rates)
-        for agent, rate in self.rates.items():
-            for seed in options.selection.seeds:
-                if not (self.root / f"toy/toy-reach/{agent}/seed_{seed:03d}").exists():
-                    write_seeds(self.root, agent, [rate], first=seed)
+        for config in selected_configs(options):
+            if not config.directory(self.root).exists():
+                settings = {key: value for key, value in config.to_json().items() if key != "config_hash"}
+                write_sealed(self.root, online=(self.rates[config.agent],) * 3, **settings)
         return 0
 
 
@@ -226,6 +239,16 @@ def test_on_slurm_the_same_command_goes_on(tmp_path: Path, capsys: pytest.Captur
     assert len(launches.seeds) == 1 and "looks again" in capsys.readouterr().out
     assert spend_seeds(options, launches) == 0 and len(launches.seeds) == 2
     assert spend_seeds(options, launches) == 0 and len(launches.seeds) == 2
+
+
+def test_runs_of_other_settings_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    launches = Launches(tmp_path, {"qc_fql": 1.0, "sac_flow_g": 0.0})
+    words = ("--local", "--until-decided", "qc_fql > sac_flow_g", "--max-seeds", "4")
+    assert spend_seeds(launch_options(tmp_path, *words), launches) == 0
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match=r"by another config .*batch_size 64 there, 32 here"):
+        spend_seeds(launch_options(tmp_path, *words, "--batch-size", "32"), launches)
+    assert not capsys.readouterr().out and len(launches.seeds) == 2
 
 
 def test_a_launch_that_fails_ends_it(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bench.grid.options import selected_configs
 from bench.protocol.config import RunConfig
 from bench.runs.contract import ConfigError, Statement, is_among, is_complete
 from bench.runs.quantities import counted
+from bench.training.pack import prepare_directory
 
 TYPED_APART = ("agents", "tasks", "seeds", "task", "agent", "seed", "failed", "extend")
 
@@ -108,10 +109,14 @@ def selecting(options: Any, suite: str, statement: Statement, seeds: int) -> Any
 
 
 def seeds_done(configs: list[RunConfig], results: Path) -> int:
-    """How many seeds, from 0 on without a gap, are complete for both agents on all tasks."""
+    """How many seeds, from 0 on without a gap, are complete for both agents on all tasks. ConfigError where a
+    directory belongs to another config: a claim is about the runs of this launch."""
     of_seed: dict[int, list[bool]] = defaultdict(list)
     for config in configs:
-        of_seed[config.seed].append(is_complete(config.directory(results)))
+        complete = is_complete(config.directory(results))
+        if complete:
+            prepare_directory(config, results)
+        of_seed[config.seed].append(complete)
     return next((seed for seed in sorted(of_seed) if not all(of_seed[seed])), len(of_seed))
 
 
