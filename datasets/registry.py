@@ -40,6 +40,7 @@ def task(name: str) -> TaskSpec:
             return replace(
                 spec,
                 max_episode_steps=played.max_episode_steps,
+                tells_success=played.tells_success,
                 success_rule=played.success_rule,
                 reference_returns=returns,
                 least_reward=played.least_reward,

@@ -30,6 +30,7 @@ class TaskSpec:
     max_episode_steps: int  # the environment truncates after this many steps
     dataset: str | None  # "cube-double-play-v0"; None: there are no data, it is learned from scratch
     success_timings: tuple[str, ...] = ("post",)  # success may be told of the state after the action, or before it
+    tells_success: bool = True  # False: no step does, as far as known beforehand, and episodes are scored by return
     success_rule: SuccessRule = "any"  # where episodes end at success both are one; "last" keeps hashes
     reference_returns: tuple[float, float] | None = None  # returns that score 0 and 1; None: none are published
     least_reward: int | None = None  # a step gives whole numbers from here to 0, which is solved; None: any number

@@ -267,6 +267,10 @@ def test_a_launch_that_fails_ends_it(tmp_path: Path) -> None:
         (["toy", "--local", "--until-decided", "qc_fql > sac_flow_g on quick/toy-reach"], "on suite quick"),
         (["sac-flow-ablations", "--local", "--until-decided", "sac_flow_t > sac_flow_g"], "without variants"),
         (["--local", "--until-decided", "qc_fql > sac_flow_g"], "is for a suite"),
+        (["toy", "--local", "--until-decided", "qc_fql > sac_flow_g", "--online-steps", "0"], "--online-steps 0"),
+        (["mujoco", "--local", "--until-decided", "sac > crossq"], "is scored by its return"),
+        (["mujoco", "--local", "--until-decided", "sac > crossq on mujoco/ant-v4"], "ant-v4 is scored by its return"),
+        (["bullet", "--local", "--until-decided", "fql > qc_fql"], "is scored by its return"),
     ],
 )
 def test_a_launch_that_makes_no_sense_beside_a_claim_is_refused(

@@ -37,7 +37,7 @@ def test_the_twelve_tasks_are_known_by_their_names_and_by_gymnasiums() -> None:
     assert len(TASKS) == 12
     for name, spec in TASKS.items():
         assert datasets.task(name) == datasets.task(environment_id(name)) == spec
-        assert spec.dataset is None and spec.max_episode_steps == 1000
+        assert spec.dataset is None and spec.max_episode_steps == 1000 and not spec.tells_success
     assert TASKS["humanoidstandup-v4"].reference_returns is None
     assert [name for name, spec in TASKS.items() if spec.reference_returns] == [
         *("hopper-v4", "walker2d-v4", "halfcheetah-v4", "ant-v4", "humanoid-v4")

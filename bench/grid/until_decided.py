@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 from bench.command_line import check_least, flag, typed_names
 from bench.grid.options import selected_configs
 from bench.protocol.config import RunConfig
@@ -83,9 +84,16 @@ def checked(options: Any) -> tuple[str, Statement]:
         if slash:
             raise ConfigError(f"the claim is on suite {name}, and the launch of {suite}")
         statement = replace(statement, where=f"{suite}/{statement.where}")
-    variants = [config.name.label for config in configs_of(options, suite, statement, 1) if config.variant]
-    if variants:
-        raise ConfigError(f"--until-decided is for suites without variants of these agents; {suite} has {variants[0]}")
+    for config in configs_of(options, suite, statement, 1):  # analysis would refuse once they are paid for
+        if config.variant:
+            label = config.name.label
+            raise ConfigError(f"--until-decided is for suites without variants of these agents; {suite} has {label}")
+        if not datasets.task(config.task).tells_success:
+            raise ConfigError(
+                f"{config.task} is scored by its return, which has no bounds: a claim needs success rates"
+            )
+        if not config.online_steps:
+            raise ConfigError("a claim is about evaluations after the offline phase, and --online-steps 0 leaves none")
     return suite, statement
 
 

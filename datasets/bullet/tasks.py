@@ -47,7 +47,8 @@ TASKS = {
             action_dim=action_dim,
             max_episode_steps=MAX_EPISODE_STEPS,
             dataset=f"{domain}-{quality}-v0",
-            success_rule="last",  # no step tells of success
+            tells_success=False,
+            success_rule="last",
         )
         for domain, (obs_dim, action_dim) in DIMS.items()
         for quality in QUALITIES

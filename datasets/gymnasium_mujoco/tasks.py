@@ -47,7 +47,8 @@ TASKS = {
         action_dim=ACTION_DIM[robot],
         max_episode_steps=MAX_EPISODE_STEPS,
         dataset=None,
-        success_rule="last",  # no step tells of success
+        tells_success=False,
+        success_rule="last",
         reference_returns=REFERENCE_RETURNS.get(name),
         action_scale=ACTION_SCALE.get(robot, 1.0),
     )
