@@ -356,7 +356,8 @@ def test_time_left_counts_a_pack_once_and_packs_that_train_side_by_side(tmp_path
             runs.append(
                 RunStatus(
                     directory=tmp_path / str(name), name=name, state=state, why="", offline_updates=100, online_steps=0,
-                    updates=progress, env_steps=0, success_rate=None, mean_return=None, rates={}, owner=owner,
+                    updates=progress, env_steps=0, success_rate=None, mean_return=None,
+                    score_updates=None, score_env_steps=None, rates={}, owner=owner,
                     queued=None, job=None, gpu_hours=0.0, hours=1 / 3 if state == "complete" else 0.0, updated_at=None,
                 )
             )  # fmt: skip

@@ -38,6 +38,16 @@ def test_status_has_a_row_for_each_variant_and_a_name_for_each_run(runs, tmp_pat
     assert sorted(names) == sorted(str(config.name) for config in runs)
 
 
+def test_status_for_programs_says_of_which_point_a_score_is(runs, tmp_path, capsys):
+    said = {"state": "running", "updates": 30, "success_rate": 0.5, "score_updates": 20, "score_env_steps": 0}
+    (runs[0].directory(tmp_path) / STATUS).write_text(json.dumps(said))
+    assert main(["status", "--results", str(tmp_path), "--json"]) == 0
+    of = {run["name"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+    first, other = (of[str(config.name)] for config in runs[:2])
+    assert [first[key] for key in said if key != "state"] == [30, 0.5, 20, 0]
+    assert other["success_rate"] is other["score_updates"] is other["score_env_steps"] is None
+
+
 def test_the_name_that_status_shows_opens_the_log_of_that_run(runs, tmp_path, capsys):
     for config in runs:
         assert main(["logs", str(config.name), "--results", str(tmp_path)]) == 0

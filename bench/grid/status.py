@@ -206,6 +206,8 @@ def as_json(grid: GridStatus) -> dict[str, Any]:
                 "env_steps": run.env_steps,
                 "success_rate": run.success_rate,
                 "mean_return": run.mean_return,
+                "score_updates": run.score_updates,
+                "score_env_steps": run.score_env_steps,
                 **run.rates,
                 "job": run.queued.job if run.queued else run.owner.job if run.owner else None,
                 "host": run.owner.host if run.owner else None,

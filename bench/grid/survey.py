@@ -58,6 +58,8 @@ class RunStatus:
     env_steps: int
     success_rate: float | None
     mean_return: float | None
+    score_updates: int | None  # where the evaluation of these was: training may be further
+    score_env_steps: int | None
     rates: dict[str, float]
     owner: Owner | None
     queued: slurm.Task | None
@@ -193,6 +195,8 @@ def status_of(
         env_steps=status.get("env_steps", 0),
         success_rate=status.get("success_rate"),
         mean_return=status.get("mean_return"),
+        score_updates=status.get("score_updates"),
+        score_env_steps=status.get("score_env_steps"),
         rates={key: status[key] for key in keys if key in status},
         owner=owner,
         queued=queued,
