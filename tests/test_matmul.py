@@ -272,6 +272,13 @@ def test_a_suite_of_several_precisions_is_refused_unless_asked_for(tmp_path: Pat
     assert suite.matmuls == ("bf16", "fp32")
 
 
+def test_seeds_of_one_agent_in_two_precisions_are_refused_all_the_same(tmp_path: Path) -> None:
+    write_run(tmp_path, seed=0)
+    write_run(tmp_path, seed=1, matmul="bf16")
+    with pytest.raises(ResultsError, match=r"beyond the seed: matmul is fp32 in .*/seed_000 but bf16 in .*/seed_001"):
+        load_results(tmp_path, mixed_matmul=True)
+
+
 def test_card_and_captions_say_in_which_precision_updates_multiply(tmp_path: Path) -> None:
     from analysis.labels.wording import provenance_facts
 

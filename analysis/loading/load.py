@@ -201,7 +201,7 @@ def assemble(name: str, runs: Sequence[Run], notes: Sequence[str] = (), mixed_ma
     by_success = [run for run in runs if run.measure == SUCCESS]
     refuse_mix(by_success, success_rule, f"suite {name}: success_rule")
     if not mixed_matmul:
-        refuse_mix(runs, matmul, f"suite {name}: matmul", instead="; --mixed-matmul shows them together")
+        refuse_mix(runs, matmul, f"suite {name}: matmul", "; --mixed-matmul shows them together, if as two variants")
     refuse_budget_mix(name, runs)
     with_data = [run for run in runs if run.has_data]
     refuse_mix(with_data, lambda run: run.provenance["dataset"]["origin"], f"suite {name}: data origin")
@@ -300,9 +300,15 @@ def refuse_budget_mix(name: str, runs: Sequence[Run]) -> None:
 
 def refuse_config_mix(runs: Sequence[Run]) -> None:
     """ResultsError naming the field, unless the runs are repetitions: equal but for the seed."""
-    first = {key: value for key, value in runs[0].config.items() if key not in REPETITION_FIELDS}
+
+    def settings(run: Run) -> dict[str, Any]:
+        return {key: value for key, value in run.config.items() if key not in REPETITION_FIELDS} | {
+            "matmul": matmul(run)
+        }
+
+    first = settings(runs[0])
     for run in runs[1:]:
-        other = {key: value for key, value in run.config.items() if key not in REPETITION_FIELDS}
+        other = settings(run)
         if other == first:
             continue
         a, b = flat(first), flat(other)
