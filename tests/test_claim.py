@@ -150,6 +150,7 @@ def test_what_cannot_be_judged_is_refused_in_one_line(tmp_path: Path, capsys: py
     write_seeds(tmp_path, "fql", [1.0] * 2)
     write_seeds(tmp_path, "bc", [0.0] * 2)
     assert "no claim" in refused(capsys, tmp_path, "fql bc on toy")
+    assert "no claim" in refused(capsys, tmp_path, "fql >= bc on toy")
     assert "with itself" in refused(capsys, tmp_path, "fql > fql on toy")
     assert "with itself" in refused(capsys, tmp_path, "fql > FQL on toy")
     assert "did you mean 'fql'" in refused(capsys, tmp_path, "fqll > bc on toy")

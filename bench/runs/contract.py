@@ -91,7 +91,7 @@ class Statement:
     @staticmethod
     def parse(text: str) -> "Statement":
         """Raises ConfigError."""
-        match = re.fullmatch(r"\s*([^<>]+?)\s*([<>])\s*([^<>]+?)\s+on\s+(\S+)\s*", text)
+        match = re.fullmatch(r"\s*([^<>=]+?)\s*([<>])\s*([^<>=]+?)\s+on\s+(\S+)\s*", text)
         if match is None:
             raise ConfigError(f"{text!r} is no claim; one reads 'AGENT > AGENT on SUITE', or 'on SUITE/TASK'")
         first, second = (match[1], match[3]) if match[2] == ">" else (match[3], match[1])
