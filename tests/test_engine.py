@@ -186,13 +186,13 @@ def test_compiled_updates_equal_eager_ones(name: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.thorough
-def test_a_process_compiles_for_as_many_engines_as_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_compiles_for_as_many_engines_as_it_makes() -> None:
     # One that plans a grid measures every agent of it; torch compiles a code no more often than its limit.
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    for _ in range(3):
-        setup = Setup("bc", mode="compiled", compiler="eager")
-        setup.train()
-        assert setup.engine.mode == "compiled"
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for _ in range(3):
+            setup = Setup("bc", mode="compiled", compiler="eager")
+            setup.train()
+            assert setup.engine.mode == "compiled"
 
 
 @pytest.mark.thorough

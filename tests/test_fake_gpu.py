@@ -49,8 +49,8 @@ Examined = Callable[[str], list[Finding]]
 def examined(tmp_path_factory: pytest.TempPathFactory) -> Examined:
     """What there is to find about an agent, with one seed and with a pack.
 
-    FEW share a process with the planted ones, and so do all others; the first test that asks starts it, and those on
-    other workers of pytest read what it wrote.
+    FEW share a process with the planted ones, and so do all others, whose paths are called once: minutes otherwise.
+    The first test that asks starts it, and those on other workers of pytest read what it wrote.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -64,7 +64,7 @@ def examined(tmp_path_factory: pytest.TempPathFactory) -> Examined:
         with FileLock(f"{file}.lock"):
             if not file.exists():
                 try:
-                    rows = findings(group, plugins=[PLUGIN] * few)
+                    rows = findings(group, plugins=[PLUGIN] * few, once=not few)
                 except NoFakeGPU as error:
                     pytest.skip(str(error))
                 file.write_text(json.dumps([asdict(row) for row in rows]))

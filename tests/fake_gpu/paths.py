@@ -134,16 +134,17 @@ class Subject:
         self.agent.gradient_norms(batch, noise, phase)
 
 
-def examine(name: str, num_seeds: int) -> Finding:
-    """Runs all of an agent's paths. The first fault of each is put down, with the line that it comes from."""
+def examine(name: str, num_seeds: int, once: bool = False) -> Finding:
+    """Runs all of an agent's paths. The first fault of each is put down, with the line that it comes from.
+
+    With one seed the second call of each is watched, which finds what the first has left behind, unless `once`.
+    """
     finding = Finding(name, num_seeds)
 
     def attempt(what: str, call: Callable[[], object]) -> None:
-        """With one seed a second call is watched, which finds what the first one has left behind; not of measurements,
-        which leave nothing."""
         try:
             with no_graph_outlives():
-                if num_seeds == 1 and what != "measurements":
+                if num_seeds == 1 and not once and what != "measurements":
                     call()
                 with Watch() as watch, begins_unseen(watch):
                     call()
@@ -192,9 +193,12 @@ def _reason(error: Exception) -> str:
     return error_line(error)[:300]
 
 
-def findings(names: Sequence[str], seeds: Sequence[int] = SEEDS, plugins: Sequence[str] = ()) -> list[Finding]:
+def findings(
+    names: Sequence[str], seeds: Sequence[int] = SEEDS, plugins: Sequence[str] = (), once: bool = False
+) -> list[Finding]:
     """What `examine` finds of these agents, in a process of its own. Raises NoFakeGPU."""
     arguments = ["-m", "tests.fake_gpu.paths", *names, "--seeds", *map(str, seeds), *(f"--plugin={p}" for p in plugins)]
+    arguments += ["--once"] * once
     done = run_on_fake_gpu([*arguments, "--json"], stdout=subprocess.PIPE)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     if len(rows) != len(names) * len(seeds):
@@ -207,6 +211,7 @@ def main() -> int:
     parser.add_argument("agents", nargs="*")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="registers agents")
+    parser.add_argument("--once", action="store_true", help="no second call, with one seed")
     parser.add_argument("--json", action="store_true", help="all that was seen")
     args = parser.parse_args()
     if GUARD not in os.environ:
@@ -216,7 +221,7 @@ def main() -> int:
     has_faults = False
     for name in args.agents or AGENTS:
         for num_seeds in args.seeds:
-            finding = examine(name, num_seeds)
+            finding = examine(name, num_seeds, args.once)
             has_faults |= bool(finding.faults)
             launches = ", ".join(f"{part} {finding.launches(part)}" for part in PARTS if part in finding.operators)
             shown = "; ".join(finding.faults) or f"no fault; launches: {launches}"
