@@ -60,7 +60,7 @@ def test_a_run_goes_on_after(fault, cluster, undisturbed, tmp_path):
         cluster.does("start-ctld")
     else:
         assert "cancelled 1 job;" in cluster.bench("cancel", "run", "--results", str(tmp_path)).stdout
-        cluster.drain(60)
+        cluster.drain(240)  # Slurm holds a job that it has requeued for two minutes
         after = cluster.status(tmp_path)
         assert after["counts"].keys() <= {"cancelled", "lost"} and not processes_of(tmp_path), after
         assert "2 to do" in cluster.launch("run", tmp_path, *PAIR)
@@ -71,7 +71,7 @@ def test_a_run_goes_on_after(fault, cluster, undisturbed, tmp_path):
         seen |= {run["state"] for run in cluster.status(tmp_path)["runs"]}
         time.sleep(1.0)
     assert seen <= {"running", "starting", "queued", "complete", "preempted", "lost"}
-    cluster.drain(60)
+    cluster.drain(240)  # Slurm holds a job that it has requeued for two minutes
     starts = provenance_of(first)["starts"]
     assert len(starts) == (1 if fault == "restart controller" else 2)
     assert all(start["seconds"] > 0 for start in starts)
