@@ -15,7 +15,7 @@ from torch import Tensor
 from agents.blocks.base import Adam, Agent, Metrics, Noise, Phase, gradient_step
 from agents.blocks.batch_renorm import Statistics
 from agents.blocks.config import check_config
-from agents.blocks.flow import rollout_gradient_norms, tanh_log_det
+from agents.blocks.flow import paper_drift, rollout_gradient_norms, tanh_log_det
 from agents.blocks.gaussian import Density, gaussian_log_prob
 from agents.blocks.joint_critic import JointCritic, JointCriticConfig
 from agents.blocks.renorm_velocities import (
@@ -124,11 +124,11 @@ class ScratchFlow(Agent):
     def step(self, velocity: NoisyVelocity, k: int, x: Tensor, step_noise: Tensor) -> tuple[Tensor, Tensor]:
         """The point (S, B, D) after step k = 0 ... K - 1 from x, and the log deviation of the noise added to it."""
         drift, log_std = velocity(k, x)
-        count, t = self.config.flow_steps, k / self.config.flow_steps
+        count = self.config.flow_steps
         if self.config.noise_scale == "velocity":
             log_std = log_std - math.log(count)
         elif self.config.noise_scale == "paper_sde":
-            drift = drift + 0.5 * (2 * log_std).exp() * (t * drift - x) / (1 - t)
+            drift = paper_drift(drift, x, k / count, (2 * log_std).exp())
             log_std = log_std - 0.5 * math.log(count)
         return x + drift / count + log_std.exp() * step_noise[:, k], log_std
 

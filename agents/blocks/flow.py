@@ -71,9 +71,13 @@ def noisy_step(
     t = k / flow_steps
     drift = velocity(t_like(x, t), x)
     if scheme == "paper_sde":
-        # The score of the marginal at t is (t v - x) / (1 - t).
-        drift = drift + 0.5 * noise_std**2 * (t * drift - x) / (1 - t)
+        drift = paper_drift(drift, x, t, noise_std**2)
     return x + drift / flow_steps + step_std(noise_std, flow_steps, scheme) * step_noise[:, k]
+
+
+def paper_drift(velocity: Tensor, x: Tensor, t: float, variance: float | Tensor) -> Tensor:
+    """The drift that keeps the flow's marginals under noise; the score of that at t is (t v - x) / (1 - t)."""
+    return velocity + 0.5 * variance * (t * velocity - x) / (1 - t)
 
 
 def rollout_gradient_norms(
