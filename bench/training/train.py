@@ -59,7 +59,6 @@ from datasets.transitions import Transitions
 STATUS_SECONDS = 5.0
 SHARD_STEPS = 1_000  # environment steps between shards of the data (`dataset_replace_interval` of QAM's driver)
 POLL_SECONDS = 0.02  # between looks at the evaluation workers
-MAX_PENDING = 1  # evaluations that training may run ahead of: on a busy machine it waits for the last when one is due
 
 
 def run(configs: list[RunConfig], results: Path, execution: Execution, should_stop: Callable[[], bool]) -> None:
@@ -265,7 +264,7 @@ class Training:
                 return
             if self.evaluator.pending:
                 self._checkpoint()  # training is over: a kill while the last evaluations run loses none of it
-                self._await_evaluations(at_most=0)
+                self._await_evaluations()
             self._checkpoint()
             self.files.complete(lambda index: policy_file(config, self.agent, index))
             self._status("complete")
@@ -283,8 +282,9 @@ class Training:
         return TrainingPoint(self.updates, self.env_steps, self.evaluated)
 
     def _evaluate(self) -> None:
-        """Sends frozen copies of the policies off to be evaluated; training goes on meanwhile."""
-        self._await_evaluations(at_most=MAX_PENDING - 1)
+        """Sends frozen copies of the policies off to be evaluated; training goes on meanwhile, until the next one is
+        due: on a busy machine evaluations would fall behind."""
+        self._await_evaluations()
         policies = {index: policy_state(self.agent, index) for index in self.files.living}
         for index, policy in list(policies.items()):
             if not all(bool(value.isfinite().all()) for value in policy.values()):
@@ -295,10 +295,10 @@ class Training:
             self.evaluator.submit(new_evaluation(self._configs, *at, policies))
         self.evaluated = True
 
-    def _await_evaluations(self, at_most: int) -> None:
-        """Waits until no more than so many evaluations are pending."""
+    def _await_evaluations(self) -> None:
+        """Waits until no evaluation is pending."""
         started = time.monotonic()
-        while len(self.evaluator.pending) > at_most:
+        while self.evaluator.pending:
             if self.should_stop():
                 raise Preemption
             self._take_in_evaluations(wait=0.2)
