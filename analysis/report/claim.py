@@ -11,8 +11,7 @@ from analysis.labels.names import named_agent
 from analysis.labels.wording import alternatives, counted, two_digits
 from analysis.loading.load import Suite, find_runs, load_results
 from analysis.loading.read import SUCCESS, ResultsError
-from analysis.statistics.metrics import CONFIDENCE, Array
-from analysis.statistics.scores import run_scalars
+from analysis.statistics.metrics import CONFIDENCE, score_final
 from analysis.statistics.sequences import difference_sequence
 from bench.runs.contract import Statement, is_among
 
@@ -119,8 +118,7 @@ def scores_by_seed(suite: Suite, agent: str, tasks: tuple[str, ...]) -> dict[int
             raise ResultsError(
                 f"seeds of {agent} on {task} go on from the same offline phase: they are not independent"
             )
-        final: Array = run_scalars(cell)["final"]
-        done = cell.complete
+        final, done = score_final(cell.online_score), cell.complete
         if np.isnan(final[done]).any():
             raise ResultsError(f"{agent} on {task} has no evaluation after the offline phase: a claim is about those")
         by_task.append(dict(zip(cell.seeds[done].tolist(), final[done].tolist(), strict=True)))

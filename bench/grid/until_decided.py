@@ -44,32 +44,34 @@ def spend_seeds(options: Any, launch: Callable[[Any], int]) -> int:
         options: a launch's (`LaunchOptions`).
         launch: makes one launch of such options.
     """
-    suite, statement = checked(options)
-    results = options.placement.results.absolute()
+    statement, options = checked(options)
+    results, most = options.placement.results.absolute(), options.spending.max_seeds
+    configs = selected_configs(with_seeds(options, most))
     while True:
-        done = seeds_done(configs_of(options, suite, statement, options.spending.max_seeds), results)
+        done = seeds_done(configs, results)
         if done:
             judgement = ask_analysis(statement, results)
             print(judgement["text"], flush=True)
             if judgement["outcome"] != "undecided":
                 return 0
-        if done >= options.spending.max_seeds:
+        if done >= most:
             print(f"--max-seeds allows no more than {counted(done, 'seed')} of each agent")
             return 0
-        wanted = min(done + options.spending.seeds_at_once, options.spending.max_seeds)
-        code = launch(selecting(options, suite, statement, wanted))
+        wanted = min(done + options.spending.seeds_at_once, most)
+        code = launch(with_seeds(options, wanted))
         if code or options.dry_run:
             return code
         if options.slurm:
             print("when they are complete, the same command looks again and goes on", flush=True)
             return 0
-        if seeds_done(configs_of(options, suite, statement, wanted), results) < wanted:
+        if seeds_done(configs, results) < wanted:
             print("some of these runs are at work elsewhere: when they are complete, the same command goes on")
             return 0
 
 
-def checked(options: Any) -> tuple[str, Statement]:
-    """The suite and the claim. ConfigError for an option that has no effect beside a claim, and for another suite."""
+def checked(options: Any) -> tuple[Statement, Any]:
+    """The claim, and the options with its agents and tasks. ConfigError for an option that has no effect beside it, for
+    another suite, and for what analysis would refuse once it is paid for."""
     suite, typed = options.selection.suite, typed_names(options.typed)
     for name in sorted(typed & set(TYPED_APART)):
         raise ConfigError(
@@ -84,7 +86,8 @@ def checked(options: Any) -> tuple[str, Statement]:
         if slash:
             raise ConfigError(f"the claim is on suite {name}, and the launch of {suite}")
         statement = replace(statement, where=f"{suite}/{statement.where}")
-    for config in configs_of(options, suite, statement, 1):  # analysis would refuse once they are paid for
+    options = selecting(options, statement)
+    for config in selected_configs(with_seeds(options, 1)):
         if config.variant:
             label = config.name.label
             raise ConfigError(f"--until-decided is for suites without variants of these agents; {suite} has {label}")
@@ -94,26 +97,25 @@ def checked(options: Any) -> tuple[str, Statement]:
             )
         if not config.online_steps:
             raise ConfigError("a claim is about evaluations after the offline phase, and --online-steps 0 leaves none")
-    return suite, statement
+    return statement, options
 
 
-def configs_of(options: Any, suite: str, statement: Statement, seeds: int) -> list[RunConfig]:
-    """Runs of the two agents on the claim's tasks, seeds 0 to `seeds` - 1."""
-    return selected_configs(selecting(options, suite, statement, seeds))
-
-
-def selecting(options: Any, suite: str, statement: Statement, seeds: int) -> Any:
-    """The launch's options with the claim's agents and tasks, and so many seeds; so they are in its record, too."""
+def selecting(options: Any, statement: Statement) -> Any:
+    """The launch's options with the claim's agents and tasks; in its record, too, are the words that select them."""
     names = (statement.first, statement.second)
-    all_configs = selected_configs(replace(options, selection=replace(options.selection, suite=suite)))
-    inside = statement.where.partition("/")[2]
-    tasks = tuple(dict.fromkeys(config.task for config in all_configs if is_among(config.task, inside)))
+    suite, _, inside = statement.where.partition("/")
+    known = tuple(dict.fromkeys(config.task for config in selected_configs(options)))
+    tasks = tuple(task for task in known if is_among(task, inside))
     if not tasks:
-        known = ", ".join(dict.fromkeys(config.task for config in all_configs))
-        raise ConfigError(f"suite {suite} has no task {inside!r}; it has {known}")
-    words = ("--agents", *names, "--tasks", *tasks, "--seeds", f"0..{seeds - 1}")
-    selection = replace(options.selection, agents=names, tasks=tasks, seeds=tuple(range(seeds)))
-    return replace(options, selection=selection, typed=(*options.typed, *words))
+        raise ConfigError(f"suite {suite} has no task {inside!r}; it has {', '.join(known)}")
+    selection = replace(options.selection, agents=names, tasks=tasks)
+    return replace(options, selection=selection, typed=(*options.typed, "--agents", *names, "--tasks", *tasks))
+
+
+def with_seeds(options: Any, number: int) -> Any:
+    """The same with seeds 0 to `number` - 1."""
+    selection = replace(options.selection, seeds=tuple(range(number)))
+    return replace(options, selection=selection, typed=(*options.typed, "--seeds", f"0..{number - 1}"))
 
 
 def seeds_done(configs: list[RunConfig], results: Path) -> int:
