@@ -6,7 +6,6 @@ GPU can show is for `make test-gpu`.
 
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -26,20 +25,23 @@ from tests.fake_gpu.watch import Operator, Watch
 FEW = ("sac_flow_g", "qc_fql", "idql", "qsm", "reinflow")  # of different structure; the others are thorough tests
 EACH = [pytest.param(name, marks=[] if name in FEW else [pytest.mark.thorough]) for name in AGENTS]
 PLUGIN = "tests.fake_gpu.planted"
-# Agent of that module -> what its fault says. In a call that is not watched, fake tensors refuse some of it themselves,
-# in other words.
-PLANTED = {
-    "Waits": r"the host waits for the device: aten\._local_scalar_dense",
+PLANTED = {  # agent of that module -> what its fault says
+    "Waits": "the host waits for the device: aten._local_scalar_dense",
     "CopiesToHost": "_to_copy between host and device",
     "CopiesFromHost": "_to_copy between host and device",
-    "SelectsByMask": r"the host waits for the device: aten\.nonzero|index by a mask: the host waits",
+    "SelectsByMask": "index by a mask: the host waits",
     "WritesByMask": "index_put_ by a mask",
     "ReadsHostTable": "index of tensors on host and device",
     "IndexesByHostTable": "index of tensors on host and device",
-    "AddsHostTable": "found at least two devices|add of tensors on host and device",
+    "AddsHostTable": "add of tensors on host and device",
     "Draws": "on no tape",
     "KeepsGraph": "keep their autograd graph",
     "LaysOutOtherwise": "several layouts",
+}
+# In the call that is not watched, which is the first with one seed, fake tensors refuse some of it in their own words.
+UNWATCHED = {
+    "SelectsByMask": "the host waits for the device: aten.nonzero",
+    "AddsHostTable": "found at least two devices",
 }
 
 Examined = Callable[[str], list[Finding]]
@@ -88,7 +90,8 @@ def test_a_planted_fault_is_named_with_its_line(name: str, examined: Examined) -
     for finding in examined(f"planted_{name}"):
         phases = [fault.split(":")[0] for fault in finding.faults]
         assert phases == ["offline", "online"]
-        assert all(re.search(PLANTED[name], fault) for fault in finding.faults), finding.faults
+        said = UNWATCHED.get(name, PLANTED[name]) if finding.seeds == 1 else PLANTED[name]
+        assert all(said in fault for fault in finding.faults), finding.faults
         if name not in ("KeepsGraph", "LaysOutOtherwise"):  # found after the line has run
             assert all("(tests/fake_gpu/planted.py:" in fault for fault in finding.faults), finding.faults
 
