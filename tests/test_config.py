@@ -259,6 +259,19 @@ def test_ablations_change_what_their_names_say():
         assert {name for name, value in settings_of(base).items() if value != other[name]} == changed
 
 
+@pytest.mark.parametrize("suite", [name for name in SUITES if name.startswith("velocity")])
+def test_a_cell_of_the_velocity_study_differs_by_its_velocity_alone(suite):
+    configs = [config for config in SUITES[suite]() if config.agent in ("sac_flow_t", "sac_flow_g", "flow_mlp")]
+    for task, variant in {(config.task, config.variant) for config in configs}:
+        cell = [config for config in configs if (config.task, config.variant) == (task, variant)]
+        of_runs = [config.to_json() | dict.fromkeys(("agent", "agent_config", "config_hash")) for config in cell]
+        assert len({json.dumps(of_run, sort_keys=True) for of_run in of_runs}) == 10  # seeds
+        settings = {config.agent: settings_of(config.agent_config) for config in cell}
+        assert len(settings) == 3
+        assert {name for name, value in settings["flow_mlp"].items()
+                if any(other[name] != value for other in settings.values())} == {"velocity_field"}  # fmt: skip
+
+
 def test_published_weights_are_those_of_the_table():
     assert TUNED["cube-double"]["sac_flow_t"] == {"bc_coef": 300, "bc_coef_online": 300}
     assert TUNED["cube-triple"]["qc_fql"] == {"bc_coef": 100}

@@ -5,11 +5,19 @@ from typing import Any
 
 from agents import AGENTS
 from agents.blocks.base import Agent, OnPolicyAgent
-from agents.blocks.config import settings_of, with_settings
+from agents.blocks.config import with_settings
 from bench.protocol.config import RunConfig
 from bench.protocol.grids import GRID_SEEDS, SMALL, grid, quick_grid, run_config, tasks_of
 from bench.protocol.scratch_suites import SCRATCH_SUITES
-from bench.protocol.tuned import RELEASE_CRITIC, RUN_SETTINGS, WITHOUT_DATA, release_config, tuned_config
+from bench.protocol.tuned import (
+    RELEASE_CRITIC,
+    RUN_SETTINGS,
+    WITHOUT_DATA,
+    release_config,
+    settings_it_has,
+    tuned_config,
+)
+from bench.protocol.velocity_suites import VELOCITY_SUITES
 from datasets.registry import TASKS
 
 FLOW_AGENTS = ("sac_flow_t", "sac_flow_g", "naive_sac_flow", "flow_mlp", "fql", "qc_fql")
@@ -113,7 +121,7 @@ def baselines_quick() -> list[RunConfig]:
     settings = {}
     for agent, (_, config) in with_data():
         every = {"q_aggregation": "mean", **same, **changes.get(agent, {})}
-        settings[agent] = {name: value for name, value in every.items() if name in settings_of(config)}
+        settings[agent] = settings_it_has(config, every)
     return quick_grid(
         "baselines-quick",
         settings,
@@ -339,4 +347,5 @@ SUITES: dict[str, Callable[[], list[RunConfig]]] = {
     "sac-flow-ablations": sac_flow_ablations,
     "bullet": bullet,
     **SCRATCH_SUITES,
+    **VELOCITY_SUITES,
 }

@@ -195,8 +195,13 @@ def tuned_config(agent: str, domain: str) -> Any:
 def release_config(agent: str, domain: str) -> Any:
     """The agent's config as the 12-seed release of QAM has it, or would have it: its chunks, critics and weights."""
     config = tuned_config(agent, domain)
-    fixed = {name: value for name, value in RELEASE_FIXED.items() if name in settings_of(config)}
-    return with_settings(_in_domain(with_settings(config, **fixed), domain), **RELEASE.get(domain, {}).get(agent, {}))
+    fixed = with_settings(config, **settings_it_has(config, RELEASE_FIXED))
+    return with_settings(_in_domain(fixed, domain), **RELEASE.get(domain, {}).get(agent, {}))
+
+
+def settings_it_has(config: Any, settings: Settings) -> Settings:
+    """Of settings for several agents, those of this one's config."""
+    return {name: value for name, value in settings.items() if name in settings_of(config)}
 
 
 def _in_domain(config: Any, domain: str) -> Any:
