@@ -1,32 +1,29 @@
 """Makes data on the spot with the scripted experts of a source, episode by episode, in worker processes.
 
-An episode depends on its data set's recipe, seed and index alone, so neither the number of workers nor an interruption
-changes the result.
+An episode depends on its data set's recipe, seed and index alone, so neither the number of workers, an interruption nor
+the processor (x86-64 with AVX2) changes the result.
 """
 
 import hashlib
-import importlib
 import json
-import multiprocessing
 import platform
 import shutil
-import signal
+import time
 from collections.abc import Callable
 from importlib.metadata import version
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from bench.runs.contract import nearest, one_line, replacing
-from datasets.registry import PLUGINS, generator_of, kinds, parse_name, require_extra
+from datasets.episode_process import REFUSED, part_of, start_episodes
+from datasets.registry import generator_of, kinds, parse_name, require_extra
 from datasets.spec import DataError, Dataset, Recipe, generated_name
 from datasets.store import can_download, find, generated_dir, get
 
 if TYPE_CHECKING:
     from datasets.download.fetch import ByteProgress
 
+_POLL_SECONDS = 0.1
 _MOST_FILES = 4  # that are downloaded without being asked for: the sets of 100 files have tens of gigabytes
 EpisodeProgress = Callable[[int, int], None]  # episodes finished, episodes in all
 
@@ -121,74 +118,39 @@ def _generate(dataset: Dataset, folder: Path, workers: int, progress: EpisodePro
 # recipe, so that parts of different recipes never mix.
 
 
-def _part(parts: Path, index: int) -> Path:
-    return parts / f"episode-{index:06}.npz"
-
-
 def _make_parts(dataset: Dataset, parts: Path, workers: int, progress: EpisodeProgress | None) -> None:
     total = dataset.made_by.episodes
-    missing = [index for index in range(total) if not _part(parts, index).exists()]
+    missing = [index for index in range(total) if not part_of(parts, index).exists()]
     report = progress or (lambda finished, total: None)
-    report(total - len(missing), total)
-    if workers == 1:
-        for finished, index in enumerate(missing, start=total - len(missing) + 1):
-            _make_part(dataset, parts, index)
-            report(finished, total)
-        return
-
-    # A forked simulator is not safe, so workers start afresh. Each has its share of the episodes from the beginning:
-    # a pool's workers would wait for ever once their parent is killed.
-    context = multiprocessing.get_context("spawn")
-    shares = [missing[worker::workers] for worker in range(min(workers, len(missing)))]
-    processes = [context.Process(target=_work, args=(dataset, parts, share, PLUGINS), daemon=True) for share in shares]
+    reported = total - len(missing)
+    report(reported, total)
+    processes = []
     try:
-        for process in processes:
-            process.start()
-        while any(process.is_alive() for process in processes):
-            wait([process.sentinel for process in processes if process.is_alive()], timeout=0.5)
-            report(sum(1 for _ in parts.glob("episode-*.npz")), total)
-            if any(process.exitcode for process in processes):
-                break
-        failed = [process.exitcode for process in processes if process.exitcode]
+        for worker in range(min(workers, len(missing))):
+            processes.append(start_episodes(dataset, parts, missing[worker::workers]))
+        failed = None
+        while failed is None and any(process.poll() is None for process in processes):
+            time.sleep(_POLL_SECONDS)
+            failed = next((process for process in processes if process.poll()), None)
+            finished = sum(1 for _ in parts.glob("episode-*.npz"))
+            if finished > reported:
+                report(reported := finished, total)
     finally:
         for process in processes:
             process.terminate()
-        for process in processes:
-            process.join()
-    if failed:
+        said = {process: process.communicate()[0].strip() for process in processes}
+    if failed is not None and failed.returncode == REFUSED:
+        raise DataError(f"cannot make '{dataset.name}' in {parts.parent}: {said[failed]}")
+    if failed is not None:
         raise DataError(
-            f"a worker generating '{dataset.name}' died (exit code {failed[0]}); "
+            f"a process generating '{dataset.name}' died (exit code {failed.returncode}); "
             "finished episodes are kept, run again to go on"
         )
 
 
-def _work(dataset: Dataset, parts: Path, indices: list[int], plugins: list[str]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, which then ends the workers
-    parent = multiprocessing.parent_process()
-    for module in plugins:
-        importlib.import_module(module)
-    for index in indices:
-        if parent is not None and not parent.is_alive():
-            return
-        try:
-            _make_part(dataset, parts, index)
-        except FileNotFoundError:
-            if parts.exists():
-                raise
-            return  # another process has finished the set
-
-
-def _make_part(dataset: Dataset, parts: Path, index: int) -> None:
-    if _part(parts, index).exists():
-        return  # by another process, meanwhile
-    arrays: dict[str, Any] = generator_of(dataset).make_episode(dataset, index)
-    with replacing(_part(parts, index)) as partial, partial.open("wb") as handle:
-        np.savez(handle, **arrays)
-
-
 def _merge(dataset: Dataset, parts: Path, file: Path, recipe: dict[str, Any]) -> None:
     """Write the manifest, then all parts as one file; once that exists, the set is complete."""
-    episodes = [_part(parts, index) for index in range(dataset.made_by.episodes)]
+    episodes = [part_of(parts, index) for index in range(dataset.made_by.episodes)]
     with replacing(file) as partial:
         facts = generator_of(dataset).write_set(dataset, episodes, partial, recipe)
         description = {

@@ -1,7 +1,6 @@
 """Data made on the spot: its form, its repeatability, and the plans behind directed episodes."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,11 +13,16 @@ import numpy as np
 import pytest
 
 from datasets import DataError, ensure, generate, load
+from datasets.episode_process import portable_arithmetic, start_episodes
 from datasets.ogbench.files import recipe_of
 from datasets.registry import parse_name
 from datasets.store import generated_dir
+from tests.tiny_runs import python, small_disk
 
 NAME = "cube-single-task1-mixed-generated-2ep-seed5"
+
+
+SHOWS_FEATURES = "import numpy; print(*numpy.show_config(mode='dicts')['SIMD Extensions']['found'])"
 
 
 @pytest.fixture(autouse=True)
@@ -122,12 +126,13 @@ def test_killed_run_goes_on_to_the_same_bytes(mixed: Path) -> None:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    time.sleep(0.5)  # until the process that makes episodes has noticed
     kept = len(list(folder.glob("*.parts-*/episode-*.npz")))
     assert kept > 0
     assert not (folder / f"{NAME}.npz").exists()
     reports = []
     ensure(NAME, progress=lambda *report: reports.append(report))
-    assert reports == [(finished, 2) for finished in range(kept, 3)]
+    assert (reports[0], reports[-1]) == ((kept, 2), (2, 2))
     assert (folder / f"{NAME}.npz").read_bytes() == mixed.read_bytes()
     assert sorted(file.name for file in folder.iterdir()) == [f"{NAME}.manifest.json", f"{NAME}.npz"]
 
@@ -139,14 +144,45 @@ def test_processes_that_make_one_set_at_once_all_succeed(mixed: Path) -> None:
     assert (generated_dir(NAME) / f"{NAME}.npz").read_bytes() == mixed.read_bytes()
 
 
-def test_worker_that_dies_is_one_line(tmp_path: Path) -> None:
-    def kill_workers(*_: int) -> None:
-        for process in multiprocessing.active_children():
+def test_a_process_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*what: Any) -> subprocess.Popen[str]:
+        started.append(start_episodes(*what))
+        return started[-1]
+
+    def kill(*_: int) -> None:
+        for process in started:
             process.kill()
 
-    with pytest.raises(DataError, match=r"a worker .* died \(exit code -9\); finished episodes are kept"):
-        generate("cube-single", "mixed", 2, workers=2, task_id=1, out=tmp_path, progress=kill_workers)
+    monkeypatch.setattr(sys.modules["datasets.generate"], "start_episodes", start)
+    with pytest.raises(DataError, match=r"a process .* died \(exit code -9\); finished episodes are kept"):
+        generate("cube-single", "mixed", 8, workers=2, task_id=1, out=tmp_path, progress=kill)
     assert list(tmp_path.glob("*.npz")) == []
+    assert all(process.returncode for process in started)
+
+
+def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
+    full = pytest.raises(DataError, match=rf"cannot make '{NAME}' in {tmp_path}: .*No space left on device")
+    with small_disk(tmp_path, "40k"), full:
+        generate("cube-single", "mixed", 2, seed=5, task_id=1, out=tmp_path)
+
+
+def test_episodes_are_the_same_with_the_arithmetic_of_other_processors(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if not portable_arithmetic():
+        pytest.skip("no x86-64 processor with AVX2")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")  # of what calls; the process that makes episodes has its own
+    again = generate("cube-single", "mixed", 2, seed=5, task_id=1, out=tmp_path)
+    assert again.read_bytes() == mixed.read_bytes()
+    assert capfd.readouterr().err == ""
+    for name, value in portable_arithmetic().items():
+        monkeypatch.setenv(name, value)
+    assert not {"X86_V4", "AVX512_ICL"} & {*python("-c", SHOWS_FEATURES).stdout.split()}
+    monkeypatch.setattr("datasets.episode_process.portable_arithmetic", lambda: {"OPENBLAS_CORETYPE": "Nehalem"})
+    other = generate("cube-single", "mixed", 2, seed=5, task_id=1, out=tmp_path / "other")
+    assert other.read_bytes() != mixed.read_bytes()  # these matter, too
 
 
 def test_complete_set_is_not_made_again(mixed: Path) -> None:

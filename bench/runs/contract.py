@@ -2,7 +2,7 @@
 
 `bench` writes by it and `analysis` reads by it (results/README.md explains the columns). Standard library alone, so
 that every floor may import it at no cost; with it go the few things that all floors do alike: JSON files, replacing a
-file whole or not at all, errors of one line.
+file whole or not at all, errors of one line, processes of this code.
 """
 
 import datetime
@@ -304,3 +304,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def utc() -> str:
     """The time, UTC in ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+# --- processes
+
+
+def of_this_code(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that runs a module of this code: this process' own, with `variables`."""
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, **variables, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def with_loops_of_avx2(found: Iterable[str]) -> dict[str, str]:
+    """Variables with which NumPy computes as on any x86-64 processor with AVX2; none where it does already.
+
+    Args:
+        found: the SIMD extensions that `numpy.show_config` finds. Those of AVX-512 end sums and logarithms otherwise.
+    """
+    wider = [name for name in found if name == "X86_V4" or name.startswith("AVX512")]
+    return {"NPY_DISABLE_CPU_FEATURES": " ".join(wider)} if wider else {}
