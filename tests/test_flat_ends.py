@@ -422,6 +422,12 @@ def test_ends_of_the_task_flagged_a_row_late_are_refused(tmp_path, without):
         read(file)
 
 
+def test_an_end_of_the_task_in_the_last_row_alone_is_not_taken_for_a_late_one(tmp_path):
+    """Episodes of one row each: the first breaks off, as no key tells, and the second ends the task."""
+    file = write(tmp_path / "x.npz", flat(1, 1, terminals=np.array([False, True])))
+    assert read(file).terminated.tolist() == [False, False, True, False]  # a row of each is its final observation
+
+
 @pytest.mark.parametrize("number", [2, 5, 8])
 def test_environments_stepped_side_by_side_are_told_without_next_observations(tmp_path, number):
     lengths = [12] * number

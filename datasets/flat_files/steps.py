@@ -130,9 +130,12 @@ def _check_resets(content: Content, told: Told, cut: np.ndarray, reset: np.ndarr
 
 
 def _check_task_ends_late(content: Content, told: Told, breaks: np.ndarray) -> None:
-    """Raises DataError where each end of the task is flagged in the first row of the next episode."""
+    """Raises DataError where each end of the task is flagged in the first row of the next episode.
+
+    Of a flag in the file's last row alone nothing tells whether an episode goes on behind it.
+    """
     rows = np.flatnonzero(told.terminated)
-    if told.splits is not None or not len(rows) or rows[0] == 0:
+    if told.splits is not None or not len(rows) or rows[0] in (0, len(breaks) - 1):
         return
     if (breaks & ~told.ends)[rows - 1].all() and not breaks[rows].any():
         raise DataError(
