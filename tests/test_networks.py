@@ -9,7 +9,7 @@ from torch import nn
 
 from agents.blocks.critic import QEnsemble
 from agents.blocks.flow import integrate
-from agents.blocks.kernels import affine, by_member, gelu, layer_norm
+from agents.blocks.kernels import affine, by_member, gelu, layer_norm, mish
 from agents.blocks.networks import MLP, Activation, LayerNorm, Linear
 from agents.blocks.velocities import DecodedVelocity, GatedVelocity, PlainVelocity
 from tests.seeded_noise import SeededNoise
@@ -304,6 +304,16 @@ def test_gelu_and_its_gradient_equal_those_of_torch_in_double_precision() -> Non
     torch.testing.assert_close(gelu(x).double(), expected, rtol=1e-6, atol=2e-6)
     ours, theirs = torch.autograd.grad(gelu(x), x, weight)[0], torch.autograd.grad(expected, double, weight.double())[0]
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_mish_as_it_is_compiled_is_mish() -> None:
+    x = torch.cat([torch.linspace(-30, 30, 2001), torch.tensor([-1e4, 0.0, 1e4])]).requires_grad_()
+    double, weight = x.detach().double().requires_grad_(), torch.randn_like(x)
+    expected, compiled = nn.functional.mish(double), torch.compile(mish, backend="eager")(x)
+    torch.testing.assert_close(compiled.double(), expected, rtol=1e-6, atol=1e-7)
+    ours, theirs = (torch.autograd.grad(y, of, weight.to(y.dtype))[0] for y, of in ((compiled, x), (expected, double)))
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(compiled, mish(x))  # it is another form
 
 
 @pytest.mark.parametrize(

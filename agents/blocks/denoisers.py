@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from agents.blocks.base import Noise
-from agents.blocks.kernels import by_member, by_seed
+from agents.blocks.kernels import by_member, by_seed, mish
 from agents.blocks.networks import MLP, Activation, Dims, Init, LayerNorm, Linear
 
 # eps(t, x): t (S, B or 1, 1), a whole number as float, x (S, B, D) -> (S, B, D)
@@ -101,7 +100,7 @@ class ResidualDenoiser(nn.Module):
         def predict(t: Tensor, x: Tensor) -> Tensor:
             y = self.embed((x, obs, self.step(t)))
             for norm, wide, narrow in zip(self.norms, self.wide, self.narrow, strict=True):
-                y = y + narrow(by_seed(F.mish, wide(norm(y))))
-            return self.out(by_seed(F.mish, y))
+                y = y + narrow(by_seed(mish, wide(norm(y))))
+            return self.out(by_seed(mish, y))
 
         return predict

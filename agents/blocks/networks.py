@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.blocks.base import Noise
-from agents.blocks.kernels import affine, affine_of, by_member, by_seed, gelu, layer_norm
+from agents.blocks.kernels import affine, affine_of, by_member, by_seed, gelu, layer_norm, mish
 
 Init = Literal["glorot", "lecun", "torch", "zeros"]
 Activation = Literal["gelu", "relu", "mish", "tanh"]
@@ -110,7 +110,7 @@ class Activated(nn.Module):
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
     "relu": F.relu,
-    "mish": F.mish,
+    "mish": mish,
     "tanh": torch.tanh,
 }
 
