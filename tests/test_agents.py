@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from agents import AGENTS
+from agents.blocks import kernels
 from agents.blocks.base import Adam, Agent, OnPolicyAgent, current_names, gradient_step, polyak_update
 from agents.blocks.config import settings_of, with_settings
 from agents.blocks.flow import matching_loss, path_entropy
@@ -184,8 +185,12 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(name: str) -> None:
     assert all(not torch.equal(states[0][key], states[2][key]) for key in weights if "norm" not in key)
 
 
+@pytest.mark.parametrize("form", ["at once", "member by member"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pack_of_three_equals_three_packs_of_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pack_of_three_equals_three_packs_of_one(name: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if form == "member by member":  # as larger networks are
+        monkeypatch.setattr(kernels, "SMALL", 0)
+        monkeypatch.setattr(kernels, "FEW", 0)
     monkeypatch.setattr(sys.modules[__name__], "ACTION_DIM", 3)  # chunks that are no whole number of a CPU's vectors
     pack = build(name, [5, 6, 7])
     pack_metrics = train(pack, [5, 6, 7])

@@ -1,11 +1,13 @@
-"""Products of layers: the form of a GPU against that of a CPU, rows that are multiplied once for many."""
+"""Products of layers: forms of a GPU, of small networks and of large ones, rows that are multiplied once for many."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.blocks import kernels, networks
@@ -77,6 +79,92 @@ def test_a_target_follows_by_a_tensor_in_three_launches_whatever_its_number_of_p
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7 if 0 < rate < 1 else 0)
     foreach = [event.count for event in profile.key_averages() if event.key.startswith("aten::_foreach")]
     assert foreach == [1, 1, 1]
+
+
+# --- small networks on a CPU
+
+
+ROUNDED_ALIKE = [
+    (rows, dims, norm)
+    for rows in (16, 128, 256)
+    for dims in ((33, 96, 96, 1), (28, 64, 64, 5), (14, 128, 33), (5, 256, 25), (42, 16, 16, 10))
+    for norm in ("none", "after")
+]
+
+
+def gradients(mlp: MLP, x: Tensor) -> list[Tensor]:
+    """Of a fixed function of the output: x's and the parameters', each with a first dimension of seeds."""
+    x = x.clone().requires_grad_()
+    y = mlp(x)
+    loss = (y * torch.arange(y[0].numel()).view_as(y[0]).cos()).sum()
+    return [y.detach(), *torch.autograd.grad(loss, [x, *mlp.parameters()])]
+
+
+@pytest.mark.parametrize("members", [(), (2,)])
+@pytest.mark.parametrize(("rows", "dims", "norm"), ROUNDED_ALIKE)
+def test_a_small_network_is_computed_at_once_and_rounded_as_if_it_were_alone(
+    rows: int, dims: tuple[int, ...], norm: networks.Norm, members: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(seeds: Sequence[int]) -> MLP:
+        return MLP(dims[0], dims[1:-1], dims[-1], SeededNoise(seeds), members, norm)
+
+    called: list[torch.Size] = []
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: (called.append(a.shape), bmm(a, b))[1])
+    seeds = list(range(7))
+    x = SeededNoise(seeds).normal("x", *members, rows, dims[0])
+    pack = gradients(built(seeds), x)
+    assert {shape[0] for shape in called} == {len(seeds) * math.prod(members)}
+    for seed in seeds:
+        for ours, alone in zip(pack, gradients(built([seed]), x[seed : seed + 1]), strict=True):
+            assert torch.equal(ours[seed], alone[0])
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    monkeypatch.setattr(kernels, "FEW", 0)
+    called.clear()
+    for ours, one_by_one in zip(pack, gradients(built(seeds), x), strict=True):
+        torch.testing.assert_close(ours, one_by_one, rtol=1e-5, atol=1e-4)
+    assert not called
+
+
+@pytest.mark.parametrize(
+    ("rows", "weight", "threads"),
+    [
+        (128, (513, 512), 1),
+        (8, (96, 96), 1),
+        (130, (96, 96), 1),
+        (128, (96, 96), 2),
+        (128, (33, 5), 1),
+        (128, (1, 16), 1),
+    ],
+)
+def test_what_is_not_small_or_might_be_rounded_otherwise_is_computed_member_by_member(
+    rows: int, weight: tuple[int, int], threads: int
+) -> None:
+    x, parameter = torch.randn(2, rows, weight[0]), torch.randn(2, *weight)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert not kernels.are_small(x, parameter)
+        assert kernels.are_small(torch.randn(2, 128, 96), torch.randn(2, 96, 96)) == (threads == 1)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("function", [kernels.gelu, F.silu, F.mish, F.softplus, torch.sigmoid, torch.sin, torch.atanh])
+@pytest.mark.parametrize("shape", [(128, 96), (16, 4), (128, 5), (64, 1), (32, 14)])
+def test_a_function_of_small_batches_is_computed_at_once_and_rounded_as_if_each_were_alone(
+    function: Callable[[Tensor], Tensor], shape: tuple[int, int]
+) -> None:
+    x = SeededNoise(range(7)).uniform("x", *shape).mul(0.99).requires_grad_()
+    calls: list[int] = []
+    y = kernels.by_seed(lambda of: (calls.append(len(of)), function(of))[1], x)
+    (grad,) = torch.autograd.grad(y.square().sum(), x)
+    assert calls == [7]
+    for seed in range(7):
+        alone = x[seed : seed + 1].detach().clone().requires_grad_()
+        of_one = kernels.by_seed(function, alone)
+        assert torch.equal(of_one[0], y[seed])
+        assert torch.equal(torch.autograd.grad(of_one.square().sum(), alone)[0][0], grad[seed])
 
 
 # --- rows that are multiplied once

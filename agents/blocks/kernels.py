@@ -1,7 +1,7 @@
 """How networks of S seeds are computed on a CPU: member by member, by the faster of two libraries, with fewer passes.
 
-Each function takes tensors with or without a leading dimension of members. On a GPU they are torch's own operators, for
-all members at once.
+Each function takes tensors with or without a leading dimension of members. On a GPU, and for small networks on a CPU,
+they are torch's own operators, for all members at once.
 GELU is the tanh approximation and LayerNorm has eps 1e-6 unless told otherwise, as in the official JAX code.
 """
 
@@ -20,6 +20,8 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 Matmul = Literal["fp32", "tf32", "bf16"]  # precision of the products of layers
 NARROW = 16  # rows or columns of a product below which it is cheap whatever computes it
+SMALL = 2**24  # B times the entries of the largest operand, up to which calls cost a CPU more than what they compute
+FEW = 2**16  # entries of a batch of hidden values, likewise
 
 _matmul: Matmul = "fp32"
 
@@ -53,11 +55,42 @@ def multiplies(matmul: Matmul, device: torch.device) -> bool:
 
 
 def at_once(x: Tensor) -> bool:
-    """Whether x (S, ...) is computed by one operator for all seeds and members, as on a GPU.
+    """Whether x (S, ...) is computed by one operator for all seeds and members, whatever its size: as on a GPU.
 
     The form of a GPU may run on any device: a test that replaces this function has its numbers on a CPU.
     """
     return x.device.type != "cpu"
+
+
+def has_one_thread() -> bool:
+    return torch.get_num_threads() == 1
+
+
+# A constant for torch.compile, as by torch.compiler.assume_constant_result, which would load the compiler to say so.
+has_one_thread._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def are_small(x: Tensor, *parameters: Tensor) -> bool:
+    """Whether a CPU computes x (M, B, in) for all M members at once, and rounds each as if it were alone.
+
+    That has been tried (tests/test_kernels.py), of one thread and fp32, where each member's rows or columns fill whole
+    vectors: the members then begin where vectors do. Of M = 1, too, so that a seed's numbers do not depend on its pack.
+    """
+    batches = [tensor.shape[-2:] for tensor in (x, *parameters) if tensor.dim() > 2]
+    most = max(rows * columns for rows, columns in batches)
+    return (
+        x.shape[-2] * most <= SMALL
+        and all((rows % 16 == 0 or columns % 16 == 0) and rows > 1 for rows, columns in batches)
+        and x.shape[-2] % 16 == 0
+        and _matmul == "fp32"
+        and has_one_thread()
+    )
+
+
+def _is_small(x: Tensor) -> bool:
+    """The same of a function of each element of x (..., B, n)."""
+    count = x.shape[-2:].numel()
+    return count <= FEW and count % 64 == 0 and x.dim() > 2 and has_one_thread()
 
 
 def by_member(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
@@ -65,9 +98,10 @@ def by_member(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -
 
     Parameters begin with (S, *members), as does another input, which may be among them.
 
-    On a GPU it is called once, with one leading dimension for all members. On a CPU it is called for each member alone:
-    that is faster than batched products, and the rounding of a seed's numbers does not depend on its pack,
-    for batches of a multiple of 16 rows (MKL rounds by where in memory an operand begins).
+    On a GPU it is called once, with one leading dimension for all members, and so it is for small networks on a CPU.
+    Otherwise a CPU calls it for each member alone: that is faster than batched products. Either way the rounding of a
+    seed's numbers does not depend on its pack, for batches of a multiple of 16 rows (MKL rounds by where in memory an
+    operand begins).
     """
     (y,) = all_by_member(lambda *of_member: (function(*of_member),), x, *parameters)
     return y
@@ -77,7 +111,7 @@ def all_by_member(function: Callable[..., tuple[Tensor, ...]], x: Tensor, *param
     """The same of a function with several results, each with the leading dimensions of x (S, *members, B, in)."""
     leading = x.shape[:-2]
     flat = [tensor.flatten(0, len(leading) - 1) for tensor in (x, *parameters)]
-    if at_once(x):
+    if at_once(x) or are_small(*flat):
         results = function(*flat)
     else:
         first, *others = [function(*member) for member in zip(*flat, strict=True)]
@@ -92,7 +126,7 @@ def by_seed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     A CPU computes most elements in vectors and the last few one by one, and sigmoid, SiLU, Mish, softplus and atanh
     round differently there. Which elements are the last ones must not depend on the pack.
     """
-    return function(x) if at_once(x) else torch.stack([function(seed) for seed in x])
+    return function(x) if at_once(x) or _is_small(x) else torch.stack([function(seed) for seed in x])
 
 
 def affine_of(parts: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
@@ -127,6 +161,9 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dim() == 3:
+        if x.device.type == "cpu" and weight.shape[-1] == 1:
+            # MKL rounds a product of a matrix and a vector otherwise where it is the only one.
+            return (x * weight.mT).sum(-1, keepdim=True)
         return torch.bmm(x, weight)
     return _CPUAffine.apply(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
 
