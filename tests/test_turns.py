@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.blocks.base import Adam, Agent, Metrics, Noise, gradient_step
 from agents.blocks.networks import MLP
 from agents.blocks.streams import SeedStreams
-from bench.training.engine import NOISE_BLOCK
+from bench.training.engine import NOISE_BLOCK, Engine
 from datasets.batch import Batch
 from tests.test_engine import ACTION_DIM, OBS_DIM, TRACED, Setup, assert_close
 
@@ -191,3 +191,21 @@ def test_an_error_of_any_turn_and_of_any_size_is_found_before_the_first_update(
         each.engine.update_online(0, 4)
     assert "online updates are NOT compiled" in capsys.readouterr().err
     assert_equal(setup, eager)
+
+
+def test_each_turn_is_compared_from_where_the_eager_one_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rounding makes of one update is not carried into the next, where it would grow."""
+    begun: list[tuple[int, int]] = []  # state that updates start from, and number of the first
+    after = Engine._after
+
+    def noted(self: Engine, before: Any, phase: Any, ways: Any, number: int, count: int) -> Any:
+        begun.append((id(before), number))
+        assert count == 1
+        return after(self, before, phase, ways, number, count)
+
+    monkeypatch.setattr(Engine, "_after", noted)
+    setup = DelayedSetup(mode="compiled", compiler="eager")
+    setup.engine.update_online(7)
+    period = len(begun) // 2
+    assert setup.engine.mode == "compiled" and period > 1
+    assert begun[:period] == begun[period:] and len({*begun}) == period

@@ -32,6 +32,7 @@ from bench.training.agreement import (
     MismatchError,
     State,
     check_agreement,
+    in_words,
 )
 from bench.training.capture import GraphFamily
 from bench.training.causes import cause_of
@@ -297,10 +298,12 @@ class Engine:
         while self.mode != "eager":
             started = time.monotonic()
             before = self._state()
-            expected = self._after(before, phase, slow, number, self._checked(phase))
+            states = [before]
+            for ahead in range(max(CHECKED_UPDATES, self._periods[phase])):
+                states.append(self._after(states[-1], phase, slow, number + ahead, 1))
             try:
                 ways = self._fast_ways(phase, number)
-                apart = self._check(before, expected, phase, slow, ways, number)
+                apart = self._check(states, phase, slow, ways, number)
             except Exception as error:  # whatever a compiler or a capture may raise: it is said, and the rest goes on
                 self._update_graphs.end()
                 self._fall_back(phase, f"{phase} updates", self.mode, SLOWER[self.mode], error)
@@ -309,7 +312,7 @@ class Engine:
                 if "compiled" in self.mode:
                     compiled.share(type(self._agent).__name__)
                 seconds = time.monotonic() - started
-                _say(f"{phase} updates are {self.mode}, set up in {seconds:.0f} s; {apart} from eager ones")
+                _say(f"{phase} updates are {self.mode}, set up in {seconds:.0f} s; {in_words(apart)} from eager ones")
                 self.engines[phase] = self.mode
                 return ways
             finally:
@@ -317,23 +320,26 @@ class Engine:
         self.engines[phase] = self.mode
         return slow
 
-    def _checked(self, phase: Phase) -> int:
-        """How many updates are compared number by number: each turn of the agent's is among them."""
-        return max(CHECKED_UPDATES, self._periods[phase])
+    def _check(self, states: Sequence[State], phase: Phase, slow: Ways, ways: Ways, number: int) -> dict[str, float]:
+        """How far the ways are from the eager updates that lead from each of the states to the next.
 
-    def _check(self, before: State, expected: State, phase: Phase, slow: Ways, ways: Ways, number: int) -> str:
-        """How far the ways are from eager updates, in words. Raises MismatchError."""
+        Each begins where the eager one began: what rounding makes of Adam's first steps, which are signs of gradients,
+        would grow from one to the next. Raises MismatchError.
+        """
         of_one, of_several = TOLERANCE, TOLERANCE_OF_SEVERAL
         if self._matmul != "fp32":
             of_one, of_several = TOLERANCE_IN_FEW_BITS, TOLERANCE_OF_SEVERAL_IN_FEW_BITS
         singles = {(turn, size): way for (turn, size), way in ways.items() if size == 1}
-        after = self._after(before, phase, singles, number, self._checked(phase))
-        apart = check_agreement(before, expected, after, of_one)
+        apart = dict.fromkeys(TOLERANCE, 0.0)
+        for ahead, (start, expected) in enumerate(itertools.pairwise(states)):
+            after = self._after(start, phase, singles, number + ahead, 1)
+            found = check_agreement(start, expected, after, of_one)
+            apart = {kind: max(share, found[kind]) for kind, share in apart.items()}
         for first, size in ways.keys() - singles.keys():
             places = itertools.count(number)  # of updates that such a step could make
             at = next(n for n in places if self._turn(phase, n) == first and n % NOISE_BLOCK + size <= NOISE_BLOCK)
-            several, as_many = (self._after(before, phase, each, at, size) for each in (slow, ways))
-            check_agreement(before, several, as_many, of_several)
+            several, as_many = (self._after(states[0], phase, each, at, size) for each in (slow, ways))
+            check_agreement(states[0], several, as_many, of_several)
         return apart
 
     def _after(self, before: State, phase: Phase, ways: Ways, number: int, count: int) -> State:
