@@ -31,6 +31,7 @@ from bench.protocol.suites import SUITES
 from bench.runs.claims import Owner
 from bench.runs.contract import RunName, read_json, write_json
 from bench.runs.quantities import counted
+from bench.training.engine import COMPILE_FROM
 from bench.training.pack import prepare_directory
 from tests.conftest import TINY_DATASET
 from tests.tiny_runs import ROOT, python, small_disk, status_of, tiny_config
@@ -174,6 +175,15 @@ def test_plan_and_dry_run_print_the_cost_and_start_nothing(capsys, data_cache, t
         assert re.search(r"evaluation in \d+ processes while it trains, environments", printed)
         assert "generated" in printed and "never compare it with published numbers" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [("auto", f"updates eager (auto: compiled from {COMPILE_FROM:,} on); "), ("compiled", "updates compiled; ")],
+)
+def test_the_plan_says_how_updates_are_executed_and_by_what_rule(engine, expected, capsys, data_cache, tmp_path):
+    assert main(["plan", *RUN[1:], "--device", "cpu", "--engine", engine, "--results", str(tmp_path)]) == 0
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

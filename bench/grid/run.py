@@ -21,7 +21,7 @@ from bench.runs.contract import CONFIG, ConfigError, read_json
 from bench.runs.provenance import model_of
 from bench.runs.quantities import counted, duration, size
 from bench.tools.data import describe_data, ensure_data
-from bench.training.engine import check_matmul, pick_device, pick_mode
+from bench.training.engine import COMPILE_FROM, check_matmul, pick_device, pick_mode
 from bench.training.execution import EXIT_PREEMPTED, Execution, Preemption
 from bench.training.extension import extend
 
@@ -86,10 +86,11 @@ def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> i
         f"if no episode succeeds early, and {disk} of disk on this machine{apart}",
         flush=True,
     )
+    rule = f" (auto: compiled from {COMPILE_FROM:,} on)" if execution.engine == "auto" and device.type == "cpu" else ""
     processes = {None: "ahead in a process for each", 0: "in its own process"}
     environments = processes.get(execution.env_workers, f"ahead in {counted(execution.env_workers or 0, 'process')}")
     print(
-        f"each pack: {counted(execution.threads, 'thread')}, updates {' and '.join(modes)}; "
+        f"each pack: {counted(execution.threads, 'thread')}, updates {' and '.join(modes)}{rule}; "
         f"evaluation in {counted(execution.eval_workers, 'process')} while it trains, environments {environments}",
         flush=True,
     )

@@ -442,6 +442,7 @@ class Engine:
 def set_up_compiler(agent: str = "") -> None:
     """Settings of torch.compile, and a place for what it compiles for an agent, by its class, that survives the
     process."""
+    from torch._functorch import config as functorch
     from torch._inductor import config as inductor  # seconds
 
     torch._dynamo.config.trace_autograd_ops = True  # an update takes its gradients inside
