@@ -50,7 +50,9 @@ SLOWER: dict[Mode, Mode] = {"compiled-graph": "graph", "graph": "compiled", "com
 NOISE_BLOCK = 32  # updates whose random numbers are drawn at once
 GRAPH_UPDATES = 8  # at most, captured in one graph where so many follow each other; whole periods of the agent
 PREFETCHED = 8  # batches on their way from a replay on the host
-COMPILE_FROM = 100_000  # updates from which on compiling (a minute or two on a CPU) pays
+# Updates from which on compiling pays on a CPU, where it takes minutes (tests/benchmarks/README.md, Small networks).
+# No rate measured here and now decides: a run that is repeated must be executed alike, or it has other bytes.
+COMPILE_FROM = 20_000
 
 CHECKED_UPDATES = 2  # at least, and each turn of the agent's period
 
@@ -446,6 +448,9 @@ def set_up_compiler(agent: str = "") -> None:
     from torch._inductor import config as inductor  # seconds
 
     torch._dynamo.config.trace_autograd_ops = True  # an update takes its gradients inside
+    # Without it a graph with autograd functions of our own is traced anew in every process. Their code is in the graph,
+    # and so in the name under which it is kept.
+    functorch.autograd_cache_allow_custom_autograd_functions = True
     inductor.deterministic = True  # no choice of kernels by their time: a restart might choose others
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         inductor.compile_threads = compile_processes(available_cores())
