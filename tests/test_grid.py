@@ -22,7 +22,7 @@ from bench.grid.launches import Array, Job, Launch, Need, array_name, launches, 
 from bench.grid.needs import MB_OF_CONTEXT, MB_PER_COMPILER, megabytes, with_cores_shared_out
 from bench.grid.options import selected_configs
 from bench.grid.plan import Pack, sort_out, visible_gpus
-from bench.grid.pool import Ending, Work
+from bench.grid.pool import Ending, Work, ending_of
 from bench.grid.slurm import SlurmError, Task, expand
 from bench.grid.snapshot import snapshot_path, take_snapshot
 from bench.grid.survey import Queue, state_of, survey
@@ -468,6 +468,14 @@ def test_a_node_is_bad_after_crashes_of_several_packs_within_a_day(tmp_path):
     assert bad_nodes(tmp_path) == {"bad"}
 
 
+def test_a_refusal_is_named_by_its_own_words_whoever_wrote_last_into_the_log(tmp_path):
+    work = Work("w", tmp_path, (tmp_path,))
+    work.log.write_text("success 0.00\nerror: no space on the disk\nException ignored in: <x>\nTraceback (most rec")
+    refused, raised = (ending_of(work, code, stopping=False) for code in (2, 1))
+    assert refused is not None and refused.line == f"error: no space on the disk (exit code 2; {work.log})"
+    assert raised is not None and raised.line.startswith("Traceback")
+
+
 def test_a_run_that_crashes_wherever_it_goes_has_failed_until_it_is_launched_again(tmp_path):
     config = tiny_config("fql", suite="grid")
     directory = prepare_directory(config, tmp_path)
@@ -512,7 +520,7 @@ def test_a_crashed_pack_goes_on_run_by_run_and_each_crash_is_told(data_cache, tm
     alone = pid_at(first)
     assert alone is not None
     os.kill(alone, signal.SIGKILL)
-    printed, errors = process.communicate(timeout=240)
+    printed, errors = process.communicate(timeout=900)
     assert process.returncode == 1
     assert "its process crashed" in printed and errors.count("failed: ") == 1 and "killed by signal 9" in errors
     told = json.loads(python("-m", "bench", "status", "grid", "--results", str(tmp_path), "--json").stdout)
@@ -529,13 +537,13 @@ def test_a_second_run_of_the_same_leaves_it_to_the_first(data_cache, tmp_path):
     directory = tmp_path / "grid/toy-reach/qc_fql/seed_000"
     wait_until(lambda: pid_at(directory), 120)
     second = start_here(tmp_path, "--seeds", "0", "--offline-updates", "2000")
-    printed, _ = second.communicate(timeout=120)
+    printed, _ = second.communicate(timeout=900)
     assert second.returncode == 0 and "1 left to process" in printed and "complete or under way" in printed
     asked = python("-m", "bench", "status", "grid", "--running", "--results", str(tmp_path))
     assert (asked.returncode, asked.stdout) == (0, "still running, see make status\n")
     live = json.loads(python("-m", "bench", "status", "--results", str(tmp_path), "--json").stdout)
     assert live["counts"] == {"running": 1} and live["runs"][0]["job"] is None
-    assert process.wait(timeout=240) == 0
+    assert process.wait(timeout=900) == 0
     asked = python("-m", "bench", "status", "grid", "--running", "--results", str(tmp_path))
     assert (asked.returncode, asked.stdout) == (1, "")
     assert len(provenance_of(directory)["starts"]) == 1

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from bench.training.workers import Template, WorkerError, with_answers
-from tests.tiny_runs import ROOT
+from tests.tiny_runs import ROOT, python
 
 
 def prepare(value: str) -> dict[str, str]:
@@ -109,3 +109,9 @@ def test_workers_end_with_their_parent_however_it_ends(ending, tmp_path):
             return
         time.sleep(0.05)
     raise AssertionError("worker processes are still there")
+
+
+def test_an_answer_that_nobody_waits_for_any_more_ends_the_worker_in_silence():
+    program = "from multiprocessing import Pipe; from bench.training.workers import _answer; ours, theirs = Pipe()"
+    ended = python("-c", f"{program}; theirs.close(); _answer(ours, 1); print('goes on')")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")

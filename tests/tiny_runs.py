@@ -90,7 +90,7 @@ def tiny_config(agent: str = "sac_flow_g", seed: int = 0, **changes: Any) -> Run
     return RunConfig(agent=agent, seed=seed, agent_config=small_agent_config(agent), **{**settings, **changes})
 
 
-def python(*arguments: str, cwd: Path = ROOT, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+def python(*arguments: str, cwd: Path = ROOT, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess:
     """`python …` from the root of the checkout, output captured as text."""
     return subprocess.run(
         [sys.executable, *arguments],

@@ -155,6 +155,8 @@ def ending_of(work: Work, returncode: int, stopping: bool) -> Ending | None:
     if returncode == 0 or returncode == EXIT_PREEMPTED or (stopping and returncode == -signal.SIGTERM):
         return None
     lines = work.log.read_text(errors="replace").strip().splitlines()
+    if returncode == 2:  # refused, and said so; processes that end with it may have the last word in the log
+        lines = [line for line in lines if line.startswith("error: ")] or lines
     ended = f"killed by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     line = f"{lines[-1] if lines else 'no output'} ({ended}; {work.log})"
     errors = [read_json(directory / STATUS) or {} for directory in work.directories]

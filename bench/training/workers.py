@@ -4,6 +4,7 @@ A template process prepares once (imports, the simulator's compiled model, netwo
 forks workers from itself: a worker starts in milliseconds and owns only the memory that it writes to.
 """
 
+import functools
 import gc
 import importlib
 import multiprocessing
@@ -147,12 +148,15 @@ def _serve_forks(requests: Connection, plugins: list[str], prepare: Callable[...
         except (EOFError, OSError):
             os._exit(0)
         if isinstance(request, int):
-            requests.send(os.waitpid(pids[request], 0)[1])
+            _answer(requests, os.waitpid(pids[request], 0)[1])
             continue
         serve, arguments, niceness = request
-        channel = Connection(reduction.recv_handle(requests))
+        try:
+            channel = Connection(reduction.recv_handle(requests))
+        except (EOFError, OSError):
+            os._exit(0)
         if failure is not None:
-            channel.send(failure)
+            _answer(channel, failure)
             pids.append(0)
         else:
             pid = os.fork()
@@ -169,10 +173,10 @@ def _serve(channel: Connection, niceness: int, serve: Serve, prepared: Any, argu
         os.nice(niceness)
         requests: Requests = queue.SimpleQueue()
         threading.Thread(target=_receive, args=(channel, requests), daemon=True).start()
-        serve(prepared, requests, channel.send, *arguments)
+        serve(prepared, requests, functools.partial(_answer, channel), *arguments)
     except Exception as error:
         traceback.print_exc()
-        channel.send(_failure(error))
+        _answer(channel, _failure(error))
     finally:
         os._exit(1)
 
@@ -184,6 +188,14 @@ def _receive(channel: Connection, requests: Requests) -> None:
             requests.put(channel.recv())
         except (EOFError, OSError):
             os._exit(1)
+
+
+def _answer(channel: Connection, answer: Any) -> None:
+    """Ends this process, without a word in the log, where the one that waited for the answer has ended."""
+    try:
+        channel.send(answer)
+    except ConnectionError:
+        os._exit(1)
 
 
 def _failure(error: Exception) -> Failure:
