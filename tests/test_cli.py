@@ -302,6 +302,27 @@ def test_progress_says_what_kind_of_score_it_shows(scores, shown, capsys, tmp_pa
     assert capsys.readouterr().out.endswith(f", {shown}\n")
 
 
+def test_the_status_of_a_grid_says_where_a_score_was_measured(tmp_path):
+    of_seeds = [
+        ("complete", 0.88, 30, 40),
+        ("running", 0.5, 33, 3),
+        ("running", 0.25, 33, 3),
+        ("running", 0.0, 15, 0),
+        ("planned", None, None, None),
+    ]
+    for seed, (state, rate, updates, env_steps) in enumerate(of_seeds):
+        config = tiny_config("fql", seed=seed)
+        folder = config.directory(tmp_path)
+        folder.mkdir(parents=True)
+        write_json(folder / "config.json", config.to_json())
+        status = {"state": state, "updates": 33, "env_steps": 3, "success_rate": rate, "mean_return": rate}
+        write_json(folder / "status.json", status | {"score_updates": updates, "score_env_steps": env_steps})
+    grid = survey(tmp_path, None, Queue())
+    grid.runs[0] = replace(grid.runs[0], state="complete")
+    Console(width=120, file=(written := io.StringIO())).print(view_of(grid, False, 120))
+    assert "0.88, 0.50 0.25 at 3 steps, 0.00 at 15 updates, -" in written.getvalue()
+
+
 @pytest.fixture
 def long_names(tmp_path):
     """Packs of four seeds of one task under names as long as people's: one is complete, two train, one waits."""

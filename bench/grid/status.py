@@ -3,6 +3,7 @@
 Imports nothing heavy, writes nothing (but the mark of a cancelled grid), and works without a cluster.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -28,7 +29,7 @@ from bench.grid.launches import CANCELLED, launches
 from bench.grid.survey import STATE_COLOURS, GridStatus, Queue, RunStatus, survey
 from bench.runs.claims import Heartbeats
 from bench.runs.contract import GRIDS, LOG, ConfigError, StorageError, is_complete, named_run
-from bench.runs.quantities import counted, duration, score
+from bench.runs.quantities import counted, duration, point, score
 
 UNDER_WAY = {"running", "starting", "queued"}
 WATCH_SECONDS = 10.0  # between looks at files
@@ -133,11 +134,23 @@ def table(grid: GridStatus, width: int) -> Table:
         Column("left", [_left(grid, runs) for runs in groups], "right"),
         Column(
             "score, by seed",
-            [" ".join(score(run.success_rate, run.mean_return) for run in runs) for runs in groups],
+            [_scores(runs) for runs in groups],
             wraps=14,
         ),
     ]
     return fitting(columns, width)
+
+
+def _scores(runs: Sequence[RunStatus]) -> str:
+    """`0.88 0.42, 0.10 0.25 at 1.4k steps`: of a run that is not complete, training may be further than its score."""
+    parts = []
+    for where, group in itertools.groupby(runs, key=_point_of):
+        parts.append(" ".join([*(score(run.success_rate, run.mean_return) for run in group), where]).rstrip())
+    return ", ".join(parts)
+
+
+def _point_of(run: RunStatus) -> str:
+    return "" if run.state == "complete" else point(run.score_updates, run.score_env_steps)
 
 
 def _where_new(names: Sequence[str]) -> list[str]:

@@ -42,15 +42,15 @@ def scores(runs: Sequence[Mapping[str, Any]]) -> str:
     success. The point is that of the first run: training may be further than its newest evaluation."""
     values = [(run.get("success_rate"), run.get("mean_return")) for run in runs]
     by_return = any(rate is None and mean is not None for rate, mean in values)
-    return " ".join(["return" if by_return else "success", *(score(*value) for value in values), *_point_of(runs[0])])
+    words = ["return" if by_return else "success", *(score(*value) for value in values)]
+    return " ".join([*words, point(runs[0].get("score_updates"), runs[0].get("score_env_steps"))]).rstrip()
 
 
-def _point_of(run: Mapping[str, Any]) -> list[str]:
-    """Of a run's newest evaluation; nothing before the first, and of runs of older versions."""
-    updates, env_steps = run.get("score_updates"), run.get("score_env_steps")
+def point(updates: int | None, env_steps: int | None) -> str:
+    """Where a run's newest evaluation was: `at 3.9k steps`; nothing before the first, and of runs of older versions."""
     if updates is None or env_steps is None:
-        return []
-    return [f"at {short(env_steps)} steps" if env_steps else f"at {short(updates)} updates"]
+        return ""
+    return f"at {short(env_steps)} steps" if env_steps else f"at {short(updates)} updates"
 
 
 def score(success_rate: float | None, mean_return: float | None) -> str:
