@@ -1,5 +1,7 @@
 """Who is better: differences, probability of improvement, corrections and power, against scipy and by hand."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -98,6 +100,7 @@ def test_holms_correction_by_hand():
     # Sorted 0.01, 0.02, 0.03, 0.5: times 4, 3, 2, 1, and never falling.
     assert holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
     assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert holm([0.02, float("nan"), 0.01]) == pytest.approx([0.04, 1.0, 0.03])  # of one run: nobody is told apart
     assert holm([]).shape == (0,)
 
 
@@ -138,6 +141,14 @@ def test_seeds_that_are_said_to_do_find_the_difference_as_often_as_promised():
         second = [generator.normal(0.0, 1.0, seeds), generator.normal(0.0, 1.0, seeds)]
         found += bool(mean_difference(first, second)[1] < 0.05)
     assert 0.76 <= found / 1_000 <= 0.86
+
+
+def test_a_larger_difference_never_takes_more_seeds() -> None:
+    unit = np.random.default_rng(0).normal(size=10)
+    unit = (unit - unit.mean()) / unit.std(ddof=1)
+    needed = [seeds_to_separate([unit + gap], [unit]) for gap in np.linspace(0.3, 30, 1500)]
+    assert None not in needed and needed[-1] == 2
+    assert all(after <= before for before, after in pairwise(needed))  # type: ignore[operator]
 
 
 def test_no_number_of_seeds_separates_what_does_not_differ():

@@ -75,5 +75,5 @@ def pairs_of(suite: Suite, agents: Collection[str], task: str = ALL_TASKS) -> li
         )
         seeds = min(map(len, first_runs)), min(map(len, second_runs))
         pairs.append(Pair(task, first, second, len(kept), seeds, paired, result, math.nan))
-    corrected = comparisons.holm(np.nan_to_num([pair.result.p_value for pair in pairs], nan=1.0))
+    corrected = comparisons.holm([pair.result.p_value for pair in pairs])
     return [replace(pair, p_holm=float(p)) for pair, p in zip(pairs, corrected, strict=True)]

@@ -80,11 +80,20 @@ def reading_line(suite: Suite, pair: Pair) -> list[TableCell]:
         first if pair.task == ALL_TASKS else f"{pair.task}: {first}",
         second,
         [part_of(result.difference, pair.significant)],
-        "-" if math.isnan(result.p_value) else "<0.001" if pair.p_holm < 0.001 else f"{pair.p_holm:.2g}",
+        p_value_text(result.p_value, pair.p_holm),
         [part_of(result.probability)],
         f"{result.ties:.0%}",
-        f"{comparisons.MOST_SEEDS}+" if result.seeds_needed is None else str(result.seeds_needed),
+        seeds_text(result.seeds_needed),
     ]
+
+
+def p_value_text(p_value: float, corrected: float) -> str:
+    """The corrected one; a dash where one run has none."""
+    return "-" if math.isnan(p_value) else "<0.001" if corrected < 0.001 else f"{corrected:.2g}"
+
+
+def seeds_text(seeds_needed: int | None) -> str:
+    return f"{comparisons.MOST_SEEDS}+" if seeds_needed is None else str(seeds_needed)
 
 
 def pair_caption(suite: Suite, pairs: Sequence[Pair]) -> str:
