@@ -125,9 +125,12 @@ def test_seeds_after_a_gap_wait_whatever_they_score(tmp_path: Path, capsys: pyte
     write_run(tmp_path, task="toy-reach", agent="bc", seed=2, suite="toy", online=(0.0,) * 3, state="running")
     found = judged(capsys, tmp_path, "fql > bc on toy")
     assert {agent: list(scores) for agent, scores in found["scores"].items()} == {"fql": ["0", "1"], "bc": ["0", "1"]}
-    assert found["waiting"] == ["fql: 1 later seed waits for seed 2 of fql and bc"] and found["outcome"] == "undecided"
+    assert found["uncounted"] == ["fql: 1 later seed waits for seed 2 of fql and bc"]
+    assert found["outcome"] == "undecided"
     later = judged(capsys, tmp_path, "fql > bc on toy", "--first-seed", "3")
-    assert later["waiting"] == ["fql: 1 later seed waits for seed 3 of bc"] and later["difference"] is None
+    waits = "fql: 1 later seed waits for seed 3 of bc"
+    earlier = [f"{agent}: 2 seeds before seed 3 do not count" for agent in ("fql", "bc")]
+    assert later["uncounted"] == [earlier[0], waits, earlier[1]] and later["difference"] is None
 
 
 def test_seeds_that_the_other_agent_lacks_wait_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +138,7 @@ def test_seeds_that_the_other_agent_lacks_wait_too(tmp_path: Path, capsys: pytes
     write_seeds(tmp_path, "bc", [0.0] * 2)
     found = judged(capsys, tmp_path, "fql > bc on toy")
     assert [list(scores) for scores in found["scores"].values()] == [["0", "1"]] * 2
-    assert found["outcome"] == "undecided" and found["waiting"] == ["fql: 6 later seeds wait for seed 2 of bc"]
+    assert found["outcome"] == "undecided" and found["uncounted"] == ["fql: 6 later seeds wait for seed 2 of bc"]
     assert "is not decided, after 2 seeds of each agent" in found["text"]
 
 
@@ -233,6 +236,21 @@ def test_no_more_seeds_than_allowed_are_spent(tmp_path: Path, capsys: pytest.Cap
     assert "--max-seeds allows no more than 5 seeds" in capsys.readouterr().out
 
 
+def test_seeds_that_suggested_a_claim_are_neither_made_nor_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launches = Launches(tmp_path, {"qc_fql": 1.0, "sac_flow_g": 0.0})
+    words = ("--local", "--until-decided", "qc_fql > sac_flow_g", "--first-seed", "6")
+    assert spend_seeds(launch_options(tmp_path, *words), launches) == 0
+    assert launches.seeds == [(6, 7), (6, 7, 8, 9)]
+    assert "holds, after 3 seeds" in capsys.readouterr().out
+    recorded = parse(LaunchOptions, launches.typed, "launch").selection
+    assert recorded.seeds == (6, 7, 8, 9)
+    # The same seeds from the start are others: none of 0 to 5 is there.
+    assert spend_seeds(launch_options(tmp_path, *words[:-2], "--max-seeds", "2"), launches) == 0
+    assert launches.seeds[2:] == [(0, 1)]
+
+
 def test_on_slurm_the_same_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     launches = Launches(tmp_path, {"qc_fql": 1.0, "sac_flow_g": 0.0})
     options = launch_options(tmp_path, "--slurm", "--until-decided", "qc_fql > sac_flow_g")
@@ -261,6 +279,7 @@ def test_a_launch_that_fails_ends_it(tmp_path: Path) -> None:
     ("words", "reason"),
     [
         (["toy", "--local", "--max-seeds", "4"], "--max-seeds is for --until-decided"),
+        (["toy", "--local", "--first-seed", "4"], "--first-seed is for --until-decided"),
         (["toy", "--local", "--until-decided", "a > b", "--seeds", "0"], "--seeds and --until-decided exclude"),
         (["toy", "--local", "--until-decided", "qc_fql"], "no claim"),
         (["toy", "--local", "--until-decided", "qc_fql > sac"], "no agent 'sac'"),

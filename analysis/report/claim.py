@@ -31,7 +31,7 @@ class Judgement:
     low: float
     high: float
     scores: dict[str, dict[int, float]]  # agent -> seed -> mean over the tasks of its final scores
-    waiting: tuple[str, ...]  # what does not count yet: one line for each agent with later seeds
+    uncounted: tuple[str, ...]  # a line for each agent with seeds that do not count: earlier ones, and later ones yet
 
 
 def judge(results: Path, text: str, first_seed: int = 0, mixed_matmul: bool = False) -> Judgement:
@@ -56,11 +56,14 @@ def judge(results: Path, text: str, first_seed: int = 0, mixed_matmul: bool = Fa
         agent: {seed: scores[seed] for seed in range(first_seed, end)} for agent, scores in by_seed.items()
     }
     lacking = " and ".join(agent for agent, scores in by_seed.items() if end not in scores)
-    waiting = []
+    uncounted = []
     for agent, scores in by_seed.items():
+        if number := sum(seed < first_seed for seed in scores):
+            does = "does" if number == 1 else "do"
+            uncounted.append(f"{agent}: {counted(number, 'seed')} before seed {first_seed} {does} not count")
         if number := sum(seed >= end for seed in scores):
             wait = "waits" if number == 1 else "wait"
-            waiting.append(f"{agent}: {counted(number, 'later seed')} {wait} for seed {end} of {lacking}")
+            uncounted.append(f"{agent}: {counted(number, 'later seed')} {wait} for seed {end} of {lacking}")
     first, second = (np.array(list(scores.values())) for scores in counted_scores.values())
     sequence = difference_sequence(first, second)
     at = sequence.decided
@@ -75,7 +78,7 @@ def judge(results: Path, text: str, first_seed: int = 0, mixed_matmul: bool = Fa
         low=float(sequence.low[-1]),
         high=float(sequence.high[-1]),
         scores=counted_scores,
-        waiting=tuple(waiting),
+        uncounted=tuple(uncounted),
     )
 
 
@@ -145,7 +148,7 @@ def lines_of(judgement: Judgement) -> list[str]:
     for agent, scores in judgement.scores.items():
         values = " ".join(f"{seed}:{two_digits(score)}" for seed, score in scores.items()) or "none"
         lines.append(f"seeds of {agent}: {values}")
-    return [*lines, *judgement.waiting]
+    return [*lines, *judgement.uncounted]
 
 
 def to_json(judgement: Judgement) -> str:

@@ -144,7 +144,7 @@ def check_effect(options: LaunchOptions) -> None:
     for name in sorted(typed & idle):
         where = "--slurm" if options.local else "--local; jobs of an array side by side: --max-parallel"
         raise ConfigError(f"{flag(name)} is for {where}")
-    for name in sorted(typed & {"max_seeds", "seeds_at_once"}):
+    for name in sorted(typed & {"max_seeds", "seeds_at_once", "first_seed"}):
         if options.spending.until_decided is None:
             raise ConfigError(f"{flag(name)} is for --until-decided CLAIM")
     if {"gres", "gpus_per_node"} <= typed:

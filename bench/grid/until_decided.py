@@ -31,9 +31,10 @@ class Spending:
     until_decided: str | None = None  # "qc_fql > sac_flow_g", of this suite, or of tasks of it: "… on SUITE/TASK"
     max_seeds: int = 30  # of each agent, decided or not
     seeds_at_once: int = 2  # of each agent, between looks
+    first_seed: int = 0  # seeds from here on are made and count: not those that were seen before the claim was made
 
     def __post_init__(self) -> None:
-        check_least(self, max_seeds=1, seeds_at_once=1)
+        check_least(self, max_seeds=1, seeds_at_once=1, first_seed=0)
 
 
 def spend_seeds(options: Any, launch: Callable[[Any], int]) -> int:
@@ -50,7 +51,7 @@ def spend_seeds(options: Any, launch: Callable[[Any], int]) -> int:
     while True:
         done = seeds_done(configs, results)
         if done:
-            judgement = ask_analysis(statement, results)
+            judgement = ask_analysis(statement, results, options.spending.first_seed)
             print(judgement["text"], flush=True)
             if judgement["outcome"] != "undecided":
                 return 0
@@ -113,13 +114,14 @@ def selecting(options: Any, statement: Statement) -> Any:
 
 
 def with_seeds(options: Any, number: int) -> Any:
-    """The same with seeds 0 to `number` - 1."""
-    selection = replace(options.selection, seeds=tuple(range(number)))
-    return replace(options, selection=selection, typed=(*options.typed, "--seeds", f"0..{number - 1}"))
+    """The same with the first `number` seeds of the claim."""
+    seeds = range(options.spending.first_seed, options.spending.first_seed + number)
+    selection = replace(options.selection, seeds=tuple(seeds))
+    return replace(options, selection=selection, typed=(*options.typed, "--seeds", f"{seeds[0]}..{seeds[-1]}"))
 
 
 def seeds_done(configs: list[RunConfig], results: Path) -> int:
-    """How many seeds, from 0 on without a gap, are complete for both agents on all tasks. ConfigError where a
+    """How many seeds, from the first on without a gap, are complete for both agents on all tasks. ConfigError where a
     directory belongs to another config: a claim is about the runs of this launch."""
     of_seed: dict[int, list[bool]] = defaultdict(list)
     for config in configs:
@@ -127,12 +129,13 @@ def seeds_done(configs: list[RunConfig], results: Path) -> int:
         if complete:
             prepare_directory(config, results)
         of_seed[config.seed].append(complete)
-    return next((seed for seed in sorted(of_seed) if not all(of_seed[seed])), len(of_seed))
+    return next((place for place, seed in enumerate(sorted(of_seed)) if not all(of_seed[seed])), len(of_seed))
 
 
-def ask_analysis(statement: Statement, results: Path) -> dict[str, Any]:
+def ask_analysis(statement: Statement, results: Path, first_seed: int) -> dict[str, Any]:
     """Raises ConfigError with what analysis says where it refuses."""
     command = [sys.executable, "-m", "analysis", "claim", str(statement), "--results", str(results), "--json"]
+    command += ["--first-seed", str(first_seed)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if done.returncode:
         raise ConfigError(done.stderr.strip().removeprefix("error: "))
