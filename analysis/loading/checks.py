@@ -51,7 +51,7 @@ def check_files(folder: Path, config: Mapping[str, Any], marker: Mapping[str, An
     if not shape:
         return Checks((), (), None), f"{COMPLETE}: files is {sums!r}, expected bytes and sha256 of each file"
     unchecked = [] if can_be_checked(config) else [CONFIG]
-    line_ends, training, fault = [], None, None
+    line_ends, training, faults = [], None, []
     for name in REPRODUCIBLE:
         path = folder / name
         content = path.read_bytes() if path.is_file() else None
@@ -59,7 +59,7 @@ def check_files(folder: Path, config: Mapping[str, Any], marker: Mapping[str, An
         if name not in sums:
             unchecked.append(name)
         elif content is None or rows is None:
-            fault = fault or f"{name} is missing, and {COMPLETE} says what it held"
+            faults.append(f"{name} is missing, and {COMPLETE} says what it held")
         elif not is_sum_of(sums[name], content):
             if rows != content and is_sum_of(sums[name], rows):
                 line_ends.append(name)
@@ -67,10 +67,10 @@ def check_files(folder: Path, config: Mapping[str, Any], marker: Mapping[str, An
                 was = f"{sums[name].get('bytes')} bytes with SHA-256 {str(sums[name]['sha256'])[:12]}"
                 now = f"{len(content)} with {hashlib.sha256(content).hexdigest()[:12]}"
                 edited = "it was edited, damaged, or is another run's"
-                fault = fault or f"{name} is not what the run wrote ({COMPLETE}: {was}; now {now}): {edited}"
+                faults.append(f"{name} is not what the run wrote ({COMPLETE}: {was}; now {now}): {edited}")
         if name == TRAIN and rows and has_losses(rows):
             training = hashlib.sha256(rows).hexdigest()
-    return Checks(tuple(unchecked), tuple(line_ends), training), fault
+    return Checks(tuple(unchecked), tuple(line_ends), training), "; ".join(faults) or None
 
 
 def has_losses(rows: bytes) -> bool:
