@@ -226,7 +226,7 @@ def test_a_job_of_a_cluster_trains_with_the_copy_that_was_submitted(cluster, tmp
     (tmp_path / "my_plugin.py").write_text(PLUGIN)
     words = f"launch --plugin my_plugin --slurm --time 5 --cpus-per-task 2 --mem 3000M {RUN} --name grid --device cpu"
     environment = {"PYTHONPATH": str(ROOT), "SLURM_CONF": str(cluster.conf)}
-    done = python("-m", "bench", *words.split(), cwd=tmp_path, timeout=300, **environment)
+    done = python("-m", "bench", *words.split(), cwd=tmp_path, timeout=900, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (tmp_path / "my_plugin.py").write_text("raise SystemExit('edited since')\n")
     directory = tmp_path / "results/grid/my-reach/my_agent/seed_000"

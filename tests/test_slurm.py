@@ -41,11 +41,12 @@ def node_of(pid: int) -> str | None:
 
 
 def test_a_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_path):
-    small = ["--offline-updates", "1000", "--online-steps", "300", "--eval-episodes", "2", "--warmup-steps", "10"]
-    small += ["--eval-interval-updates", "1000", "--eval-interval-steps", "300", "--log-interval", "100"]
+    small = ["--offline-updates", "200", "--online-steps", "100", "--eval-episodes", "2", "--warmup-steps", "10"]
+    small += ["--eval-interval-updates", "100", "--eval-interval-steps", "50", "--log-interval", "50"]
     small += ["--dataset", TINY_DATASET, "--device", "cpu", "--pack", "1", "--eval-workers", "1"]
     command = ["launch", "toy", *small, "--results"]
     grid = ["--slurm", "--gpus-per-node", "1", "--cpus-per-task", "2", "--mem", "7000M"]
+    drain_nodes(cluster, 1, 2, 3)  # until the queue has been looked at
     submitted = cluster.bench(*command, str(tmp_path / "grid"), *grid)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "1 job array: 6 jobs with 6 packs of seeds, 6 runs" in submitted.stdout
@@ -58,7 +59,8 @@ def test_a_suite_as_a_grid_gives_the_bytes_of_a_local_run(cluster, tmp_path):
         cwd=ROOT, env=shell, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert len(json.loads(elsewhere.stdout)["runs"]) == 6
-    cluster.drain()
+    resume_nodes(cluster, 1, 2, 3)
+    cluster.drain(results=tmp_path / "grid")
     states = cluster.status(tmp_path / "grid", "toy")
     assert states["counts"] == {"complete": 6} and states["gpu_hours_spent"] > 0
     starts = [provenance_of(directory)["starts"] for directory in run_dirs(tmp_path / "grid", "toy")]
@@ -137,11 +139,11 @@ def test_one_dead_run_does_not_bring_its_pack_down(cluster, tmp_path):
     """The process of a pack crashes: its runs go on apart, in the same job."""
     cluster.launch("pack", tmp_path, *PAIR)
     first, second = run_dirs(tmp_path, "pack")
-    wait_until(lambda: progressed(first, 40), 120)
+    wait_until(lambda: progressed(first, 40), 120, results=tmp_path)
     owner = owner_of(first)
     assert owner is not None
     os.kill(owner.pid, signal.SIGKILL)
-    wait_until(lambda: all_complete(tmp_path, "pack"), 240, lambda: cluster.status(tmp_path))
+    wait_until(lambda: all_complete(tmp_path, "pack"), 240, lambda: cluster.status(tmp_path), tmp_path)
     packs = [[start["pack"] for start in provenance_of(run)["starts"]] for run in (first, second)]
     assert packs == [[[0, 1], [0]], [[0, 1], [1]]]
     assert {start["slurm_restart"] for run in (first, second) for start in provenance_of(run)["starts"]} == {0}
@@ -164,7 +166,7 @@ def test_a_node_on_which_workers_crash_is_kept_away_from(cluster, tmp_path):
         cluster.launch("bad", tmp_path, *options)
         wait_until(lambda: len(list(tmp_path.glob("grids/crashes/*.json"))) >= 3, 180, cluster.jobs)
         resume_nodes(cluster, 2, 3)
-        wait_until(lambda: all_complete(tmp_path, "bad"), 240, lambda: cluster.status(tmp_path))
+        wait_until(lambda: all_complete(tmp_path, "bad"), 240, lambda: cluster.status(tmp_path), tmp_path)
     finally:
         over.set()
         killer.join()

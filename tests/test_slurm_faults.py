@@ -37,7 +37,7 @@ FAULTS = ("requeue", "preempt", "warn", "kill node", "restart controller", "canc
 def test_a_run_goes_on_after(fault, cluster, undisturbed, tmp_path):
     cluster.launch("run", tmp_path, *PAIR)
     first, _ = run_dirs(tmp_path, "run")
-    wait_until(lambda: progressed(first, 60), 120, lambda: cluster.status(tmp_path))
+    wait_until(lambda: progressed(first, 60), 120, lambda: cluster.status(tmp_path), tmp_path)
     ((job, _, node),) = cluster.jobs()
     before = cluster.status(tmp_path)
     assert before["counts"] == {"running": 2} and {run["job"] for run in before["runs"]} == {job}
@@ -65,11 +65,13 @@ def test_a_run_goes_on_after(fault, cluster, undisturbed, tmp_path):
         assert after["counts"].keys() <= {"cancelled", "lost"} and not processes_of(tmp_path), after
         assert "2 to do" in cluster.launch("run", tmp_path, *PAIR)
     seen: set[str] = set()
-    deadline = time.monotonic() + 240
-    while not all_complete(tmp_path, "run"):
-        assert time.monotonic() < deadline, cluster.status(tmp_path)
-        seen |= {run["state"] for run in cluster.status(tmp_path)["runs"]}
+
+    def ended() -> bool:
         time.sleep(1.0)
+        seen.update(run["state"] for run in cluster.status(tmp_path)["runs"])
+        return all_complete(tmp_path, "run")
+
+    wait_until(ended, 240, lambda: cluster.status(tmp_path), tmp_path)
     assert seen <= {"running", "starting", "queued", "complete", "preempted", "lost"}
     cluster.drain(240)  # Slurm holds a job that it has requeued for two minutes
     starts = provenance_of(first)["starts"]
