@@ -115,10 +115,10 @@ def mujoco_quick() -> list[RunConfig]:
         task="hopper-v4",
         dataset=None,
         offline_updates=0,
-        online_steps=20_000,
+        online_steps=8_000,
         warmup_steps=1_000,
         batch_size=128,
-        eval_interval_steps=2_000,
+        eval_interval_steps=1_000,
         eval_episodes=10,
         gradient_norm_interval=0,
     )
