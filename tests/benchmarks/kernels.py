@@ -2,17 +2,18 @@
 
     python -m tests.benchmarks.kernels                    every agent, one seed and a pack of 8, against the goals
     python -m tests.benchmarks.kernels --agents fql qc    some
-    python -m tests.benchmarks.kernels --compiled         some as a compiler fuses them (needs Triton)
+    python -m tests.benchmarks.kernels --compiled         compiles them instead (needs Triton; an hour for all)
     python -m tests.benchmarks.kernels --write            the counts become the budget that tests/test_fake_gpu.py holds
 
 Operators are those of the eager update on fake CUDA tensors, networks and batches as published for cube-double. Each
 takes as long as its launches in a CUDA graph, its products or its memory traffic, whichever is longest: a floor by the
-constants below, not a measurement, and without the fusion of a compiler.
+constants below, not a measurement. Compiled updates have the launches of the budget and the eager update's products.
 """
 
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import datasets
@@ -22,7 +23,7 @@ from bench.protocol.schedule import total_updates
 from bench.protocol.suites import run_config
 from tests.benchmarks.measure import table
 from tests.benchmarks.peers import beside
-from tests.fake_gpu.budget import FUSED, TABLE, Row, counts, departures, read_budget, write_budget
+from tests.fake_gpu.budget import COMPILED, TABLE, Row, counts, departures, read_budget, write_budget
 from tests.fake_gpu.compiled import fused_launches
 from tests.fake_gpu.paths import PARTS, SEEDS, TASK, Finding, findings
 from tests.fake_gpu.watch import Operator
@@ -74,6 +75,14 @@ def seconds(found: Finding, part: str, rate: float, launch: float = GRAPH_LAUNCH
     return found.mean(part, of_operator)
 
 
+def fused_seconds(found: Finding, launches: int, rate: float) -> float:
+    """Least time of an offline update that a compiler has fused into so many launches: that of the products, which it
+    does not fuse, and a launch for every other kernel, whose traffic is not known."""
+    products = [operator for operator in found.operators["offline"] if Operator(*operator).flop]
+    of_products = seconds(replace(found, operators={"offline": products}), "offline", rate)
+    return of_products + max(0, launches - len(products)) * GRAPH_LAUNCH
+
+
 def project(found: Sequence[Finding], rate: float) -> Projection:
     """`found`: one agent with one seed and with PACK."""
     config = run_config("kernels", datasets.task(TASK), found[0].agent, 0)
@@ -93,20 +102,22 @@ def calls(config: RunConfig) -> dict[str, int]:
 
 
 def counted(by_agent: dict[str, list[Finding]]) -> str:
-    """Launches and arithmetic of an update, by agent."""
-    rows = []
+    """Launches and arithmetic of an update, by agent; "compiled" is of the offline one of the budget, S = 1 / S = 8."""
+    budget, rows = read_budget(), []
     for agent, found in by_agent.items():
         alone = next(one for one in found if one.seeds == 1)
         gflop = [alone.mean(part, lambda operator: operator.flop / 1e9) for part in PARTS[:2]]
         eager = [1e3 * seconds(alone, part, RATES["fp32"], EAGER_LAUNCH) for part in PARTS[:2]]
         launches = [" / ".join(str(one.launches(part)) for part in PARTS) for one in found]
-        rows.append([agent, *launches, *(" / ".join(f"{x:.1f}" for x in pair) for pair in (gflop, eager))])
-    columns = ["", *(f"launches, S = {seeds}" for seeds in SEEDS), "GFLOP, S = 1", "eager ms, S = 1"]
+        compiled = " / ".join(str(budget.get((agent, one.seeds, COMPILED), "")) for one in found)
+        rows.append([agent, *launches, compiled, *(" / ".join(f"{x:.1f}" for x in pair) for pair in (gflop, eager))])
+    columns = ["", *(f"launches, S = {seeds}" for seeds in SEEDS), "compiled", "GFLOP, S = 1", "eager ms, S = 1"]
     return table("Launches of an update offline / online and of acting; arithmetic of an update", columns, rows)
 
 
 def projected(by_agent: dict[str, list[Finding]]) -> str:
     """Time of an offline update and hours of a run in each precision, by agent; `!` marks what misses a goal."""
+    budget = read_budget()
     projections = {
         agent: [project(found, rate) for rate in RATES.values()] for agent, found in by_agent.items()
     }  # in the order of RATES
@@ -114,11 +125,18 @@ def projected(by_agent: dict[str, list[Finding]]) -> str:
     def reached(goal: Goal, projection: Projection) -> str:
         return f"{goal.value(projection):.2f}{'' if goal.is_met(projection) else ' !'}"
 
+    def fused(one: Finding) -> str:
+        launches = budget.get((one.agent, one.seeds, COMPILED))
+        times = [1e3 * fused_seconds(one, launches, rate) for rate in RATES.values()] if launches else []
+        return " / ".join(f"{time:.2f}" for time in times)
+
     rows = []
     for agent, own in projections.items():
         updates = [" / ".join(f"{each.milliseconds['offline', seeds]:.2f}" for each in own) for seeds in SEEDS]
-        rows.append([agent, *updates, *(" / ".join(reached(goal, each) for each in own) for goal in GOALS)])
-    columns = ["", *(f"ms, S = {seeds}" for seeds in SEEDS), *(goal.what for goal in GOALS)]
+        goals = [" / ".join(reached(goal, each) for each in own) for goal in GOALS]
+        rows.append([agent, *updates, *map(fused, by_agent[agent]), *goals])
+    compiled = [f"compiled ms, S = {seeds}" for seeds in SEEDS]
+    columns = ["", *(f"ms, S = {seeds}" for seeds in SEEDS), *compiled, *(goal.what for goal in GOALS)]
     lines = [table(f"Offline update in a graph, and a whole run: {' / '.join(RATES)}", columns, rows), ""]
     for goal in GOALS:
         limit = f"at least {goal.least}" if goal.least else f"at most {goal.most}"
@@ -128,14 +146,22 @@ def projected(by_agent: dict[str, list[Finding]]) -> str:
     return "\n".join(lines)
 
 
-def fused(agents: Sequence[str]) -> str:
-    """Launches of offline updates as a compiler fuses them, beside the eager ones of the budget."""
-    budget, rows = read_budget(), []
-    for (agent, seeds, _), launches in fused_launches(agents).items():
+def compile_anew(agents: Sequence[str], accept: bool) -> str:
+    """Prints the launches of each agent's offline update as a compiler fuses it, beside the eager ones of the budget.
+
+    Returns how they depart from it; `accept` writes each to it instead, as soon as it is counted.
+    """
+    lines = []
+    for row, launches in fused_launches((name, seeds) for name in agents for seeds in SEEDS):
+        agent, seeds, _ = row
+        budget = read_budget()
         eager = budget[agent, seeds, "offline"]
-        rows.append([agent, eager, launches, f"{eager / launches:.1f}x", f"{1e3 * GRAPH_LAUNCH * launches:.2f}"])
-    columns = ["", "launches, eager", "compiled", "fewer", "ms of these in a graph"]
-    return table("An offline update of one seed, compiled for an H100", columns, rows)
+        print(f"{agent}, S = {seeds}: {launches} launches, {eager} eager, {eager / launches:.1f}x", flush=True)
+        if accept:
+            write({row: launches})
+        else:
+            lines += departures({row: launches}, budget)
+    return "\n".join(lines)
 
 
 def write(found: dict[Row, int]) -> None:
@@ -147,19 +173,19 @@ def write(found: dict[Row, int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
+    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=[])
     parser.add_argument("--write", action="store_true", help=f"write the counts to {TABLE.name}")
-    parser.add_argument("--compiled", action="store_true", help=f"of {', '.join(FUSED)} as a compiler fuses them")
+    parser.add_argument("--compiled", action="store_true", help="compile instead, and hold the counts to the budget")
     args = parser.parse_args()
+    agents = args.agents or list(AGENTS)
     if args.compiled:
-        names = [name for name in FUSED if name in args.agents]
-        return write(fused_launches(names)) if args.write else print(fused(names))
-    found = findings(args.agents)
+        raise SystemExit(compile_anew(agents, args.write) or None)
+    found = findings(agents)
     if faults := [f"{one.agent}, S = {one.seeds}: {fault}" for one in found for fault in one.faults]:
         raise SystemExit("\n".join(faults))
     if args.write:
         write(counts(found))
-    by_agent = {name: [one for one in found if one.agent == name] for name in args.agents}
+    by_agent = {name: [one for one in found if one.agent == name] for name in agents}
     print(counted(by_agent))
     print(projected(by_agent))
     ours = {name: 1e3 / project(found, RATES["fp32"]).milliseconds["offline", 1] for name, found in by_agent.items()}

@@ -9,8 +9,8 @@ from tests.fake_gpu.paths import PARTS, Finding
 TABLE = Path(__file__).parents[1] / "kernel_budget.csv"
 ALLOWED = 0.05  # share by which a count may depart from the table
 WRITE = "python -m tests.benchmarks.kernels --write"
-COMPILED = "offline compiled"  # a part: the offline update as a compiler fuses it, of FUSED, for one seed
-FUSED = ("bc", "sac", "qc_fql", "sac_flow_g")
+COMPILED = "offline compiled"  # a part: the offline update as a compiler fuses it
+SAMPLE = ("bc", "bc_diffusion", "sac", "qc_fql", "sac_flow_g")  # of these, those that tests compile anew
 
 Row = tuple[str, int, str]  # agent, seeds, part
 

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -64,15 +64,14 @@ def compiled_launches(name: str, num_seeds: int, phase: Phase) -> dict[str, int]
     }
 
 
-def fused_launches(names: Sequence[str]) -> dict[Row, int]:
-    """Launches of these agents' offline updates, one seed each, by processes of their own. Raises NoFakeGPU."""
-    found: dict[Row, int] = {}
-    for name in names:
-        done = run_on_fake_gpu(["-m", "tests.fake_gpu.compiled", name], stdout=subprocess.PIPE)
+def fused_launches(agents: Iterable[tuple[str, int]]) -> Iterator[tuple[Row, int]]:
+    """Launches of the offline update of each agent with that many seeds, by a process of its own. Raises NoFakeGPU."""
+    for name, num_seeds in agents:
+        arguments = ["-m", "tests.fake_gpu.compiled", name, "--seeds", str(num_seeds)]
+        done = run_on_fake_gpu(arguments, stdout=subprocess.PIPE)
         if done.returncode:
-            raise RuntimeError(f"compiling {name} ended with exit code {done.returncode}")
-        found[name, 1, COMPILED] = sum(json.loads(done.stdout.splitlines()[-1]).values())
-    return found
+            raise RuntimeError(f"compiling {name}, S = {num_seeds}, ended with exit code {done.returncode}")
+        yield (name, num_seeds, COMPILED), sum(json.loads(done.stdout.splitlines()[-1]).values())
 
 
 def _compile_only(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
@@ -90,6 +89,7 @@ def inductor_for(gpu: SimpleNamespace, take: Callable[[str], object]) -> Iterato
     import torch._inductor.fx_passes.fuse_attention as fuse_attention
     import torch._inductor.fx_passes.pad_mm as pad_mm
     import torch._subclasses.fake_tensor as fake_tensor
+    import torch.fx.experimental.proxy_tensor as proxy_tensor
     import triton  # pyright: ignore[reportMissingImports]
     from torch._dynamo.device_interface import CudaInterface
     from torch._inductor.graph import GraphLowering
@@ -117,6 +117,10 @@ def inductor_for(gpu: SimpleNamespace, take: Callable[[str], object]) -> Iterato
         replace(CudaInterface.Worker, {"current_device": 0, "get_device_properties": gpu})
         replace(torch._C, {"_cuda_getCurrentRawStream": 0})
         replace(fake_tensor, {"init_gpu_context": None})
+        # Numbers for a GPU are made on the host first, as without one: there is none, whatever torch has been told.
+        stack.enter_context(mock.patch.object(fake_tensor.FakeTensorMode, "avoid_device_init", True))
+        # A number that is known beforehand would be computed there and then, on the device.
+        stack.enter_context(mock.patch.object(proxy_tensor, "CONSTANT_NUMEL_LIMIT", 0))
         replace(triton_helpers, {"set_driver_to_gpu": None})
         replace(triton_heuristics.CachingAutotuner, {"precompile": None})
         replace(compile_fx, {"get_cuda_device_context": contextlib.nullcontext()})

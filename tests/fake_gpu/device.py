@@ -10,8 +10,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.fake_gpu.memory import RememberingFakeTensorMode
 from tests.fake_gpu.watch import Fault
 
 FREE = 80 * 2**30  # bytes
@@ -20,7 +20,7 @@ FREE = 80 * 2**30  # bytes
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[None]:
     """Answers in the driver's place what torch asks it: for free memory and pinned memory."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = RememberingFakeTensorMode(allow_non_fake_inputs=True)
     threads = torch.autograd.is_multithreading_enabled()
     torch._C._set_multithreading_enabled(False)  # threads of the backward pass would set a device
     try:

@@ -3,6 +3,7 @@
 import contextlib
 import traceback
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 ROOT = Path(__file__).resolve().parents[2]
-HARNESS = ("watch.py", "device.py", "paths.py")  # of this folder
+HARNESS = ("watch.py", "memory.py", "device.py", "paths.py")  # of this folder
 
 ALLOCATE = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+DEVICE_OF = torch.ops.prim.device.default
 COPY = ("_to_copy", "copy_", "_copy_from")
 BY_INDEX = ("index", "index_put", "index_put_", "_index_put_impl_")
 GATHER = ("index", "index_select", "gather", "searchsorted")  # read as much as they write, of a table of any size
@@ -49,6 +51,10 @@ class Watch(TorchDispatchMode):
         self.operators: list[Operator] = []
         self._looks_away = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # no compiler is at work that would have to be kept out at each call
+
     @contextlib.contextmanager
     def looking_away(self) -> Iterator[None]:
         """Within it nothing is examined or put down."""
@@ -64,19 +70,21 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is DEVICE_OF:  # half of all calls
+            return args[0].fake_device
         if self._looks_away:
             return func(*args, **kwargs)
         inputs = [*_tensors(args), *_tensors(kwargs.values())]
-        name = func._schema.name.removeprefix("aten::")
+        name, launches_nothing, draws = _traits(func)
         if _on_gpu(inputs):
-            _examine(func, name, inputs, args)
+            _examine(name, draws, inputs, args)
         result = func(*args, **kwargs)
         outputs = [*_tensors([result])]
-        if func.namespace == "prim" or not _on_gpu(inputs + outputs):
+        if not _on_gpu(inputs + outputs):
             return result
         if name in COPY and any(tensor.device.type == "cpu" for tensor in inputs + outputs):
             raise Fault(f"{name} between host and device")
-        if not (_is_view(func) or name in ALLOCATE):
+        if not launches_nothing:
             flop = flop_registry.get(func.overloadpacket, lambda *_, **__: 0)(*args, **kwargs, out_val=result)
             moved = 2 * outputs if name in GATHER else inputs + outputs
             self.operators.append(Operator(_launches(name, args), flop, sum(map(_bytes, moved))))
@@ -94,11 +102,18 @@ def line_of_ours(error: BaseException) -> str:
     return "no line of ours"
 
 
-def _examine(func: Any, name: str, inputs: list[Tensor], args: Any) -> None:
+@cache
+def _traits(func: Any) -> tuple[str, bool, bool]:
+    """Name of an operator, whether nothing is launched for it, whether it draws random numbers."""
+    name = func._schema.name.removeprefix("aten::")
+    return name, _is_view(func) or name in ALLOCATE, torch.Tag.nondeterministic_seeded in func.tags
+
+
+def _examine(name: str, draws: bool, inputs: list[Tensor], args: Any) -> None:
     """Raises Fault for what an operator on CUDA tensors must not do and fake tensors allow."""
     if name in BY_INDEX and any(index is not None and index.dtype == torch.bool for index in args[1]):
         raise Fault(f"{name} by a mask: the host waits to learn how many rows that are")
-    if torch.Tag.nondeterministic_seeded in func.tags:
+    if draws:
         raise Fault(f"{name} draws random numbers that are on no tape")
     # A single number on the host is taken as an argument of the kernel; a tensor is not.
     if name not in COPY and any(tensor.device.type == "cpu" and tensor.dim() for tensor in inputs):
