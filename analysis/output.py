@@ -20,6 +20,7 @@ from analysis.published.points import PublishedPoint
 from analysis.published.verdict_tables import summarised, write_verdicts
 from analysis.published.verdicts import judge
 from analysis.tables.comparisons import write_comparisons
+from analysis.tables.gradients import write_growth
 from analysis.tables.paper import write_paper_table
 from analysis.tables.success import suite_rows, to_markdown, write_tables
 
@@ -61,6 +62,7 @@ def write_suite(
     for write in (write_tables, write_paper_table, write_comparisons, draw_suite, draw_comparisons, draw_ablations):
         written += write(suite, out)
     written += draw_gradients(suite, norms, out)
+    written += write_growth(suite, norms, out)
     written += draw_returns(suite, training, out)
     written += write_verdicts(suite, verdicts, out)
     written += draw_published(suite, published, out)

@@ -13,7 +13,10 @@ from analysis.figures import gradients as gradient_figures
 from analysis.loading.gradients import RolloutNorms, load_norms
 from analysis.loading.load import load_results
 from analysis.loading.read import ResultsError
+from analysis.statistics.growth import growth_pairs, growths_of
+from analysis.tables.gradients import write_growth
 from tests.test_analysis import load_one, write_run
+from tests.test_comparison_tables import read_csv
 
 DRAWN = {f"quick_{kind}.{suffix}" for kind in ("gradients", "gradient_growth") for suffix in ("pdf", "svg", "png")}
 AGENTS = {"sac_flow_g": (4, 1.0), "naive_sac_flow": (10, 1.25)}  # name -> K, factor of a step
@@ -232,3 +235,38 @@ def test_runs_that_do_not_belong_together_are_refused_by_name(tmp_path: Path) ->
     write_rows(folders[1], [row for row in rows if not row.startswith("online,220")])
     with pytest.raises(ResultsError, match=r"seed_001 has no gradient norms at online step 20, which others have"):
         norms_of(tmp_path)
+
+
+def test_growth_is_a_factor_with_limits_and_agents_are_compared_by_it(tmp_path: Path) -> None:
+    suite = load_one(write_grid(tmp_path, tasks=2))
+    norms = load_norms(suite, tmp_path)
+    paths = write_growth(suite, norms, tmp_path)
+    assert {path.name for path in paths} == {
+        f"quick_{name}.{kind}" for name in ("gradient_growth", "growth_comparisons") for kind in ("csv", "md")
+    }
+    rows = {(row["agent"], row["phase"]): row for row in read_csv(tmp_path / "quick_gradient_growth.csv")}
+    assert set(rows) == {(agent, phase) for agent in AGENTS for phase in ("offline", "online")}
+    naive = rows["naive_sac_flow", "online"]
+    assert [float(naive[name]) for name in ("growth", "growth_low", "growth_high")] == pytest.approx([1.25**10] * 3)
+    assert (naive["runs"], naive["exploding"], naive["vanishing"]) == ("6", "0", "0")
+    assert float(rows["sac_flow_g", "offline"]["largest"]) == pytest.approx(1.0)
+    pairs = read_csv(tmp_path / "quick_growth_comparisons.csv")
+    assert [pair["phase"] for pair in pairs] == ["offline", "online"]
+    for pair in pairs:
+        assert {pair["first"], pair["second"]} == set(AGENTS)
+        ratio = float(pair["ratio"])
+        assert (ratio if pair["first"] == "naive_sac_flow" else 1 / ratio) == pytest.approx(1.25**10, rel=1e-5)
+    assert "ratio of growths" in (tmp_path / "quick_growth_comparisons.md").read_text()
+
+
+def test_explosions_are_counted_by_run_and_the_worst_point_is_told(tmp_path: Path) -> None:
+    for seed, (first, second) in enumerate([(1.0, 1.0), (10.0, 90.0), (0.1, 0.01)]):
+        rows = rows_at("online", 220, 20, 1, first) + rows_at("online", 240, 40, 1, second)
+        write_rows(write_run(tmp_path, "cube-double-task1", "sac_flow_g", seed), rows)
+    suite = load_one(tmp_path)
+    (growth,) = growths_of(suite, load_norms(suite, tmp_path))
+    assert growth.by_task["cube-double-task1"] == pytest.approx(np.log10([1.0, 30.0, 0.1**1.5]))
+    assert (growth.exploding, growth.vanishing) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert growth.largest == pytest.approx(90.0)
+    assert float(growth.mean.mean) == pytest.approx((30.0 * 0.1**1.5) ** (1 / 3))
+    assert growth_pairs([growth]) == []

@@ -4,7 +4,6 @@ A flow step multiplies a gradient by its Jacobian, so norms are averaged and com
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +27,9 @@ from analysis.labels.style import COLUMN_WIDTH, AgentStyle, styles_of
 from analysis.labels.wording import data_label, seeds_label, wrapped
 from analysis.loading.gradients import PHASES, RolloutNorms
 from analysis.loading.load import Suite
+from analysis.statistics.growth import AllNorms, growth_at, log10, over_training
 from analysis.statistics.metrics import Array, stratified_t
 
-AllNorms = Mapping[tuple[str, str], RolloutNorms]  # by agent and phase
 ROWS = {"x": "norm at point k", "parameters": "norm by parameters\nin step k"}
 PHASE_TITLES = {"offline": "offline phase", "online": "online phase"}
 LEAST_SPAN = 10.0  # of a scale from its lower to its upper end, so that small differences look small
@@ -70,7 +69,7 @@ def rollout_figure(suite: Suite, norms: AllNorms) -> Figure:
 
 def draw_rollout(axes: Axes, norms: RolloutNorms, kind: str, style: AgentStyle, num_agents: int) -> Array:
     """One agent: the mean of its runs over tasks and seeds, band and runs. Returns the means that were drawn."""
-    runs = [over_training(values) for values in norms.by_kind[kind]]
+    runs = [over_training(log10(values)) for values in norms.by_kind[kind]]
     x = np.arange(runs[0].shape[1]) / norms.flow_steps
     return draw_mean(axes, x, runs, style, num_agents, markevery=1)
 
@@ -89,7 +88,7 @@ def growth_figure(suite: Suite, norms: AllNorms) -> Figure:
             hand_over = np.zeros(1, dtype=np.int64)
             offline, online = (of_phase.progress, nothing) if phase == "offline" else (nothing, of_phase.progress)
             x = axis_position(suite, offline, np.concatenate([hand_over, online]))
-            growth = [log10(values[..., 0]) - log10(values[..., -1]) for values in of_phase.by_kind["x"]]
+            growth = [growth_at(values) for values in of_phase.by_kind["x"]]
             every = max(1, len(x) // MARKERS_PER_LINE)
             means.append(draw_mean(axes, x, growth, style, len(suite.agents), markevery=every))
     axes.axhline(1.0, color="0.25", linestyle=(0, (1, 2)), linewidth=0.8, zorder=1.5)
@@ -119,19 +118,6 @@ def draw_mean(axes: Axes, x: Array, logs: list[Array], style: AgentStyle, num_ag
         zorder=3,
     )
     return mean
-
-
-def over_training(norms: Array) -> Array:
-    """(n, P, k) -> (n, k): mean logarithm over the points that a run has come to, NaN without any."""
-    logs = log10(norms)
-    present = ~np.isnan(logs)
-    with np.errstate(invalid="ignore"):
-        return np.where(present, logs, 0.0).sum(axis=1) / present.sum(axis=1)
-
-
-def log10(norms: Array) -> Array:
-    """NaN for a gradient that is 0, which has no place on a logarithmic scale."""
-    return np.log10(np.where(norms > 0, norms, np.nan))
 
 
 def dress_log_scale(axes: Axes, means: list[Array]) -> None:
