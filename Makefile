@@ -2,9 +2,11 @@
 PYTHON  ?= python3
 SUITE   ?= quick
 RESULTS ?= results
+CELL    ?= toy/toy-reach/qc_fql
 PY      := MUJOCO_GL=disable .venv/bin/python
 CHOSEN   = $(if $(filter file,$(origin SUITE)),,$(SUITE))
 ON_SLURM = $(filter-out 0 no,$(SLURM))
+ARCHIVED = $(filter-out 0 no,$(REFERENCE))
 SELECT   = $(if $(AGENTS),--agents $(AGENTS)) $(if $(TASKS),--tasks $(TASKS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 # Extras: the suites' own needs, or those asked for; `video` writes MP4; the tests cover all.
@@ -35,7 +37,8 @@ READS_setup   := SUITE EXTRAS TORCH
 READS_bench   := SUITE EXTRAS AGENTS TASKS SEEDS SLURM RESULTS ARGS
 READS_plan    := SUITE EXTRAS AGENTS TASKS SEEDS RESULTS ARGS
 READS_status  := SUITE EXTRAS RESULTS ARGS
-READS_figures := SUITE EXTRAS RESULTS ARGS
+READS_figures := EXTRAS REFERENCE $(if $(ARCHIVED),,SUITE RESULTS ARGS)
+READS_verify-reference := EXTRAS CELL SEEDS ARGS
 READS_report  := SUITE EXTRAS RESULTS ARGS
 READS_parity  := EXTRAS ARGS
 READS_check   := EXTRAS
@@ -64,10 +67,10 @@ $(error .venv was installed without TORCH=cpu; remove it first: make clean)
 endif
 endif
 
-.PHONY: help setup bench plan status figures report test test-all test-slurm test-gpu parity check clean
+.PHONY: help setup bench plan status figures verify-reference report test test-all test-slurm test-gpu parity check clean
 
 help:     ## list the targets
-	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\): .*## /\1\t/p' Makefile | expand -t 18
 
 setup: .venv/.complete $(EXTRAS:%=.venv/.extra-%) ## install the pinned environment into .venv, once [TORCH=cpu] [EXTRAS="robomimic minari bullet tensorboard wandb video browser"]
 
@@ -99,8 +102,12 @@ plan: setup ## what a suite would run, what is complete, what it costs here
 status: setup ## how the runs under results/ fare: make status [SUITE=…]
 	@$(PY) -m bench status $(CHOSEN) --results $(RESULTS) $(ARGS)
 
-figures: setup ## draw everything under results/, or one suite: make figures [SUITE=…] [ARGS=…]
-	@$(PY) -m analysis --results $(RESULTS) $(if $(CHOSEN),--suite $(CHOSEN)) $(ARGS)
+figures: setup ## draw everything under results/, or one suite: make figures [SUITE=…] [ARGS=…]; REFERENCE=1: the archive, compared with its record
+	@$(PY) -m analysis $(if $(ARCHIVED),reference,--results $(RESULTS) $(if $(CHOSEN),--suite $(CHOSEN)) $(ARGS))
+
+verify-reference: setup ## train runs of the archive again, and compare: make verify-reference [CELL=suite/task/agent] [SEEDS=0..2] [ARGS=…]
+	@$(PY) -m bench repeat $(CELL) --seeds $(or $(SEEDS),0..2) $(ARGS)
+	@$(PY) -m analysis verify $(CELL)
 
 report: setup ## one HTML page of everything under results/, or of one suite: make report [SUITE=…] [ARGS=…]
 	@$(PY) -m analysis report --results $(RESULTS) $(if $(CHOSEN),--suite $(CHOSEN)) $(ARGS)

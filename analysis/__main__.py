@@ -1,6 +1,6 @@
 """`python -m analysis VERB`: figures and tables, one HTML page of everything, the runs behind one point of a figure,
-whether an agent is better than another, the table of published numbers. Reads `results/` and writes what it is asked
-for alone.
+whether an agent is better than another, whether an archive gives the same runs and figures again, the
+table of published numbers. Reads `results/` and writes what it is asked for alone.
 
 A verb is a function of its options. It imports late: drawing takes a second to import, which `--help` and a refusal
 need not wait for.
@@ -20,7 +20,7 @@ if importlib.util.find_spec("tyro") is None or importlib.util.find_spec("pandas"
 from tyro.conf import Positional
 
 from bench.command_line import Verb, check_folder, check_least, exit_code, run_verb
-from bench.runs.contract import FIGURES, ConfigError, StorageError
+from bench.runs.contract import FIGURES, REFERENCE, REPEATED, ConfigError, StorageError
 
 # -------------------------------------------------------------------------------------------------------- figures
 
@@ -44,6 +44,18 @@ class FiguresOptions:
 
 def figures(options: FiguresOptions) -> int:
     """Tables to the terminal, figures and tables to files."""
+    written, texts = draw(options)
+    # What a reader must know, and do next, stands last, where it is seen.
+    first = ("_success.png", "_returns.png")
+    figure = next((path for end in first for path in written if path.name.endswith(end)), written[0])
+    again = "" if options.results == Path("results") else f" RESULTS={options.results}"
+    last = f"open {figure}; one HTML page of everything: make report{again}"
+    print("\n".join([*texts, f"wrote {folded(written)} into {figure.parent}", last]))
+    return 0
+
+
+def draw(options: FiguresOptions) -> tuple[list[Path], list[str]]:
+    """Writes figures and tables: their paths, and words for the terminal."""
     from analysis.loading.gradients import load_norms
     from analysis.loading.load import load_results
     from analysis.loading.training import training_returns
@@ -61,16 +73,9 @@ def figures(options: FiguresOptions) -> int:
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        written, texts = write_all(suites, norms, training, published, out)
+        return write_all(suites, norms, training, published, out)
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error}") from error
-    # What a reader must know, and do next, stands last, where it is seen.
-    first = ("_success.png", "_returns.png")
-    figure = next((path for end in first for path in written if path.name.endswith(end)), written[0])
-    again = "" if options.results == Path("results") else f" RESULTS={options.results}"
-    last = f"open {figure}; one HTML page of everything: make report{again}"
-    print("\n".join([*texts, f"wrote {folded(written)} into {out}", last]))
-    return 0
 
 
 def folded(written: Sequence[Path]) -> str:
@@ -79,6 +84,63 @@ def folded(written: Sequence[Path]) -> str:
     for path in written:
         endings.setdefault(path.stem, []).append(path.suffix[1:])
     return ", ".join(f"{stem}.{{{','.join(of)}}}" if len(of) > 1 else f"{stem}.{of[0]}" for stem, of in endings.items())
+
+
+# ------------------------------------------------------------------------------------------------------ reference
+
+
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """Draw an archive of runs, and compare every file with the one that was recorded."""
+
+    results: Path = Path("results") / REFERENCE  # the archive
+    write: bool = False  # record what is drawn, after a change of its runs or of the figures
+
+    def __post_init__(self) -> None:
+        check_folder(self)
+
+
+def reference(options: ReferenceOptions) -> int:
+    """Exit code 1 where a file differs; one line each."""
+    from analysis.report.reference import DRAWN, differences, draw_apart, narrower_arithmetic, read_drawn, write_drawn
+
+    if narrower := narrower_arithmetic():
+        return draw_apart(options.results, options.write, narrower)
+    drawn = None if options.write else read_drawn(options.results)
+    written, _ = draw(FiguresOptions(options.results))
+    print(f"wrote {folded(written)} into {written[0].parent}")
+    if drawn is None:
+        write_drawn(options.results, written)
+        print(f"recorded {len(written)} files in {options.results / DRAWN}")
+        return 0
+    lines = differences(drawn, written)
+    print("\n".join(lines or [f"all {len(written)} files are those that were recorded, byte for byte"]))
+    return 1 if lines else 0
+
+
+# --------------------------------------------------------------------------------------------------------- verify
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Whether runs of an archive, trained again by `python -m bench repeat`, are the same."""
+
+    cell: Positional[str]  # suite/task/agent
+    reference: Path = Path("results") / REFERENCE  # the archive
+    results: Path = Path("results") / REPEATED  # the runs that were trained again
+
+    def __post_init__(self) -> None:
+        check_folder(self, "reference")
+        check_folder(self)
+
+
+def verify(options: VerifyOptions) -> int:
+    """A line for each seed and one for the cell. Exit code 1 where it does not agree."""
+    from analysis.report.verify import verify
+
+    verification = verify(options.reference, options.results, options.cell)
+    print("\n".join(verification.lines))
+    return 0 if verification.agrees else 1
 
 
 # --------------------------------------------------------------------------------------------------------- report
@@ -221,6 +283,8 @@ VERBS = {
     "report": Verb("one HTML page of all suites and runs, complete or not", report),
     "explain": Verb("the runs and episodes behind one point of a figure", explain),
     "claim": Verb("whether an agent is better than another, by the seeds so far", claim),
+    "reference": Verb("draw an archive of runs, and compare with what was recorded", reference),
+    "verify": Verb("whether runs of an archive, trained again, are the same", verify),
     "published compact": Verb("the table of published end points, from files of a release", published),
 }
 

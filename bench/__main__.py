@@ -31,6 +31,10 @@ VERBS = {
     "logs": Verb("the output of a run's process and of its job", "bench.grid.status:logs_command"),
     "cancel": Verb("end a grid's jobs; launch again to go on", "bench.grid.status:cancel_command"),
     "mirror": Verb("copy runs' numbers to TensorBoard or W&B", "bench.tools.mirror:mirror_command"),
+    "archive": Verb(
+        "complete runs without checkpoints, small enough to publish", "bench.tools.archive:archive_command"
+    ),
+    "repeat": Verb("train the runs of an archive again", "bench.grid.repeat:repeat_command"),
     "evaluate": Verb("a finished run's policy on fresh episodes", "bench.tools.evaluation:evaluate_command"),
     "video": Verb("evaluation episodes of a finished run as MP4 or GIF", "bench.tools.video:video_command"),
     "list suites": Verb("every suite, and what it is for", "bench.tools.lists:suites_command"),

@@ -6,7 +6,7 @@ go by the kind of command and know no page:
 * `make X …` is what `make --dry-run X …` prints, each line of it a command of its own;
 * `python -m bench run | plan | launch …` is planned, for one seed of its suite's last agent and task unless it, or a
   claim, chooses some;
-* `python -m bench data generate …` makes one episode, `video` draws one small GIF;
+* `python -m bench data generate …` makes one episode, `video` draws one small GIF, `repeat` says what it will cost;
 * `python -m pytest …` collects its tests;
 * `python -m tests.benchmarks.X …` reads its options and stops before it measures;
 * anything else of `bench` and `analysis` runs as it stands.
@@ -23,6 +23,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -62,6 +63,7 @@ LACKING = (
     r"make setup EXTRAS=",
     rf"no suite '({'|'.join(SUITES)})' under results",
     rf"no (runs|launch) of ({'|'.join(SUITES)}) (under|is recorded)",
+    r"no runs of '[\w/@-]+' under results/repeated; train them first",
     r"the last evaluation has no episode (that failed|where one fails and the other succeeds)",
 )
 # Programs that are not ours, by how they are called.
@@ -138,6 +140,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         O2O_BENCH_DATA=str(folder / "cache"),
     )
     assert made.returncode == 0, made.stderr
+    shutil.copytree(ROOT / "results" / "reference", folder / "results" / "reference")
+    (folder / "results/leaderboard").symlink_to(ROOT / "results/leaderboard")
     yield folder
 
 
@@ -234,6 +238,10 @@ def run_bench(arguments: list[str], empty: Path) -> None:
             for option, value in choices.items():
                 shorter += [] if option in arguments else [option, value]
         arguments = arguments + shorter
+    elif verb == "archive":
+        arguments = [*arguments, "--out", str(empty)]
+    elif verb == "repeat":
+        arguments = [*arguments, "--results", str(empty), "--dry-run"]
     elif arguments[:2] == ["data", "generate"]:
         arguments = [*arguments, "--episodes", "1", "--workers", "1"]
     elif verb == "video":
@@ -301,6 +309,8 @@ MISTAKES = {
     "make benhc": "benhc",
     "make bench SUITE=toy ARGS=--seedz": "--seedz",
     "make figures RESULTS=elsewhere": "elsewhere",
+    "make figures REFERENCE=1 SUITE=toy": "does not read SUITE",
+    "make verify-reference CELL=toy/toy-reach/qc_fq": "did you mean 'toy/toy-reach/qc_fql'",
     "PARITY_DIR=tests/parity make paritee": "paritee",
     ".venv/bin/python -m bench launch toy --slurm --partitoin gpu": "--partitoin",
     ".venv/bin/python -m bench run --task toy-reach --agent awac --agent-config.learn_rate 1": "learn_rate",

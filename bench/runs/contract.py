@@ -45,7 +45,9 @@ ORIGINS = ("published", "generated", "user", "none")  # of a run's data; none: i
 OFFLINE_PHASES = "offline"  # folder of results/ for offline phases that runs share; they belong to no suite
 GRIDS = "grids"  # folder of results/ for the records of launches
 FIGURES = "figures"  # folder of results/ for what analysis draws
-NO_SUITES = (OFFLINE_PHASES, GRIDS, FIGURES)  # folders of results/ that hold no suite
+REFERENCE = "reference"  # folder of results/ for the archive of runs that comes with the project
+REPEATED = "repeated"  # folder of results/ for runs of the archive that are trained again
+NO_SUITES = (OFFLINE_PHASES, GRIDS, FIGURES, REFERENCE, REPEATED)  # folders of results/ without a suite
 FOLDER = "\\w[\\w.,=+-]*"  # what a suite or a data set may be called; a regular expression
 LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and names of drafts are longer
 VARIANT = "[\\w.,=+-]*"  # what a variant may be called; a regular expression
@@ -283,9 +285,14 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """A JSON file's content; sorted keys, so that equal objects are equal bytes."""
+    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replaces a JSON file; sorted keys, so that equal objects are equal bytes. Raises StorageError."""
-    write_atomically(path, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+    """Replaces a JSON file. Raises StorageError."""
+    write_atomically(path, json_bytes(data))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
