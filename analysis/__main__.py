@@ -1,5 +1,5 @@
 """`python -m analysis VERB`: figures and tables, one HTML page of everything, the runs behind one point of a figure,
-whether an agent is better than another, whether an archive gives the same runs and figures again, the
+whether an agent is better than another, whether an archive gives the same runs and figures again, a leaderboard, the
 table of published numbers. Reads `results/` and writes what it is asked for alone.
 
 A verb is a function of its options. It imports late: drawing takes a second to import, which `--help` and a refusal
@@ -20,7 +20,7 @@ if importlib.util.find_spec("tyro") is None or importlib.util.find_spec("pandas"
 from tyro.conf import Positional
 
 from bench.command_line import Verb, check_folder, check_least, exit_code, run_verb
-from bench.runs.contract import FIGURES, REFERENCE, REPEATED, ConfigError, StorageError
+from bench.runs.contract import FIGURES, LEADERBOARD, REFERENCE, REPEATED, ConfigError, StorageError
 
 # -------------------------------------------------------------------------------------------------------- figures
 
@@ -250,6 +250,37 @@ def claim(options: ClaimOptions) -> int:
     return 0
 
 
+# ---------------------------------------------------------------------------------------------------- leaderboard
+
+
+@dataclass(frozen=True)
+class LeaderboardOptions:
+    """Audits the entries of a leaderboard and ranks those that pass."""
+
+    leaderboard: Path = Path("results") / LEADERBOARD  # a folder of entries
+    out: Path | None = None  # a folder; default: figures beside the leaderboard
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"--out {self.out} is a file; name a folder")
+
+
+def leaderboard(options: LeaderboardOptions) -> int:
+    """The board to the terminal and to files. An entry that fails the audit is listed with every reason."""
+    from analysis.leaderboard.board import read_board, to_markdown, write_board
+    from analysis.leaderboard.page import write_page
+
+    board = read_board(options.leaderboard)
+    out: Path = options.out or options.leaderboard.parent / FIGURES
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        written = [*write_board(board, out), write_page(board, out / "leaderboard.html")]
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error}") from error
+    print(f"{to_markdown(board)}\nwrote {folded(written)} into {out}")
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------------ published
 
 
@@ -285,6 +316,7 @@ VERBS = {
     "claim": Verb("whether an agent is better than another, by the seeds so far", claim),
     "reference": Verb("draw an archive of runs, and compare with what was recorded", reference),
     "verify": Verb("whether runs of an archive, trained again, are the same", verify),
+    "leaderboard": Verb("entries of a leaderboard: audited, and ranked where they pass", leaderboard),
     "published compact": Verb("the table of published end points, from files of a release", published),
 }
 

@@ -100,7 +100,7 @@ UNITS: dict[str, set[str]] = {
     "bench.__main__": {"bench.runs", "bench.training", "bench.tools", "bench.grid", "datasets.spec"},
     COMMAND_LINE: set(),
     "bench": set(),
-    # analysis: loading < statistics < labels < figures, tables < published < report
+    # analysis: loading < statistics < labels < figures, tables < published < report < leaderboard
     LOADING: set(),
     STATISTICS: {LOADING},
     LABELS: {LOADING, STATISTICS},
@@ -108,8 +108,11 @@ UNITS: dict[str, set[str]] = {
     "analysis.tables": {LOADING, STATISTICS, LABELS},
     "analysis.published": {LOADING, STATISTICS, LABELS, "analysis.figures", "analysis.tables"},
     "analysis.report": {LOADING, STATISTICS, LABELS, "analysis.figures", "analysis.tables", "analysis.published"},
+    "analysis.leaderboard": {LOADING, STATISTICS, LABELS, "analysis.tables", "analysis.report"},
     "analysis.output": {LOADING, STATISTICS, LABELS, "analysis.figures", "analysis.tables", "analysis.published"},
-    "analysis.__main__": {LOADING, LABELS, "analysis.published", "analysis.report", "analysis.output"},
+    "analysis.__main__": {
+        *(LOADING, LABELS, "analysis.published", "analysis.report", "analysis.leaderboard", "analysis.output")
+    },
     "analysis": set(),
 }
 Sources = Mapping[str, str]  # module -> its text

@@ -101,6 +101,8 @@ def test_a_run_of_a_plugin_trains_in_processes_of_its_own_and_records_it(folder,
     file = folder / "my_plugin.py"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert start["plugins"] == [{"module": "my_plugin", "file": str(file), "sha256": digest}]
+    built_on = b"".join(path.read_bytes() for path in sorted((ROOT / "agents/blocks").glob("*.py")))
+    assert start["agent_source"] == hashlib.sha256(file.read_bytes() + built_on).hexdigest()[:16]
 
 
 def test_its_policy_is_evaluated_with_the_plugin_and_refused_without(folder, run, capsys):

@@ -137,14 +137,7 @@ def load_each(
 
 def render(entries: Sequence[PageSuite], refused: dict[str, str], code_names: bool, results: str) -> str:
     """The page; `results` is the way from its folder to the results folder, for links to videos."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = count_label
+    environment = templates(TEMPLATES)
     parts = [(TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS]
     script = "".join(['"use strict";\n(() => {\n', *parts, "})();\n"])  # names of one page, none of the browser's
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
@@ -191,6 +184,19 @@ def render(entries: Sequence[PageSuite], refused: dict[str, str], code_names: bo
         run_data=embedded(runs),
         thinned=thinned,
     )
+
+
+def templates(folder: Path) -> jinja2.Environment:
+    """The templates of a folder and of the report; nothing that a file says can become a part of a page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = count_label
+    return environment
 
 
 def embedded(data: Any) -> str:

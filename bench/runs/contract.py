@@ -47,7 +47,8 @@ GRIDS = "grids"  # folder of results/ for the records of launches
 FIGURES = "figures"  # folder of results/ for what analysis draws
 REFERENCE = "reference"  # folder of results/ for the archive of runs that comes with the project
 REPEATED = "repeated"  # folder of results/ for runs of the archive that are trained again
-NO_SUITES = (OFFLINE_PHASES, GRIDS, FIGURES, REFERENCE, REPEATED)  # folders of results/ without a suite
+LEADERBOARD = "leaderboard"  # folder of results/ for entries, each with a tree of runs
+NO_SUITES = (OFFLINE_PHASES, GRIDS, FIGURES, REFERENCE, REPEATED, LEADERBOARD)  # folders of results/ without a suite
 FOLDER = "\\w[\\w.,=+-]*"  # what a suite or a data set may be called; a regular expression
 LONGEST_NAME = 200  # bytes of a folder's name: file systems take 255, and names of drafts are longer
 VARIANT = "[\\w.,=+-]*"  # what a variant may be called; a regular expression

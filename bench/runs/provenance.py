@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -65,6 +66,13 @@ def describe_start(
         "started_at": utc(),
         "resumed_from": resumed_from,
     }
+
+
+def agent_source(agent_class: type) -> str:
+    """A hash of the file of an agent and of the blocks that it is built on: what its parity tests test."""
+    files = [Path(inspect.getfile(agent_class)), *sorted((ROOT / "agents" / "blocks").glob("*.py"))]
+    content = b"".join(file.read_bytes().replace(b"\r\n", b"\n") for file in files)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def add_start(claim: Claim, dataset: Mapping[str, Any], facts: Mapping[str, Any], start: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from bench.protocol.schedule import (
 )
 from bench.runs.claims import Claims, Takeover
 from bench.runs.contract import LOG, ConfigError, is_complete, utc
-from bench.runs.provenance import describe_start, model_of
+from bench.runs.provenance import agent_source, describe_start, model_of
 from bench.runs.quantities import scores
 from bench.runs.resumption import Computed
 from bench.runs.state import RunState, TrainingPoint
@@ -213,7 +213,7 @@ class Training:
             resumed_from = {"phase": self.point.phase, "updates": self.updates, "env_steps": self.env_steps}
         threads = self.execution.threads
         start = describe_start(self.device, threads, self._asked, self.seeds, resumed_from)
-        start["plugins"] = facts_of_plugins()
+        start |= {"plugins": facts_of_plugins(), "agent_source": agent_source(type(self.agent))}
         self._opened.callback(self.files.close)
         self.files.open(self.transitions, start)
         self._template = Template(prepare_worker, self.config)

@@ -1,0 +1,1 @@
+"""Entries of a leaderboard: read, audited by named checks, ranked, shown."""
