@@ -22,6 +22,16 @@ GATE_DIM = 256  # SAC Flow-G
 DECODER_DIM, DECODER_LAYERS, HEADS = 128, 2, 4  # SAC Flow-T
 
 
+def take_widths(settings: dict[str, Any]) -> None:
+    """Builds networks from here on as wide as these settings of our agent say."""
+    global HIDDEN_DIMS, GATE_DIM, DECODER_DIM
+    widths = {tuple(value) for name, value in settings.items() if name.endswith("hidden_dims")}
+    if len(widths) != 1:
+        raise ValueError(f"hidden layers of {sorted(widths)}: here all networks have the same")
+    (HIDDEN_DIMS,) = widths
+    GATE_DIM, DECODER_DIM = settings.get("gate_dim", GATE_DIM), settings.get("decoder_dim", DECODER_DIM)
+
+
 def dense_parameters(key: Array, in_dim: int, out_dim: int, init: str = "lecun", bias: float = 0.0) -> Tree:
     inits = {"glorot": jax.nn.initializers.glorot_uniform(), "lecun": jax.nn.initializers.lecun_normal()}
     weight = jnp.zeros((in_dim, out_dim)) if init == "zeros" else inits[init](key, (in_dim, out_dim))

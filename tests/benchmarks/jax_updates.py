@@ -17,7 +17,8 @@ XLA's pool has PJRT_NPROC threads, or one for each processor that the process ma
 `--threads` sets the one, `--cpus` the other. Flags often named for it do not (jax 0.10): to the pool
 --xla_cpu_multi_thread_eigen=false and intra_op_parallelism_threads=1 make no difference.
 
-Programs that train from scratch are in `jax_scratch`; `--check tests/parity` holds them against official numbers.
+Programs that train from scratch are in `jax_scratch` and `jax_compared`; `--check tests/parity` holds them against
+official numbers.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from typing import Any
 import jax  # pyright: ignore[reportMissingImports]
 import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 
-from tests.benchmarks import jax_scratch
+from tests.benchmarks import jax_networks, jax_scratch
 from tests.benchmarks.jax_networks import (
     Array,
     Create,
@@ -352,7 +353,7 @@ def main() -> None:
     parser.add_argument("--obs-dim", type=int, default=37)
     parser.add_argument("--action-dim", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--sizes", type=json.loads, help="JSON: settings of our agent, from scratch")
+    parser.add_argument("--sizes", type=json.loads, help="JSON: settings of our agent")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only print distances from official numbers")
     parser.add_argument("--serve", action="store_true", help="wait for requests on stdin")
     args = parser.parse_args()
@@ -366,6 +367,8 @@ def main() -> None:
     if args.cpus:
         os.sched_setaffinity(0, args.cpus)
     dims = (args.obs_dim, args.action_dim, args.batch_size)
+    if args.sizes and any(name in AGENTS for name in args.agent):
+        jax_networks.take_widths(args.sizes)
     agents: dict[str, Updates] = {
         name: jax_scratch.ScratchUpdates(name, *dims, args.sizes)
         if name in jax_scratch.AGENTS

@@ -6,12 +6,14 @@
     python -m tests.benchmarks.updates --matmul fp32 bf16 --packs 1     products of layers in several precisions
     python -m tests.benchmarks.updates --profile qc_fql                 where an update's time goes
     python -m tests.benchmarks.updates --task ant-v4 --agents crossq    shapes of a task, with its settings and batch
+    python -m tests.benchmarks.updates --small                          networks of 3 x 96, batch 128
     python -m tests.benchmarks.updates --device cuda --packs 1 8        on a GPU
 
 Networks of paper size, batch 256, the shapes of cube-double, if no task is named. Every alternative is a process of its
 own that waits for requests; they take turns, and the medians of the turns count. JAX may live in another environment:
 --jax PYTHON names its interpreter. Compiling takes minutes the first time and is not counted; what was compiled is
-kept. Agents whose policy steps are fewer than their critics' want --calls in whole periods: 3, or 6.
+kept. Agents whose policy steps are fewer than their critics' want --calls in whole periods: 3, or 6. On-policy agents'
+updates are on their own decisions, always the same ones, and eager: name them, with --modes eager.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -33,18 +35,21 @@ import torch
 import datasets
 from agents import AGENTS
 from agents.blocks.base import OnPolicyAgent
-from agents.blocks.config import settings_of
+from agents.blocks.config import settings_of, with_settings
 from agents.blocks.kernels import Matmul
 from agents.blocks.streams import SeedStreams
+from bench.grid.measuring import made_up_batches
 from bench.protocol.grids import run_config
 from bench.training.engine import Engine, check_matmul, pick_device, pick_mode
 from bench.training.execution import available_cores
 from bench.training.meters import MetricMeans
+from bench.training.policies import build_agent
 from datasets.replay.replay import Replay
 from datasets.transitions import Transitions
 from tests.benchmarks.measure import Timing, machine_line, peak_megabytes, table, timing
 
 OBS_DIM, ACTION_DIM, BATCH_SIZE = 37, 5, 256
+SMALL, DEFAULT_TASK = "small", "cube-double-task2"
 PHASES = ("online", "offline")
 
 
@@ -59,12 +64,24 @@ class Shapes:
 
 
 def shapes_of(agent: str, task_name: str | None) -> Shapes:
-    """Those of a task, as the agent is run on it, or those of cube-double with the agent's default settings."""
+    """Those of a task, as the agent is run on it, or those of cube-double with the agent's default settings.
+
+    SMALL is no task: cube-single's with small networks.
+    """
+    if task_name == SMALL:
+        return Shapes(small(AGENTS[agent][1]), obs_dim=28, batch_size=128)
     if task_name is None:
         return Shapes(AGENTS[agent][1])
     task = datasets.task(task_name)
     run = run_config("sizes", task, agent, 0)
-    return Shapes(run.agent_config, task.obs_dim, task.action_dim, run.batch_size)
+    return Shapes(run.agent_config, task.obs_dim, task.action_dim, run.online_batch_size)
+
+
+def small(config: Any) -> Any:
+    """An agent's settings with all hidden layers 3 x 96."""
+    names = settings_of(config)
+    widths: dict[str, Any] = {name: (96, 96, 96) for name in names if name.endswith("hidden_dims")}
+    return with_settings(config, **widths, **{name: 96 for name in ("gate_dim", "decoder_dim") if name in names})
 
 
 @dataclass(frozen=True)
@@ -124,14 +141,31 @@ def make_engine(
     return Engine(built, replay, metrics, seeds=range(seeds), **settings)
 
 
+def updates_on_decisions(agent: str, task: str | None, device: torch.device, seeds: int) -> Callable[[int, int], None]:
+    """An on-policy agent's online updates, eager, each on the same decisions: as many as one update takes."""
+    config = run_config("sizes", datasets.task(task or DEFAULT_TASK), agent, 0)
+    streams = SeedStreams(range(seeds), device, "benchmark")
+    built = build_agent(config, SeedStreams(range(seeds), device, "init"))
+    _, decisions = made_up_batches(config, built, streams)
+
+    def update(number: int, count: int) -> None:
+        for ahead in range(number, number + count):
+            built.update_turn(decisions, streams.at(ahead), ahead % built.period)
+
+    return update
+
+
 def serve(
     agent: str, task: str | None, phase: str, mode: str, seeds: int, threads: int, device_name: str, matmul: Matmul
 ) -> None:
     """Answers `run N` on stdin by making N updates: JSON with wall-clock and CPU seconds and memory in MB."""
     torch.set_num_threads(threads)
     device = pick_device(device_name)
-    engine = make_engine(agent, seeds, mode, device, matmul, task)
-    update = engine.update_offline if phase == "offline" else engine.update_online
+    if issubclass(AGENTS[agent][0], OnPolicyAgent):
+        update, in_effect = updates_on_decisions(agent, task, device, seeds), lambda: "eager"
+    else:
+        engine = make_engine(agent, seeds, mode, device, matmul, task)
+        update, in_effect = engine.update_offline if phase == "offline" else engine.update_online, lambda: engine.mode
     number = 0
     for line in itertools.chain(["run 2"], sys.stdin):  # the first updates compile
         count = int(line.split()[1])
@@ -145,7 +179,7 @@ def serve(
                 {
                     "seconds": time.perf_counter() - wall,
                     "cpu_seconds": time.process_time() - cpu,
-                    "mode": engine.mode,
+                    "mode": in_effect(),
                     "megabytes": peak_megabytes(),
                 }
             ),
@@ -312,11 +346,12 @@ def print_profile(agent: str, task: str | None, phase: str, mode: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     replaying = [name for name, (agent_class, _) in AGENTS.items() if not issubclass(agent_class, OnPolicyAgent)]
-    parser.add_argument("--agents", nargs="+", choices=replaying, default=replaying)  # the others: benchmarks.agents
+    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=replaying)
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=["online"])
     parser.add_argument("--modes", nargs="+", help="engines to compare (default: all that the device has)")
     parser.add_argument("--matmul", nargs="+", choices=get_args(Matmul), default=["fp32"], help="precisions to compare")
     parser.add_argument("--task", help="whose shapes, settings and batches (default: those of cube-double)")
+    parser.add_argument("--small", dest="task", action="store_const", const=SMALL, help="networks of 3 x 96, batch 128")
     parser.add_argument("--packs", nargs="+", type=int, help="seeds per process (default: 1 4; on a GPU 1 8)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -333,6 +368,10 @@ def main() -> None:
     if args.serve:
         how = (args.mode, args.seeds, args.threads, args.device, args.matmul[0])
         return serve(args.agents[0], args.task, args.phases[0], *how)
+    on_policy = [agent for agent in (*args.agents, *(args.profile or [])) if agent not in replaying]
+    asked = (args.profile, args.modes, args.phases, args.matmul)
+    if on_policy and (asked != (None, ["eager"], ["online"], ["fp32"]) or args.task == SMALL):
+        parser.error(f"{', '.join(on_policy)}: of on-policy agents only online updates, --modes eager, are measured")
     print(machine_line(), flush=True)
     if args.profile is not None:
         for agent in args.profile or args.agents:
