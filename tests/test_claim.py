@@ -251,6 +251,25 @@ def test_seeds_that_suggested_a_claim_are_neither_made_nor_counted(
     assert launches.seeds[2:] == [(0, 1)]
 
 
+def test_a_claim_on_variants_runs_these_alone(tmp_path: Path) -> None:
+    words = [
+        "velocity",
+        "--local",
+        "--until-decided",
+        "sac_flow_t@no-entropy > flow_mlp@no-entropy on velocity/lift-mh",
+    ]
+    options = parse(LaunchOptions, [*words, "--results", str(tmp_path)], "launch")
+    chosen: list[str] = []
+
+    def launch(options: LaunchOptions) -> int:
+        chosen.extend(f"{config.label} {config.task} {config.seed}" for config in selected_configs(options))
+        return 75
+
+    assert spend_seeds(options, launch) == 75
+    agents = ("sac_flow_t@no-entropy", "flow_mlp@no-entropy")
+    assert chosen == [f"{agent} lift-mh {seed}" for agent in agents for seed in (0, 1)]
+
+
 def test_on_slurm_the_same_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     launches = Launches(tmp_path, {"qc_fql": 1.0, "sac_flow_g": 0.0})
     options = launch_options(tmp_path, "--slurm", "--until-decided", "qc_fql > sac_flow_g")
@@ -285,7 +304,9 @@ def test_a_launch_that_fails_ends_it(tmp_path: Path) -> None:
         (["toy", "--local", "--until-decided", "qc_fql > sac"], "no agent 'sac'"),
         (["toy", "--local", "--until-decided", "qc_fql > sac_flow_g on toy/lift"], "no task 'lift'"),
         (["toy", "--local", "--until-decided", "qc_fql > sac_flow_g on quick/toy-reach"], "on suite quick"),
-        (["sac-flow-ablations", "--local", "--until-decided", "sac_flow_t > sac_flow_g"], "without variants"),
+        (["toy", "--local", "--until-decided", "qc_fql > qc_fql"], "compares qc_fql with itself"),
+        (["sac-flow-ablations", "--local", "--until-decided", "sac_flow_t > sac_flow_g"], "name two of sac_flow_g@"),
+        (["velocity", "--local", "--until-decided", "sac_flow_t@x > qc_fql"], "did you mean 'sac_flow_t'"),
         (["--local", "--until-decided", "qc_fql > sac_flow_g"], "is for a suite"),
         (["toy", "--local", "--until-decided", "qc_fql > sac_flow_g", "--online-steps", "0"], "--online-steps 0"),
         (["mujoco", "--local", "--until-decided", "sac > crossq"], "is scored by its return"),

@@ -26,7 +26,7 @@ class Selection:
     """what to run: a suite, or one task with one agent"""
 
     suite: Annotated[str | None, arg(help=f"one of {', '.join(SUITES)}")] = None
-    agents: tuple[str, ...] = ()  # only these agents of the suite, with blanks or commas between them
+    agents: tuple[str, ...] = ()  # only these agents of the suite: sac_flow_g, or one variant: sac_flow_g@no-entropy
     tasks: tuple[str, ...] = ()  # only these tasks of the suite
     seeds: tuple[int, ...] = ()  # only these seeds: 0 1 2, or 0,1,2, or 0..2, or 0-2
     task: str | None = None  # a single run's task, e.g. cube-double-task2
@@ -219,15 +219,15 @@ def suite_configs(selection: Selection, settings: dict[str, Any]) -> list[RunCon
     tasks = [datasets.task(name).name for name in selection.tasks]
     for name, known in zip(selection.tasks, tasks, strict=True):
         _check_data_of_task(name, {"dataset": datasets.task(known).dataset})
-    for name, wanted in (("task", tasks), ("agent", selection.agents)):
-        present = list(dict.fromkeys(getattr(config, name) for config in configs))
+    for kind, names, wanted in (("task", ("task",), tasks), ("agent", ("agent", "label"), selection.agents)):
+        present = list(dict.fromkeys(getattr(config, name) for config in configs for name in names))
         for value in wanted:
             if value not in present:
                 raise ConfigError(
-                    f"suite {suite} has no {name} {value!r}{nearest(value, present)}; it has {', '.join(present)}"
+                    f"suite {suite} has no {kind} {value!r}{nearest(value, present)}; it has {', '.join(present)}"
                 )
         if wanted:
-            configs = [config for config in configs if getattr(config, name) in wanted]
+            configs = [config for config in configs if any(getattr(config, name) in wanted for name in names)]
     if selection.seeds:  # a suite may be run with any seeds
         first = configs[0].seed
         configs = [config.replace(seed=seed) for config in configs if config.seed == first for seed in selection.seeds]

@@ -28,7 +28,7 @@ TYPED_APART = ("agents", "tasks", "seeds", "task", "agent", "seed", "failed", "e
 class Spending:
     """seeds until a claim is decided"""
 
-    until_decided: str | None = None  # "qc_fql > sac_flow_g", of this suite, or of tasks of it: "… on SUITE/TASK"
+    until_decided: str | None = None  # "qc_fql > sac_flow_g", "fql > fql@wide"; of some tasks: "… on SUITE/TASK"
     max_seeds: int = 30  # of each agent, decided or not
     seeds_at_once: int = 2  # of each agent, between looks
     first_seed: int = 0  # seeds from here on are made and count: not those that were seen before the claim was made
@@ -88,10 +88,14 @@ def checked(options: Any) -> tuple[Statement, Any]:
             raise ConfigError(f"the claim is on suite {name}, and the launch of {suite}")
         statement = replace(statement, where=f"{suite}/{statement.where}")
     options = selecting(options, statement)
-    for config in selected_configs(with_seeds(options, 1)):
-        if config.variant:
-            label = config.name.label
-            raise ConfigError(f"--until-decided is for suites without variants of these agents; {suite} has {label}")
+    if statement.first == statement.second:
+        raise ConfigError(f"{text!r} compares {statement.first} with itself")
+    configs = selected_configs(with_seeds(options, 1))
+    if more := {config.label for config in configs} - {statement.first, statement.second}:
+        raise ConfigError(
+            f"these agents have variants in {suite}, and all would run: name two of {', '.join(sorted(more))}"
+        )
+    for config in configs:
         if not datasets.task(config.task).tells_success:
             raise ConfigError(
                 f"{config.task} is scored by its return, which has no bounds: a claim needs success rates"
