@@ -13,7 +13,7 @@ Networks of paper size, batch 256, the shapes of cube-double, if no task is name
 own that waits for requests; they take turns, and the medians of the turns count. JAX may live in another environment:
 --jax PYTHON names its interpreter. Compiling takes minutes the first time and is not counted; what was compiled is
 kept. Agents whose policy steps are fewer than their critics' want --calls in whole periods: 3, or 6. On-policy agents'
-updates are on their own decisions, always the same ones, and eager: name them, with --modes eager.
+updates are on decisions of one made-up rollout; these agents are measured where they are named.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -38,12 +38,11 @@ from agents.blocks.base import OnPolicyAgent
 from agents.blocks.config import settings_of, with_settings
 from agents.blocks.kernels import Matmul
 from agents.blocks.streams import SeedStreams
-from bench.grid.measuring import made_up_batches
+from bench.grid.measuring import made_up_decisions
 from bench.protocol.grids import run_config
 from bench.training.engine import Engine, check_matmul, pick_device, pick_mode
 from bench.training.execution import available_cores
 from bench.training.meters import MetricMeans
-from bench.training.policies import build_agent
 from datasets.replay.replay import Replay
 from datasets.transitions import Transitions
 from tests.benchmarks.measure import Timing, machine_line, peak_megabytes, table, timing
@@ -134,25 +133,14 @@ def make_engine(
     config, data = shapes.config, transitions(obs_dim=shapes.obs_dim, action_dim=shapes.action_dim)
     replay = Replay(data, num_seeds=seeds, chunk_length=config.chunk_length, discount=0.99, device=device)
     built = AGENTS[agent][0](config, shapes.obs_dim, shapes.action_dim, SeedStreams(range(seeds), device, "init"))
+    rollout = None
+    if isinstance(built, OnPolicyAgent):
+        rollout = made_up_decisions(run_config("sizes", datasets.task(task or DEFAULT_TASK), agent, 0), built, device)
     mode = pick_mode(mode_name, device, updates=0)
     metrics = MetricMeans([], device)
     check_matmul(matmul, device)
     settings: dict[str, Any] = {"batch_size": shapes.batch_size, "device": device, "mode": mode, "matmul": matmul}
-    return Engine(built, replay, metrics, seeds=range(seeds), **settings)
-
-
-def updates_on_decisions(agent: str, task: str | None, device: torch.device, seeds: int) -> Callable[[int, int], None]:
-    """An on-policy agent's online updates, eager, each on the same decisions: as many as one update takes."""
-    config = run_config("sizes", datasets.task(task or DEFAULT_TASK), agent, 0)
-    streams = SeedStreams(range(seeds), device, "benchmark")
-    built = build_agent(config, SeedStreams(range(seeds), device, "init"))
-    _, decisions = made_up_batches(config, built, streams)
-
-    def update(number: int, count: int) -> None:
-        for ahead in range(number, number + count):
-            built.update_turn(decisions, streams.at(ahead), ahead % built.period)
-
-    return update
+    return Engine(built, replay, metrics, seeds=range(seeds), on_policy=rollout, **settings)
 
 
 def serve(
@@ -161,11 +149,8 @@ def serve(
     """Answers `run N` on stdin by making N updates: JSON with wall-clock and CPU seconds and memory in MB."""
     torch.set_num_threads(threads)
     device = pick_device(device_name)
-    if issubclass(AGENTS[agent][0], OnPolicyAgent):
-        update, in_effect = updates_on_decisions(agent, task, device, seeds), lambda: "eager"
-    else:
-        engine = make_engine(agent, seeds, mode, device, matmul, task)
-        update, in_effect = engine.update_offline if phase == "offline" else engine.update_online, lambda: engine.mode
+    engine = make_engine(agent, seeds, mode, device, matmul, task)
+    update = engine.update_offline if phase == "offline" else engine.update_online
     number = 0
     for line in itertools.chain(["run 2"], sys.stdin):  # the first updates compile
         count = int(line.split()[1])
@@ -179,7 +164,7 @@ def serve(
                 {
                     "seconds": time.perf_counter() - wall,
                     "cpu_seconds": time.process_time() - cpu,
-                    "mode": in_effect(),
+                    "mode": engine.mode,
                     "megabytes": peak_megabytes(),
                 }
             ),
@@ -369,9 +354,8 @@ def main() -> None:
         how = (args.mode, args.seeds, args.threads, args.device, args.matmul[0])
         return serve(args.agents[0], args.task, args.phases[0], *how)
     on_policy = [agent for agent in (*args.agents, *(args.profile or [])) if agent not in replaying]
-    asked = (args.profile, args.modes, args.phases, args.matmul)
-    if on_policy and (asked != (None, ["eager"], ["online"], ["fp32"]) or args.task == SMALL):
-        parser.error(f"{', '.join(on_policy)}: of on-policy agents only online updates, --modes eager, are measured")
+    if on_policy and (args.phases != ["online"] or args.task == SMALL):
+        parser.error(f"{', '.join(on_policy)}: of on-policy agents only online updates are measured, not --small")
     print(machine_line(), flush=True)
     if args.profile is not None:
         for agent in args.profile or args.agents:
