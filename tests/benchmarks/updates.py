@@ -6,7 +6,7 @@
     python -m tests.benchmarks.updates --matmul fp32 bf16 --packs 1     products of layers in several precisions
     python -m tests.benchmarks.updates --profile qc_fql                 where an update's time goes
     python -m tests.benchmarks.updates --task ant-v4 --agents crossq    shapes of a task, with its settings and batch
-    python -m tests.benchmarks.updates --small                          networks of 3 x 96, batch 128
+    python -m tests.benchmarks.updates --small [2x256x128]              cube-single's; networks of 3 x 96, batch 128
     python -m tests.benchmarks.updates --device cuda --packs 1 8        on a GPU
 
 Networks of paper size, batch 256, the shapes of cube-double, if no task is named. Every alternative is a process of its
@@ -22,6 +22,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -48,7 +49,8 @@ from datasets.transitions import Transitions
 from tests.benchmarks.measure import Timing, machine_line, peak_megabytes, table, timing
 
 OBS_DIM, ACTION_DIM, BATCH_SIZE = 37, 5, 256
-SMALL, DEFAULT_TASK = "small", "cube-double-task2"
+DEFAULT_TASK = "cube-double-task2"
+SMALL = re.compile(r"(\d+)x(\d+)x(\d+)")  # layers, units and batch in the place of a task
 PHASES = ("online", "offline")
 
 
@@ -65,10 +67,11 @@ class Shapes:
 def shapes_of(agent: str, task_name: str | None) -> Shapes:
     """Those of a task, as the agent is run on it, or those of cube-double with the agent's default settings.
 
-    SMALL is no task: cube-single's with small networks.
+    SMALL is no task: cube-single's shapes with networks and a batch of that size.
     """
-    if task_name == SMALL:
-        return Shapes(small(AGENTS[agent][1]), obs_dim=28, batch_size=128)
+    if sizes := SMALL.fullmatch(task_name or ""):
+        layers, units, batch_size = map(int, sizes.groups())
+        return Shapes(with_layers(AGENTS[agent][1], layers * (units,)), obs_dim=28, batch_size=batch_size)
     if task_name is None:
         return Shapes(AGENTS[agent][1])
     task = datasets.task(task_name)
@@ -76,11 +79,12 @@ def shapes_of(agent: str, task_name: str | None) -> Shapes:
     return Shapes(run.agent_config, task.obs_dim, task.action_dim, run.online_batch_size)
 
 
-def small(config: Any) -> Any:
-    """An agent's settings with all hidden layers 3 x 96."""
+def with_layers(config: Any, hidden_dims: tuple[int, ...]) -> Any:
+    """An agent's settings with these hidden layers in all networks."""
     names = settings_of(config)
-    widths: dict[str, Any] = {name: (96, 96, 96) for name in names if name.endswith("hidden_dims")}
-    return with_settings(config, **widths, **{name: 96 for name in ("gate_dim", "decoder_dim") if name in names})
+    widths: dict[str, Any] = {name: hidden_dims for name in names if name.endswith("hidden_dims")}
+    inner = {name: hidden_dims[0] for name in ("gate_dim", "decoder_dim") if name in names}
+    return with_settings(config, **widths, **inner)
 
 
 @dataclass(frozen=True)
@@ -328,6 +332,12 @@ def print_profile(agent: str, task: str | None, phase: str, mode: str) -> None:
     print(table(title, ("operator", "ms", "share", "calls"), rows))
 
 
+def small_sizes(text: str) -> str:
+    if not SMALL.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not layers, units and batch, as in 2x256x128")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     replaying = [name for name, (agent_class, _) in AGENTS.items() if not issubclass(agent_class, OnPolicyAgent)]
@@ -336,7 +346,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", help="engines to compare (default: all that the device has)")
     parser.add_argument("--matmul", nargs="+", choices=get_args(Matmul), default=["fp32"], help="precisions to compare")
     parser.add_argument("--task", help="whose shapes, settings and batches (default: those of cube-double)")
-    parser.add_argument("--small", dest="task", action="store_const", const=SMALL, help="networks of 3 x 96, batch 128")
+    sizes = {"type": small_sizes, "nargs": "?", "const": "3x96x128", "metavar": "LxUxB"}
+    parser.add_argument("--small", dest="task", **sizes, help="layers, units, batch (3x96x128); shapes of cube-single")
     parser.add_argument("--packs", nargs="+", type=int, help="seeds per process (default: 1 4; on a GPU 1 8)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -354,7 +365,7 @@ def main() -> None:
         how = (args.mode, args.seeds, args.threads, args.device, args.matmul[0])
         return serve(args.agents[0], args.task, args.phases[0], *how)
     on_policy = [agent for agent in (*args.agents, *(args.profile or [])) if agent not in replaying]
-    if on_policy and (args.phases != ["online"] or args.task == SMALL):
+    if on_policy and (args.phases != ["online"] or SMALL.fullmatch(args.task or "")):
         parser.error(f"{', '.join(on_policy)}: of on-policy agents only online updates are measured, not --small")
     print(machine_line(), flush=True)
     if args.profile is not None:
