@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import analysis.__main__
 import bench.__main__
@@ -196,7 +197,7 @@ def test_other_bytes_differ_here_and_on_another_machine_the_interval_decides(suc
     assert "seed_001: differs on the same type of machine: episodes.csv, line 2: " in said
     assert said.splitlines()[-1].startswith(f"{CELL}: differs, mean success rate ")
     for folder in run_folders(own):
-        on_another_machine(folder)
+        with_fact(folder, "device", "Another CPU")
     assert verified(archive, own) == (0 if agree else 1)
     said = capsys.readouterr().out
     assert "device: " in said and f"{CELL}: {'agrees' if agree else 'differs'}, mean success rate " in said
@@ -204,10 +205,23 @@ def test_other_bytes_differ_here_and_on_another_machine_the_interval_decides(suc
     assert verified(archive, own) == 2 and "without an interval, as of one seed" in error_of(capsys)
 
 
-def on_another_machine(folder: Path) -> None:
+@pytest.mark.parametrize(("then", "said"), [("AVX0", "AVX0"), (None, "unknown")])
+def test_other_vector_instructions_are_another_machine_whatever_its_name(then, said, archive, own, capsys):
+    """None: of a run before they were put down."""
+    for folder in run_folders(own):
+        edit(folder, TRAIN, (folder / TRAIN).read_bytes() + b"online,0,0,x,0\n", with_sum=True)
+    for folder in run_folders(archive):
+        with_fact(folder, "vectors", then)
+    assert verified(archive, own) == 0
+    assert f"(vectors: {said} then, {torch.backends.cpu.get_cpu_capability()} now)" in capsys.readouterr().out
+
+
+def with_fact(folder: Path, key: str, value: str | None) -> None:
+    """Writes what the run's start says of its machine; None: nothing."""
     provenance = read_json(folder / "provenance.json")
     assert provenance
-    provenance["starts"][0]["device"] = "Another CPU"
+    del provenance["starts"][0][key]
+    provenance["starts"][0] |= {key: value} if value else {}
     write_json(folder / "provenance.json", provenance)
 
 

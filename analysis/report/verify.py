@@ -102,10 +102,10 @@ def changed_facts(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
 
 
 def facts_of(provenance: Mapping[str, Any]) -> Iterator[tuple[str, set[str]]]:
-    """Of all starts: machine, device, threads, engines, versions of packages; and the data."""
+    """Of all starts: machine, device, vector instructions, threads, engines, versions of packages; and the data."""
     starts = provenance["starts"]
-    for key in ("machine", "device_type", "device", "threads"):
-        yield key, {str(start.get(key)) for start in starts}
+    for key in ("machine", "device_type", "device", "vectors", "threads"):
+        yield key, {str(start.get(key, "unknown")) for start in starts}
     for key in ("versions", "engines"):
         for name in sorted({name for start in starts for name in start.get(key, {})}):
             yield name, {str(start[key][name]) for start in starts if name in start.get(key, {})}

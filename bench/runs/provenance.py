@@ -58,6 +58,7 @@ def describe_start(
         "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "device_type": device.type,
         "device": device_name(device),
+        "vectors": vector_instructions(),
         "threads": threads,
         "engine": engine,
         "engines": {},  # as it turns out
@@ -162,6 +163,13 @@ def device_name(device: "torch.device") -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
+
+
+def vector_instructions() -> str:
+    """Those of the CPU that torch uses, AVX2 or AVX512: processors of one name may differ, and round otherwise."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _cpu_name() -> str:
