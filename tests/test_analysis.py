@@ -27,7 +27,7 @@ from analysis.figures import comparisons
 from analysis.figures import curves as figures
 from analysis.figures.overview import overview_figure
 from analysis.labels.names import DISPLAY_NAMES, named_agent
-from analysis.labels.style import AGENT_STYLES, FALLBACK_STYLES, styles_of
+from analysis.labels.style import AGENT_STYLES, COLUMN_WIDTH, FALLBACK_STYLES, styles_of
 from analysis.labels.wording import count_label, seeds_label
 from analysis.loading.gradients import load_norms
 from analysis.loading.load import Suite, load_results
@@ -933,6 +933,18 @@ def test_legends_are_smaller_than_panels_and_axes_hold_their_names(tmp_path: Pat
             for axes in filter(lambda axes: axes.axison and axes.get_ylabel(), figure.axes):
                 name, inside = axes.yaxis.label.get_window_extent(), axes.get_window_extent().padded(2)
                 assert inside.y0 <= name.y0 and name.y1 <= inside.y1, axes.get_ylabel()
+
+
+def test_no_word_above_a_narrow_figure_is_cut_off(tmp_path: Path):
+    suite = load_one(write_grid(tmp_path, agents=("fql",), seeds=1))
+    with figures.house_style():
+        figure = figures.new_figure(COLUMN_WIDTH, 2.0)
+        what, fact = "ours (colour) and published (grey): normalised return by agent and task", "a fact of many words"
+        figures.title(figure, suite, what, [fact, " ".join([fact] * 5)])
+        figure.draw_without_rendering()
+        words = figure._suptitle  # pyright: ignore[reportAttributeAccessIssue]
+        assert " ".join(words.get_text().split("\n")).count(fact) == 6
+        assert words.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_axis_names_both_units_and_the_hand_over(tmp_path: Path):

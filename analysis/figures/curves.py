@@ -327,8 +327,13 @@ def title(figure: Figure, suite: Suite, what: str, facts: Sequence[str] = (), ev
     """What the figure shows, what it rests on and further `facts`, above it; nothing above plain figures."""
     if suite.plain:
         return
-    facts = [*provenance_facts(suite, evaluated), *facts]
-    lines = [f"{suite.name}, {what}", *wrapped(facts, int(figure.get_figwidth() * CHARACTERS_PER_INCH))]
+    write_above(figure, suite, what, [*provenance_facts(suite, evaluated), *facts])
+
+
+def write_above(figure: Figure, suite: Suite, what: str, facts: Sequence[str]) -> None:
+    """Lines no wider than the figure: the suite and what is shown, then the facts."""
+    width = int(figure.get_figwidth() * CHARACTERS_PER_INCH)
+    lines = [*wrapped([f"{suite.name}, {what}"], width), *wrapped(facts, width)]
     figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.3)
 
 

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from analysis.figures.curves import (
-    CHARACTERS_PER_INCH,
     MARKERS_PER_LINE,
     axis_position,
     draw_runs,
@@ -22,9 +21,10 @@ from analysis.figures.curves import (
     legend_height,
     new_figure,
     save,
+    write_above,
 )
 from analysis.labels.style import COLUMN_WIDTH, AgentStyle, styles_of
-from analysis.labels.wording import data_label, seeds_label, wrapped
+from analysis.labels.wording import data_label, seeds_label
 from analysis.loading.gradients import PHASES, RolloutNorms
 from analysis.loading.load import Suite
 from analysis.statistics.growth import AllNorms, growth_at, log10, over_training
@@ -142,5 +142,4 @@ def title(figure: Figure, suite: Suite, what: str, fact: str) -> None:
     band = "95 % t band" if max(runs) > 1 else "no band: one seed"
     tasks = suite.tasks[0] if len(suite.tasks) == 1 else f"mean over {len(suite.tasks)} tasks"
     facts = [tasks, data_label(suite), seeds_label(runs), fact, band, "thin lines: single runs"]
-    lines = [f"{suite.name}, {what}", *wrapped(facts, int(figure.get_figwidth() * CHARACTERS_PER_INCH))]
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", linespacing=1.3)
+    write_above(figure, suite, what, facts)

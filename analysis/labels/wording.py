@@ -1,5 +1,6 @@
 """What figures and tables say about the runs they rest on, so that both say the same."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -70,13 +71,13 @@ def provenance_facts(suite: Suite, evaluated: bool = True) -> list[str]:
 
 
 def wrapped(facts: Sequence[str], width: int) -> list[str]:
-    """Facts joined to lines of at most `width` characters where they fit; a fact is never broken."""
+    """Facts joined to lines of at most `width` characters; only a fact that fits into no line is broken, at blanks."""
     lines: list[str] = []
     for fact in facts:
         if lines and len(lines[-1]) + 3 + len(fact) <= width:
             lines[-1] += f" · {fact}"
         else:
-            lines.append(fact)
+            lines += textwrap.wrap(fact, width, break_long_words=False, break_on_hyphens=False)
     return lines
 
 
