@@ -5,6 +5,7 @@ make other episodes of that: a third of the rows of 60 episodes of a cube. A pro
 what every x86-64 processor with AVX2 has. Its own arithmetic is chosen when NumPy is imported, so it starts afresh.
 """
 
+import contextlib
 import importlib
 import os
 import platform
@@ -32,15 +33,18 @@ def part_of(parts: Path, index: int) -> Path:
 
 def start_episodes(dataset: Dataset, parts: Path, indices: Sequence[int]) -> subprocess.Popen[str]:
     """A process that makes those episodes into the folder `parts`; it ends with this one, in whatever way that ends."""
-    words = [dataset.name, str(parts.absolute()), ",".join(map(str, indices)), *PLUGINS]
-    return subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *words],
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, dataset.name, str(parts.absolute()), *PLUGINS],
         env=of_this_code(portable_arithmetic()),
         stdin=subprocess.PIPE,  # closed when this process is gone
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,  # Ctrl-C is this process' business
     )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # of one that has ended, and whose exit code says so
+        print(*indices, file=process.stdin, flush=True)  # no argument holds those of a large set
+    return process
 
 
 def portable_arithmetic() -> dict[str, str]:
@@ -68,18 +72,19 @@ def make_episodes(dataset: Dataset, parts: Path, indices: Sequence[int]) -> None
 
 
 def main(words: Sequence[str]) -> int:
-    """NAME PARTS INDEX,INDEX,... [PLUGIN ...]"""
+    """NAME PARTS [PLUGIN ...]; a line of indices on the standard input, which the caller keeps open while it lives."""
+    indices = [int(index) for index in sys.stdin.readline().split()]
 
     def end_with_parent() -> None:
         os.read(sys.stdin.fileno(), 1)
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    name, parts, indices, *plugins = words
+    name, parts, *plugins = words
     try:
         for module in plugins:
             importlib.import_module(module)
-        make_episodes(parse_name(name), Path(parts), [int(index) for index in indices.split(",")])
+        make_episodes(parse_name(name), Path(parts), indices)
     except (DataError, OSError) as error:
         print(one_line(error), flush=True)
         return REFUSED

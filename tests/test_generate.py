@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from datasets import DataError, ensure, generate, load
-from datasets.episode_process import portable_arithmetic, start_episodes
+from datasets.episode_process import part_of, portable_arithmetic, start_episodes
 from datasets.ogbench.files import recipe_of
 from datasets.registry import parse_name
 from datasets.store import generated_dir
@@ -160,6 +160,17 @@ def test_a_process_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         generate("cube-single", "mixed", 8, workers=2, task_id=1, out=tmp_path, progress=kill)
     assert list(tmp_path.glob("*.npz")) == []
     assert all(process.returncode for process in started)
+
+
+def test_a_set_may_have_more_episodes_than_an_argument_holds(tmp_path: Path) -> None:
+    process = start_episodes(parse_name("toy-reach-mixed-generated-40000ep-seed0"), tmp_path, range(40_000))
+    try:
+        while not part_of(tmp_path, 2).exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
