@@ -296,7 +296,7 @@ def test_progress_says_what_kind_of_score_it_shows(scores, shown, capsys, tmp_pa
         config.directory(tmp_path).mkdir(parents=True)
         write_json(config.directory(tmp_path) / "status.json", {"state": "running", **score})
     work = Pack(configs, tmp_path).work
-    display = Display({work: Cost(0.1, 0.1, 1.0, 1000, configs[0])}, jobs=1)
+    display = Display({work: Cost(0.1, 0.1, 0.1, 1.0, 1000, configs[0])}, jobs=1)
     display.started(work)
     display.ended(work)
     assert capsys.readouterr().out.endswith(f", {shown}\n")
@@ -338,7 +338,7 @@ def long_names(tmp_path):
             rates = {"updates_per_second": 123.4, "env_steps_per_second": 88.1}
             status = {"state": state, "updates": 1, "env_steps": 0, "success_rate": config.seed / 4, **rates}
             write_json(folder / "status.json", status)
-        works[Pack(configs, tmp_path).work] = Cost(10.0, 10.0, 1.0, 1000, configs[0])
+        works[Pack(configs, tmp_path).work] = Cost(10.0, 10.0, 0.0, 1.0, 1000, configs[0])
     return works
 
 

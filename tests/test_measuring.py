@@ -121,7 +121,7 @@ def test_updates_are_measured_as_a_run_makes_them(agent: str) -> None:
     costs = [
         estimate(tiny_config(agent, **changes), 2, 1, torch.device("cpu"), 1, mode) for mode in ("eager", "compiled")
     ]
-    assert all(cost.offline_update > 0 and cost.online_step > 0 for cost in costs)
+    assert all(cost.offline_update > 0 and cost.online_update > 0 and cost.env_step > 0 for cost in costs)
 
 
 def raise_value_error() -> None:

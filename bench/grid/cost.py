@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from agents.blocks.config import settings_of
 from bench.protocol.config import RunConfig
+from bench.protocol.schedule import total_updates, updates_per_step
 from bench.runs.contract import COMPLETE, CONFIG, PROVENANCE, TIMING, find_runs, read_json
 
 
@@ -18,7 +19,8 @@ class Cost:
     """Seconds and bytes of one pack. Evaluation counts every episode at full length: success makes it shorter."""
 
     offline_update: float  # seconds per gradient update of the pack
-    online_step: float  # seconds per environment step of every seed, with its updates
+    online_update: float  # the same, online
+    env_step: float  # seconds per environment step of every seed, without updates
     evaluation: float  # seconds per evaluation of the pack
     bytes: int  # on disk, checkpoints included
     config: RunConfig
@@ -28,9 +30,11 @@ class Cost:
         """Time from a point (gradient updates made, environment steps made) to the end."""
         config = self.config
         offline = 0 if self.offline_elsewhere else max(0, config.offline_updates - updates)
-        online = max(0, config.online_steps - env_steps)
-        evaluations = offline / config.eval_interval_updates + online / config.eval_interval_steps + 1
-        return offline * self.offline_update + online * self.online_step + evaluations * self.evaluation
+        steps = max(0, config.online_steps - env_steps)
+        online = total_updates(config) - max(updates, config.offline_updates)  # none while a run warms up
+        evaluations = offline / config.eval_interval_updates + steps / config.eval_interval_steps + 1
+        training = offline * self.offline_update + online * self.online_update + steps * self.env_step
+        return training + evaluations * self.evaluation
 
 
 def batch_bytes(config: RunConfig) -> int:
@@ -66,12 +70,17 @@ def from_finished_runs(
         if datasets.task(other["task"]).domain != domain:
             continue
         rates = median_rates(directory)
-        offline, online = rates.get(("offline", "updates_per_second")), rates.get(("online", "env_steps_per_second"))
+        offline = rates.get(("offline", "updates_per_second"))
+        warmup, online = (rates.get((phase, "env_steps_per_second")) for phase in ("warm-up", "online"))
+        online = online or warmup
         if (config.offline_updates and not offline) or (config.online_steps and not online):
             continue
+        step = 1 / online if online else 0.0
+        env_step = min(step, 1 / warmup) if warmup else 0.0
         return Cost(
             offline_update=1 / offline if offline else 0.0,
-            online_step=1 / online if online else 0.0,
+            online_update=(step - env_step) / updates_per_step(config) if online else 0.0,
+            env_step=env_step,
             evaluation=0.0,  # beside training
             bytes=0,
             config=config,
@@ -86,10 +95,17 @@ def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def median_rates(directory: Path) -> dict[tuple[str, str], float]:
-    """Medians over a run's timing.csv by phase and name; empty where none were logged."""
+    """Medians over a run's timing.csv by phase and name; empty where none were logged.
+
+    Phases are offline, warm-up (online, before the first online update) and online.
+    """
     values: dict[tuple[str, str], list[float]] = {}
     if (directory / TIMING).exists():
+        offline_updates = (read_json(directory / CONFIG) or {}).get("offline_updates", 0)
         with (directory / TIMING).open() as file:
             for row in csv.DictReader(file):
-                values.setdefault((row["phase"], row["name"]), []).append(float(row["value"]))
+                phase = row["phase"]
+                if phase == "online" and int(row["updates"]) <= offline_updates:
+                    phase = "warm-up"
+                values.setdefault((phase, row["name"]), []).append(float(row["value"]))
     return {key: statistics.median(logged) for key, logged in values.items()}

@@ -15,7 +15,6 @@ from agents.blocks.base import Agent, OnPolicyAgent
 from agents.blocks.streams import SeedStreams
 from bench.grid.cost import Cost, batch_bytes, replay_bytes
 from bench.protocol.config import RunConfig
-from bench.protocol.schedule import updates_per_step
 from bench.runs.contract import ConfigError
 from bench.runs.quantities import counted, size
 from bench.training.engine import Engine
@@ -51,7 +50,8 @@ def estimate(
     kept_rows = config.rollout_steps or config.online_steps  # an on-policy run keeps one rollout, others their replay
     return Cost(
         offline_update=offline * pack / members,
-        online_step=pack * step + updates_per_step(config) * online * pack / members,
+        online_update=online * pack / members,
+        env_step=pack * step,
         evaluation=pack * config.eval_episodes * task.max_episode_steps * step / eval_workers,
         bytes=pack * (2 * 3 * network_bytes + kept_rows * row_bytes),
         config=config,

@@ -115,10 +115,11 @@ class Display:
         updates, steps = status.get("updates", 0), status.get("env_steps", 0)
         offline = f"offline {min(updates, config.offline_updates)}/{config.offline_updates}"
         online = f"online {steps}/{config.online_steps}"
+        budgets = ((config.offline_updates, offline), (config.online_steps, online))
         rates = [f"{status[key]:.1f} {unit}" for key, unit in RATES if key in status]
         return [
             work.name,
-            f"{offline} {online}",
+            " ".join(text for whole, text in budgets if whole),
             *rates,
             self._score(work),
             f"{duration(self._pack_left(work))} left",
@@ -129,16 +130,19 @@ class Display:
         tasks = {cost.config.task for cost in self._costs.values()}
         task = tasks.pop() if len(tasks) == 1 else ""
         rows = [(work, self._costs[work].config, self._status(work)) for work in self._running]
-        offline = [(status.get("updates", 0), config.offline_updates) for _, config, status in rows]
-        online = [(status.get("env_steps", 0), config.online_steps) for _, config, status in rows]
+        phases = (("offline", "updates", "offline_updates"), ("online", "env_steps", "online_steps"))
+        progress = [
+            Column(phase, [_of(status.get(done, 0), getattr(config, whole)) for _, config, status in rows], "right")
+            for phase, done, whole in phases
+            if any(getattr(config, whole) for _, config, _ in rows)
+        ]
         rates = [
             Column(unit, [f"{status[key]:.1f}" if key in status else "" for *_, status in rows], "right", stays=False)
             for key, unit in RATES
         ]
         columns = [
             Column(task or "run", [work.name.removeprefix(f"{task} ") for work in self._running]),
-            Column("offline", [f"{short(min(done, whole))}/{short(whole)}" for done, whole in offline], "right"),
-            Column("online", [f"{short(done)}/{short(whole)}" for done, whole in online], "right"),
+            *progress,
             *rates,
             Column("score", [self._score(work) for work in self._running], wraps=14),
             Column("left", [duration(self._pack_left(work)) for work in self._running], "right"),
@@ -147,6 +151,10 @@ class Display:
         if not self._left:
             return Group(table)
         return Group(table, Text(f"{len(self._left)} waiting; all done in about {duration(self._eta())}", "dim"))
+
+
+def _of(done: int, whole: int) -> str:
+    return f"{short(min(done, whole))}/{short(whole)}"
 
 
 RATES = (("updates_per_second", "updates/s"), ("env_steps_per_second", "env steps/s"))

@@ -96,7 +96,10 @@ def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> i
     )
     if dry_run:
         for pack, cost in costs.items():
-            print(f"  {pack.work.name}: {duration(cost.seconds())} ({1 / cost.offline_update:.1f} offline updates/s)")
+            phase, update = ("offline", cost.offline_update)
+            if not cost.config.offline_updates:
+                phase, update = ("online", cost.online_update)
+            print(f"  {pack.work.name}: {duration(cost.seconds())} ({1 / update:.1f} {phase} updates/s)")
         return 0
     ensure_data(pending, data_dir, said)
     stop = StopFlag()

@@ -293,7 +293,7 @@ def _left_of(run: RunStatus, complete_seconds: list[float] | None, together: int
     updates = max(0, run.offline_updates - run.updates)
     steps = run.online_steps - run.env_steps
     offline, online = run.rates.get("updates_per_second"), run.rates.get("env_steps_per_second")
-    if run.state == "running" and run.env_steps and online:
+    if run.state == "running" and run.updates > run.offline_updates and online:  # not while it warms up, which is fast
         return steps / online
     if run.state == "running" and offline and not steps:
         return updates / offline
