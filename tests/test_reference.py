@@ -12,6 +12,7 @@ import torch
 import analysis.__main__
 import bench.__main__
 from bench.runs.contract import EPISODES, TRAIN, read_json, sums_of, write_json
+from bench.tools.archive import ArchiveOptions, selected_runs
 from bench.training.execution import Execution
 from bench.training.train import run
 from tests.tiny_runs import ROOT, tiny_config
@@ -114,6 +115,16 @@ def test_what_is_altered_or_not_complete_is_refused_before_anything_is_written(o
     assert not out.exists()
     assert archived(own, out, "--seeds", "0") == 0
     assert [path.name for path in run_folders(out)] == ["seed_000"]
+
+
+def test_a_name_of_an_agent_stands_for_its_variants_too(tmp_path):
+    labels = ["qc_fql", "qc_fql@narrow", "fql@narrow"]
+    for label in labels:
+        (tmp_path / "tiny" / "toy-reach" / label / "seed_000").mkdir(parents=True)
+    expected = {("qc_fql",): labels[:2], ("qc_fql@narrow",): labels[1:2], ("fql", "qc_fql@narrow"): labels[:0:-1]}
+    for agents, selected in expected.items():
+        runs = selected_runs(ArchiveOptions("tiny", agents=agents, results=tmp_path))
+        assert [run.label for run in runs] == selected
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class ArchiveOptions:
     """Copy complete runs of a suite, without checkpoints, into a folder that analysis reads like results."""
 
     suite: Positional[str]  # folder of the results
-    agents: tuple[str, ...] = ()  # only these agents, with blanks or commas between them
+    agents: tuple[str, ...] = ()  # only these agents, sac_flow_g, or one variant, sac_flow_g@no-entropy
     tasks: tuple[str, ...] = ()  # only these tasks
     seeds: tuple[int, ...] = ()  # only these seeds: 0 1 2, or 0,1,2, or 0..2, or 0-2
     results: Path = Path("results")
@@ -74,14 +74,14 @@ def selected_runs(options: ArchiveOptions) -> list[RunName]:
     if not found:
         suites = sorted({run.suite for run in map(RunName.parse, map(str, find_runs(options.results))) if run})
         raise ConfigError(f"no runs of {options.suite!r} under {options.results}{nearest(options.suite, suites)}")
-    for kind, wanted in (("label", options.agents), ("task", options.tasks), ("seed", options.seeds)):
-        present = list(dict.fromkeys(getattr(run, kind) for run in found))
+    names = {"agent": ("agent", "label"), "task": ("task",), "seed": ("seed",)}
+    for kind, wanted in (("agent", options.agents), ("task", options.tasks), ("seed", options.seeds)):
+        present = list(dict.fromkeys(getattr(run, name) for run in found for name in names[kind]))
         for value in wanted:
             if value not in present:
-                what = "agent" if kind == "label" else kind
                 there_are = f"{nearest(value, present)}; there are {', '.join(map(str, present))}"
-                raise ConfigError(f"no run of {options.suite} has the {what} {value!r}{there_are}")
-        found = [run for run in found if not wanted or getattr(run, kind) in wanted]
+                raise ConfigError(f"no run of {options.suite} has the {kind} {value!r}{there_are}")
+        found = [run for run in found if not wanted or any(getattr(run, name) in wanted for name in names[kind])]
     if not found:
         raise ConfigError(f"no run of {options.suite} has these agents, tasks and seeds together")
     return found
