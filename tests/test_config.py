@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,15 @@ def test_a_cell_of_the_velocity_study_differs_by_its_velocity_alone(suite):
         assert len(settings) == 3
         assert {name for name, value in settings["flow_mlp"].items()
                 if any(other[name] != value for other in settings.values())} == {"velocity_field"}  # fmt: skip
+
+
+def test_critics_budgets_and_batches_are_the_same_for_every_agent_of_scratch_small():
+    configs = SUITES["scratch-small"]()
+    assert {(config.agent, config.seed) for config in configs} == set(itertools.product(
+        ("sac_flow_t_scratch", "sac_flow_g_scratch", "flow_mlp_scratch", "crossq"), range(3)))  # fmt: skip
+    assert len({config.agent_config.critic for config in configs}) == 1
+    of_runs = [config.to_json() | dict.fromkeys(("agent", "agent_config", "config_hash", "seed")) for config in configs]
+    assert all(of_run == of_runs[0] for of_run in of_runs)
 
 
 def test_published_weights_are_those_of_the_table():

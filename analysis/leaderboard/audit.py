@@ -18,8 +18,8 @@ from analysis.loading.read import ResultsError
 from analysis.statistics.metrics import FLOOR_SEEDS, HEAD_TO_HEAD_SEEDS
 from bench.runs.contract import nearest
 
-SMALL = (  # minutes: they rank no method
-    *("toy", "baselines-quick", "quick", "robomimic-quick", "mujoco-quick"),
+SMALL = (  # made for a laptop: they rank no method
+    *("toy", "baselines-quick", "quick", "robomimic-quick", "mujoco-quick", "scratch-small"),
     *("velocity", "velocity-weak", "velocity-entropy", "velocity-wide", "velocity-240"),
 )
 FOR_ALL = ("offline_updates",)  # fields that may also be 0: agents without an offline phase
@@ -249,7 +249,7 @@ def setting_marks(entry: Entry) -> Iterator[str]:
     if any(run.provenance and "departures" not in run.provenance for run in entry.runs):
         yield "departures from published settings are not recorded in all runs"
     if small := sorted({run.name.suite for run in entry.runs} & set(SMALL)):
-        yield f"{', '.join(small)}: a suite of minutes, which ranks no method"
+        yield f"{', '.join(small)}: a small suite, which ranks no method"
 
 
 def none(_: Entry) -> Iterator[str]:

@@ -101,6 +101,27 @@ def scratch_ablations() -> list[RunConfig]:
     ]
 
 
+def scratch_small() -> list[RunConfig]:
+    """Hours on two cores: SAC Flow's velocities, the plain one and CrossQ's Gaussian with one small critic, on Hopper.
+
+    Policies are as published, 3 seeds: enough to see that all of them learn, too few to call one of them better.
+    """
+    return [
+        run_config(
+            "scratch-small",
+            TASKS["hopper-v4"],
+            agent,
+            seed,
+            agent_config=with_settings(tuned_config(agent, "hopper-v4"), critic_hidden_dims=(256, 256)),
+            **FIGURE_4 | {"online_steps": 60_000, "eval_interval_steps": 10_000},
+            warmup_steps=5_000,
+            batch_size=256,
+        )
+        for agent in ("sac_flow_t_scratch", "sac_flow_g_scratch", "flow_mlp_scratch", "crossq")
+        for seed in range(3)
+    ]
+
+
 def mujoco_quick() -> list[RunConfig]:
     """Minutes on two cores, from nothing: what learning from scratch is. Hopper, small networks, 3 seeds.
 
@@ -126,6 +147,7 @@ def mujoco_quick() -> list[RunConfig]:
 
 SCRATCH_SUITES: dict[str, Callable[[], list[RunConfig]]] = {
     "mujoco-quick": mujoco_quick,
+    "scratch-small": scratch_small,
     "mujoco": mujoco,
     "mujoco-v5": mujoco_v5,
     "scratch-sparse": scratch_sparse,
