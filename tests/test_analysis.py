@@ -800,6 +800,15 @@ def test_variant_of_any_agent_looks_like_no_other():
     assert styles_of(["my_agent@deep"])["my_agent@deep"] == styles["my_agent@deep"]
 
 
+def test_a_variant_alone_of_its_agent_looks_as_the_agent_does_and_stands_in_its_place():
+    styles = styles_of(["qc_fql", "flow_mlp@no-entropy", "sac_flow_t@no-entropy", "sac_flow_g@no-entropy"])
+    both = styles_of(["sac_flow_g", "sac_flow_t", "flow_mlp", "qc_fql"])
+    assert list(styles.values()) == list(both.values())
+    assert [label.partition("@")[0] for label in styles] == list(both)
+    of_two = styles_of(["sac_flow_g@a", "sac_flow_g@b"])
+    assert len({*of_two.values(), AGENT_STYLES["sac_flow_g"]}) == 3
+
+
 def test_no_two_agents_of_a_figure_look_the_same():
     styles = styles_of([*AGENT_STYLES, *(f"agent_{k}" for k in range(60))])
     assert len(set(styles.values())) == len(AGENT_STYLES) + 60

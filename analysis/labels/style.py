@@ -114,13 +114,22 @@ MATPLOTLIB: dict[str, Any] = {
 def styles_of(agents: Iterable[str]) -> dict[str, AgentStyle]:
     """A style for each agent, in the order of legends: those of the table first, then the others by name.
 
-    The style of an unknown agent follows from its name alone, but for the rare two names that would get the same one.
+    A variant that is alone of its agent looks as the agent does. The style of any other, and of an unknown agent,
+    follows from its name, but for the rare two names that would get the same one.
     """
     present = set(agents)
-    styles = {agent: style for agent, style in AGENT_STYLES.items() if agent in present}
-    for agent in sorted(present - styles.keys()):
-        slot = zlib.crc32(agent.encode())
+    labels: dict[str, list[str]] = {}  # by agent
+    for label in sorted(present):
+        labels.setdefault(label.partition("@")[0], []).append(label)
+    styles: dict[str, AgentStyle] = {}
+    for agent, style in AGENT_STYLES.items():
+        if agent in present:
+            styles[agent] = style
+        elif len(labels.get(agent, ())) == 1:
+            styles[labels[agent][0]] = style
+    for label in sorted(present - styles.keys()):
+        slot = zlib.crc32(label.encode())
         taken = styles.values()
         turns = (FALLBACK_STYLES[(slot + turn) % len(FALLBACK_STYLES)] for turn in range(len(FALLBACK_STYLES)))
-        styles[agent] = next((style for style in turns if style not in taken), FALLBACK_STYLES[0])
+        styles[label] = next((style for style in turns if style not in taken), FALLBACK_STYLES[0])
     return styles
