@@ -1,6 +1,7 @@
 """Published numbers: reading them, taking them for runs, and the verdict on ours. All data are made here."""
 
 import csv
+import dataclasses
 import gzip
 import io
 import itertools
@@ -271,6 +272,15 @@ def test_protocols_tell_what_forbids_a_comparison():
     assert "success timing not known" in remarks
     forbidding, _ = differences(ours, protocol_of("qc_plot_data", "FQL"))
     assert forbidding == ["steps per chunk: theirs 1, ours 5"]
+
+
+def test_a_learning_rate_and_a_warm_up_are_told_where_the_source_is_known_to_have_others():
+    theirs = protocol_of("simbav2_release", "SAC")
+    ours = dataclasses.replace(theirs, learning_rate=3e-4, warmup_steps=10_000)
+    told = ["learning rate: theirs 0.001, ours 0.0003", "steps before the first update: theirs 5k, ours 10k"]
+    assert differences(ours, theirs) == ([], told)
+    silent = protocol_of("cleanrl_benchmark", "SAC")
+    assert not [remark for remark in differences(ours, silent)[1] if remark.startswith(("learning", "steps before"))]
 
 
 # --------------------------------------------------------------------------------------------------- importing

@@ -25,6 +25,8 @@ class Protocol:
     offline_updates: int | None = None  # gradient updates before the first online step
     critic_updates_per_offline_step: int | None = None
     utd_ratio: int | None = None  # gradient updates per environment step
+    learning_rate: float | None = None  # of the policy
+    warmup_steps: int | None = None  # environment steps before the first update
     online_steps: int | None = None
     success_timing: str | None = None  # from the state after ("post") or before ("pre") the action
     eval_episodes: int | None = None  # per evaluation and run
@@ -32,8 +34,9 @@ class Protocol:
     episodes: str | None = None  # what is scored: those of evaluations, or of training
 
 
-# Of these a difference only changes how precise a number is, or where a curve ends.
-HARMLESS = ("eval_episodes", "online_steps")
+# A difference of these is said and forbids nothing: it changes how precise a number is or where a curve ends, or is a
+# choice that may explain a verdict.
+REMARKED = ("eval_episodes", "online_steps", "learning_rate", "warmup_steps")
 IN_WORDS = {
     "num_critics": "critics",
     "q_aggregation": "value of the critics",
@@ -42,6 +45,8 @@ IN_WORDS = {
     "offline_updates": "offline updates",
     "critic_updates_per_offline_step": "critic updates per offline step",
     "utd_ratio": "updates per online step",
+    "learning_rate": "learning rate",
+    "warmup_steps": "steps before the first update",
     "online_steps": "online steps",
     "success_timing": "success timing",
     "eval_episodes": "evaluation episodes",
@@ -122,7 +127,10 @@ def protocol_of(source: str, method: str) -> Protocol:
 
 
 def meaningful(field: str, ours: Protocol, theirs: Protocol) -> bool:
-    """Whether a field is to be compared: how critics become one value only where there are as many of them."""
+    """Whether a field is to be compared: how critics become one value only where there are as many of them, and
+    learning rate and warm-up, which few sources tell, where the source does."""
+    if field in ("learning_rate", "warmup_steps"):
+        return None not in (getattr(ours, field), getattr(theirs, field))
     if field not in ("q_aggregation", "pessimism"):
         return True
     as_many = ours.num_critics is not None and ours.num_critics == theirs.num_critics
@@ -130,7 +138,7 @@ def meaningful(field: str, ours: Protocol, theirs: Protocol) -> bool:
 
 
 def differences(ours: Protocol, theirs: Protocol) -> tuple[list[str], list[str]]:
-    """What forbids a comparison, and what only deserves to be said (harmless differences, what is not known)."""
+    """What forbids a comparison, and what only deserves to be said (REMARKED, and what is not known)."""
     forbidding, remarks = [], []
     for field in dataclasses.fields(Protocol):
         a, b, words = getattr(ours, field.name), getattr(theirs, field.name), IN_WORDS[field.name]
@@ -140,6 +148,6 @@ def differences(ours: Protocol, theirs: Protocol) -> tuple[list[str], list[str]]
             remarks.append(f"{words} not known")
         else:
             values = [count_label(value) if isinstance(value, int) else value for value in (b, a)]
-            kind = remarks if field.name in HARMLESS else forbidding
+            kind = remarks if field.name in REMARKED else forbidding
             kind.append(f"{words}: theirs {values[0]}, ours {values[1]}")
     return forbidding, remarks

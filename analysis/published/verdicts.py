@@ -207,6 +207,8 @@ def our_protocol(suite: Suite, agent: str) -> Protocol:
         offline_updates=config["offline_updates"],
         critic_updates_per_offline_step=settings.get("critic_updates_per_offline_step"),
         utd_ratio=config.get("utd_ratio"),
+        learning_rate=settings.get("learning_rate"),
+        warmup_steps=config.get("warmup_steps"),
         online_steps=suite.online_steps,
         success_timing=None if suite.success_timing == "unknown" else suite.success_timing,
         eval_episodes=suite.eval_episodes,
