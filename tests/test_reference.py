@@ -117,11 +117,16 @@ def test_what_is_altered_or_not_complete_is_refused_before_anything_is_written(o
     assert [path.name for path in run_folders(out)] == ["seed_000"]
 
 
-def test_a_name_of_an_agent_stands_for_its_variants_too(tmp_path):
+def test_a_name_of_an_agent_stands_for_its_variants_too_and_with_an_at_for_none(tmp_path):
     labels = ["qc_fql", "qc_fql@narrow", "fql@narrow"]
     for label in labels:
         (tmp_path / "tiny" / "toy-reach" / label / "seed_000").mkdir(parents=True)
-    expected = {("qc_fql",): labels[:2], ("qc_fql@narrow",): labels[1:2], ("fql", "qc_fql@narrow"): labels[:0:-1]}
+    expected = {
+        ("qc_fql",): labels[:2],
+        ("qc_fql@narrow",): labels[1:2],
+        ("qc_fql@",): labels[:1],
+        ("fql", "qc_fql@narrow"): labels[:0:-1],
+    }
     for agents, selected in expected.items():
         runs = selected_runs(ArchiveOptions("tiny", agents=agents, results=tmp_path))
         assert [run.label for run in runs] == selected

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
+from bench.grid.options import PlanOptions, Selection, selected_configs
 from bench.grid.survey import Queue, survey
 from bench.runs.contract import LOG, STATUS, RunName, write_json
 from bench.tools.film import caption
@@ -67,6 +68,19 @@ def test_time_left_rests_on_finished_runs_of_the_same_variant(runs, tmp_path):
         (config.directory(tmp_path) / "config.json").unlink()
     grid = survey(tmp_path, None, Queue())
     assert grid.left_seconds == pytest.approx(60.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels"),
+    [
+        ("crossq", ["crossq", "crossq@released-density", "crossq@no-batch-renorm"]),
+        ("crossq@", ["crossq"]),
+        ("crossq@no-batch-renorm", ["crossq@no-batch-renorm"]),
+    ],
+)
+def test_a_suite_is_run_with_all_variants_of_an_agent_with_one_or_without(asked, labels):
+    options = PlanOptions(Selection(suite="scratch-ablations", agents=(asked,), tasks=("ant-v4",), seeds=(0,)))
+    assert [config.label for config in selected_configs(options)] == labels
 
 
 @pytest.mark.extra("tensorboard")

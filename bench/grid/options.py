@@ -1,6 +1,6 @@
 """Options that name runs, and where and how they run: what `run`, `plan` and `launch` have in common."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ class Selection:
     """what to run: a suite, or one task with one agent"""
 
     suite: Annotated[str | None, arg(help=f"one of {', '.join(SUITES)}")] = None
-    agents: tuple[str, ...] = ()  # only these agents of the suite: sac_flow_g, or one variant: sac_flow_g@no-entropy
+    agents: tuple[str, ...] = ()  # only these: sac, all its variants; sac@small, one of them; sac@, the one without
     tasks: tuple[str, ...] = ()  # only these tasks of the suite
     seeds: tuple[int, ...] = ()  # only these seeds: 0 1 2, or 0,1,2, or 0..2, or 0-2
     task: str | None = None  # a single run's task, e.g. cube-double-task2
@@ -219,15 +219,20 @@ def suite_configs(selection: Selection, settings: dict[str, Any]) -> list[RunCon
     tasks = [datasets.task(name).name for name in selection.tasks]
     for name, known in zip(selection.tasks, tasks, strict=True):
         _check_data_of_task(name, {"dataset": datasets.task(known).dataset})
-    for kind, names, wanted in (("task", ("task",), tasks), ("agent", ("agent", "label"), selection.agents)):
-        present = list(dict.fromkeys(getattr(config, name) for config in configs for name in names))
+    kinds: tuple[tuple[str, Sequence[str], Callable[[RunName], tuple[str, ...]]], ...] = (
+        ("task", tasks, lambda run: (run.task,)),
+        ("agent", selection.agents, lambda run: run.names),
+    )
+    for kind, wanted, names in kinds:
+        present = list(dict.fromkeys(name for config in configs for name in names(config.name)))
         for value in wanted:
             if value not in present:
+                shown = [name for name in present if not name.endswith("@")]
                 raise ConfigError(
-                    f"suite {suite} has no {kind} {value!r}{nearest(value, present)}; it has {', '.join(present)}"
+                    f"suite {suite} has no {kind} {value!r}{nearest(value, shown)}; it has {', '.join(shown)}"
                 )
         if wanted:
-            configs = [config for config in configs if any(getattr(config, name) in wanted for name in names)]
+            configs = [config for config in configs if not set(wanted).isdisjoint(names(config.name))]
     if selection.seeds:  # a suite may be run with any seeds
         first = configs[0].seed
         configs = [config.replace(seed=seed) for config in configs if config.seed == first for seed in selection.seeds]

@@ -134,6 +134,11 @@ class RunName:
         return agent_label(self.agent, self.variant)
 
     @property
+    def names(self) -> tuple[str, str]:
+        """By which --agents selects it: an agent's stands for all its variants, and `sac@` for the one without."""
+        return self.agent, f"{self.agent}@{self.variant}"
+
+    @property
     def group(self) -> str:
         """What the seeds of one configuration have in common."""
         return f"{self.suite}/{self.task}/{self.label}"

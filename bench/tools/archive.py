@@ -6,7 +6,7 @@ out, and so is what analysis can do without: checkpoints, logs, wall-clock times
 
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class ArchiveOptions:
     """Copy complete runs of a suite, without checkpoints, into a folder that analysis reads like results."""
 
     suite: Positional[str]  # folder of the results
-    agents: tuple[str, ...] = ()  # only these agents, sac_flow_g, or one variant, sac_flow_g@no-entropy
+    agents: tuple[str, ...] = ()  # only these: sac, all its variants; sac@small, one of them; sac@, the one without
     tasks: tuple[str, ...] = ()  # only these tasks
     seeds: tuple[int, ...] = ()  # only these seeds: 0 1 2, or 0,1,2, or 0..2, or 0-2
     results: Path = Path("results")
@@ -74,14 +74,19 @@ def selected_runs(options: ArchiveOptions) -> list[RunName]:
     if not found:
         suites = sorted({run.suite for run in map(RunName.parse, map(str, find_runs(options.results))) if run})
         raise ConfigError(f"no runs of {options.suite!r} under {options.results}{nearest(options.suite, suites)}")
-    names = {"agent": ("agent", "label"), "task": ("task",), "seed": ("seed",)}
-    for kind, wanted in (("agent", options.agents), ("task", options.tasks), ("seed", options.seeds)):
-        present = list(dict.fromkeys(getattr(run, name) for run in found for name in names[kind]))
+    kinds: tuple[tuple[str, tuple[Any, ...], Callable[[RunName], tuple[Any, ...]]], ...] = (
+        ("agent", options.agents, lambda run: run.names),
+        ("task", options.tasks, lambda run: (run.task,)),
+        ("seed", options.seeds, lambda run: (run.seed,)),
+    )
+    for kind, wanted, names in kinds:
+        present = list(dict.fromkeys(name for run in found for name in names(run)))
         for value in wanted:
             if value not in present:
-                there_are = f"{nearest(value, present)}; there are {', '.join(map(str, present))}"
+                shown = [name for name in map(str, present) if not name.endswith("@")]
+                there_are = f"{nearest(value, shown)}; there are {', '.join(shown)}"
                 raise ConfigError(f"no run of {options.suite} has the {kind} {value!r}{there_are}")
-        found = [run for run in found if not wanted or any(getattr(run, name) in wanted for name in names[kind])]
+        found = [run for run in found if not wanted or not set(wanted).isdisjoint(names(run))]
     if not found:
         raise ConfigError(f"no run of {options.suite} has these agents, tasks and seeds together")
     return found
