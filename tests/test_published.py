@@ -279,6 +279,8 @@ def test_a_learning_rate_and_a_warm_up_are_told_where_the_source_is_known_to_hav
     ours = dataclasses.replace(theirs, learning_rate=3e-4, warmup_steps=10_000)
     told = ["learning rate: theirs 0.001, ours 0.0003", "steps before the first update: theirs 5k, ours 10k"]
     assert differences(ours, theirs) == ([], told)
+    wide = dataclasses.replace(ours, critic_layers="512, 512")
+    assert differences(wide, theirs)[0] == ["layers of the critics: theirs 256, 256, ours 512, 512"]
     silent = protocol_of("cleanrl_benchmark", "SAC")
     assert not [remark for remark in differences(ours, silent)[1] if remark.startswith(("learning", "steps before"))]
 

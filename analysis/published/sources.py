@@ -21,6 +21,7 @@ class Protocol:
     num_critics: int | None = None
     q_aggregation: str | None = None  # of the target critics to one value
     pessimism: float | None = None  # standard deviations below the mean; pessimistic aggregation
+    critic_layers: str | None = None  # hidden units: "256, 256"
     chunk_length: int | None = None  # environment steps per action chunk
     offline_updates: int | None = None  # gradient updates before the first online step
     critic_updates_per_offline_step: int | None = None
@@ -41,6 +42,7 @@ IN_WORDS = {
     "num_critics": "critics",
     "q_aggregation": "value of the critics",
     "pessimism": "pessimism of the critics",
+    "critic_layers": "layers of the critics",
     "chunk_length": "steps per chunk",
     "offline_updates": "offline updates",
     "critic_updates_per_offline_step": "critic updates per offline step",
@@ -127,9 +129,9 @@ def protocol_of(source: str, method: str) -> Protocol:
 
 
 def meaningful(field: str, ours: Protocol, theirs: Protocol) -> bool:
-    """Whether a field is to be compared: how critics become one value only where there are as many of them, and
-    learning rate and warm-up, which few sources tell, where the source does."""
-    if field in ("learning_rate", "warmup_steps"):
+    """Whether a field is to be compared: how critics become one value only where there are as many of them, and what
+    few sources tell where the source does."""
+    if field in ("critic_layers", "learning_rate", "warmup_steps"):
         return None not in (getattr(ours, field), getattr(theirs, field))
     if field not in ("q_aggregation", "pessimism"):
         return True

@@ -203,6 +203,7 @@ def our_protocol(suite: Suite, agent: str) -> Protocol:
         num_critics=settings.get("num_critics"),
         q_aggregation=settings.get("q_aggregation"),
         pessimism=settings.get("pessimism"),
+        critic_layers=", ".join(map(str, settings.get("critic_hidden_dims", ()))) or None,
         chunk_length=settings.get("chunk_length"),
         offline_updates=config["offline_updates"],
         critic_updates_per_offline_step=settings.get("critic_updates_per_offline_step"),
