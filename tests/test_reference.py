@@ -112,6 +112,14 @@ def test_what_is_altered_or_not_complete_is_refused_before_anything_is_written(o
     (folder / "config.json").write_text(config)
     (folder / "complete.json").unlink()
     assert archived(own, out) == 2 and "seed_001 is not complete" in error_of(capsys)
+    provenance = (own / CELL / "seed_000" / "provenance.json").read_text()
+    write_json(own / CELL / "seed_000" / "provenance.json", {"starts": 3})
+    assert archived(own, out, "--seeds", "0") == 2 and "provenance.json has no list of starts" in error_of(capsys)
+    (own / CELL / "seed_000" / "provenance.json").write_text(provenance)
+    (own / CELL / "seed_002").symlink_to(tmp_path / "gone")
+    assert archived(own, out, "--seeds", "0") == 2 and "seed_002 is a link that leads nowhere" in error_of(capsys)
+    (own / CELL / "seed_002").unlink()
+    assert archived(own, own / "tiny", "--seeds", "0") == 2 and "name another folder" in error_of(capsys)
     assert not out.exists()
     assert archived(own, out, "--seeds", "0") == 0
     assert [path.name for path in run_folders(out)] == ["seed_000"]

@@ -23,6 +23,7 @@ from bench.runs.contract import (
     ConfigError,
     RunName,
     StorageError,
+    broken_links,
     config_hash,
     find_runs,
     is_sum_of,
@@ -69,7 +70,12 @@ def archive_command(options: ArchiveOptions) -> int:
 
 def selected_runs(options: ArchiveOptions) -> list[RunName]:
     """The runs that the options name, sorted. Raises ConfigError where there are none, or none of a name."""
-    folders = find_runs(options.results / options.suite, holding=None)
+    folder = options.results / options.suite
+    if folder.resolve() in (options.out.resolve(), *options.out.resolve().parents):
+        raise ConfigError(f"--out {options.out} lies in {folder}, whose runs are to be archived: name another folder")
+    if lost := broken_links(options.results, (options.suite,)):
+        raise ConfigError(f"{lost[0]} is a link that leads nowhere: restore what it led to, or remove it")
+    folders = find_runs(folder, holding=None)
     found = sorted(run for run in map(RunName.parse, map(str, folders)) if run and run.suite == options.suite)
     if not found:
         suites = sorted({run.suite for run in map(RunName.parse, map(str, find_runs(options.results))) if run})
@@ -102,6 +108,9 @@ def archived(results: Path, name: RunName) -> dict[str, bytes]:
         raise ConfigError(
             f"{folder} lacks {CONFIG if config is None else PROVENANCE}: restore it, or leave the run out"
         )
+    starts = provenance.get("starts")
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise ConfigError(f"{folder / PROVENANCE} has no list of starts: restore it, or leave the run out")
     if config.get("config_hash") != config_hash(config) or RunName.of_config(config) != name:
         raise ConfigError(f"{folder / CONFIG} was edited, or is another run's: restore it, or leave the run out")
     sums = marker.get("files", {})
@@ -114,7 +123,7 @@ def archived(results: Path, name: RunName) -> dict[str, bytes]:
     return {
         **rows,
         CONFIG: (folder / CONFIG).read_bytes(),
-        PROVENANCE: json_bytes({**provenance, "starts": [public(start) for start in provenance["starts"]]}),
+        PROVENANCE: json_bytes({**provenance, "starts": [public(start) for start in starts]}),
         COMPLETE: json_bytes({key: value for key, value in marker.items() if key != "owner"}),
     }
 
