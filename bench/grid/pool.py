@@ -158,7 +158,9 @@ def ending_of(work: Work, returncode: int, stopping: bool) -> Ending | None:
     if returncode == 2:  # refused, and said so; processes that end with it may have the last word in the log
         lines = [line for line in lines if line.startswith("error: ")] or lines
     ended = f"killed by signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    line = f"{lines[-1] if lines else 'no output'} ({ended}; {work.log})"
+    last = lines[-1] if lines else "no output"
+    # Who is killed says nothing of it: the last line of the log is then about something else.
+    line = f"{ended} ({work.log} ends with: {last})" if returncode < 0 else f"{last} ({ended}; {work.log})"
     errors = [read_json(directory / STATUS) or {} for directory in work.directories]
     failures = [error for status in errors if status.get("state") == "failed" and (error := status.get("error"))]
     crashed = returncode < 0 or any(fault in error for error in [*failures, line] for fault in GPU_FAULT)
