@@ -153,12 +153,12 @@ def test_a_run_of_before_that_had_loaded_data_it_never_sampled_goes_on(tmp_path:
 
 def test_a_plan_says_which_runs_have_no_data(tmp_path, capsys, monkeypatch, tiny_data) -> None:
     monkeypatch.setenv("O2O_BENCH_DATA", str(tiny_data))
-    options = ["plan", "--task", "toy-reach", "--agent", "sac", "--online-steps", "50", "--results", str(tmp_path)]
+    options = ["plan", "--task", "toy-reach", "--agent", "sac", "--online-steps", "5000", "--results", str(tmp_path)]
     assert main(options) == 0
     assert "data none: toy-reach is learned from scratch by sac" in capsys.readouterr().out
     assert main([*options, "--online-batch-share", "0.5"]) == 0
     assert "data toy-reach-mixed-generated-200ep-seed0: generated" in capsys.readouterr().out
-    rlpd = ["plan", "--task", "toy-reach", "--agent", "rlpd", "--dataset", "none", "--online-steps", "50"]
+    rlpd = ["plan", "--task", "toy-reach", "--agent", "rlpd", "--dataset", "none", "--online-steps", "5000"]
     assert main([*rlpd, "--results", str(tmp_path)]) == 0
     assert "data none: toy-reach is learned from scratch by rlpd" in capsys.readouterr().out
 

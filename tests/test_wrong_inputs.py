@@ -21,6 +21,7 @@ from tests.tiny_runs import ROOT, tiny_config
 
 LONG = "x" * 300
 PLAN = "bench plan --task toy-reach --agent fql"
+SCRATCH = "bench plan --suite mujoco --agents sac --tasks hopper-v4"
 DATA = "bench plan --task toy-reach --agent fql --eval-episodes 2 --data"
 SLURM = "bench launch toy --slurm --dry-run"
 WRONG = [  # a command, and what its line must say
@@ -57,6 +58,25 @@ WRONG = [  # a command, and what its line must say
         "--utd-ratio: nothing for reinflow, on-policy agents",
     ),
     ("bench plan --suite baselines-quick --agents dppo reinflow --warmup-steps 9", "--warmup-steps: nothing for dppo"),
+    (
+        f"{SCRATCH} --eval-interval-updates 7",
+        "--eval-interval-updates does nothing for these runs of sac: they have no",
+    ),
+    (f"{SCRATCH} --success-rule any", "--success-rule does nothing for these runs of sac: their tasks are scored by"),
+    (
+        f"{SCRATCH} --success-timing post",
+        "--success-timing does nothing for these runs of sac: their tasks are scored by",
+    ),
+    (f"{SCRATCH} --gradient-norm-interval 100", "does nothing for these runs of sac: their policies' losses run back"),
+    (
+        f"{PLAN} --online-steps 0 --eval-interval-steps 7",
+        "does nothing for these runs of fql: they have no online phase",
+    ),
+    (f"{SCRATCH} --online-steps 300", "warmup_steps is 10000 and online_steps 300: sac would make no update"),
+    (
+        "bench plan --suite mujoco --agents ppo --online-steps 300",
+        "a rollout is 32768 and online_steps 300: ppo would make no",
+    ),
     ("bench status --running --json", "--running answers with its exit code"),
     ("bench status --json --runs", "--json has every run already: leave out --runs"),
     ("bench launch toy --local --array-size 9", "--array-size is for --slurm"),

@@ -9,11 +9,13 @@ from tyro.conf import Fixed, arg
 
 import datasets
 from agents import AGENTS
+from agents.blocks.base import Agent
 from agents.blocks.config import settings_of
 from bench.command_line import check_folder, check_least, flag, option_types, typed_names
 from bench.protocol.config import RunConfig, RunSettings, check_agent, config_difference, default_agent_config
 from bench.protocol.grids import run_config
 from bench.protocol.plugins import Plugins, loaded_plugins
+from bench.protocol.schedule import total_updates
 from bench.protocol.suites import SUITES
 from bench.protocol.tuned import tuned_config
 from bench.runs.contract import ConfigError, RunName, nearest
@@ -95,6 +97,8 @@ def selected_configs(options: PlanOptions) -> list[RunConfig]:
         settings["dataset"] = datasets.parse_name(selection.dataset).name  # in the form that fits a folder's name
     configs = _configs(selection, settings)
     check_on_policy(configs, given)
+    check_idle(configs, given)
+    check_updates(configs)
     check_data_is_sampled(configs, selection)
     if settings.get("variant"):
         check_variant(configs, _configs(replace(selection, agent_config={}), {}))
@@ -183,6 +187,40 @@ def check_on_policy(configs: list[RunConfig], given: Collection[str]) -> None:
     if all(config.rollout_steps is not None for config in configs):
         raise ConfigError(f"{said} (rollout_decisions, batch_decisions and epochs of --agent-config)")
     print(f"{said}; for all others as given", flush=True)
+
+
+# Of other settings, the runs that read them, and why others do not.
+READ_BY: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
+    "eval_interval_updates": (lambda run: run.offline_updates > 0, "they have no offline phase"),
+    "eval_interval_steps": (lambda run: run.online_steps > 0, "they have no online phase"),
+    "success_rule": (lambda run: datasets.task(run.task).tells_success, "their tasks are scored by return"),
+    "success_timing": (
+        lambda run: datasets.task(run.task).tells_success,
+        "their tasks are scored by return",
+    ),
+    "gradient_norm_interval": (
+        lambda run: not run.gradient_norm_interval or AGENTS[run.agent][0].gradient_norms is not Agent.gradient_norms,
+        "their policies' losses run back through no rollout",
+    ),
+}
+
+
+def check_idle(configs: list[RunConfig], given: Collection[str]) -> None:
+    """ConfigError for a setting that none of the runs reads."""
+    for name in sorted(given & READ_BY.keys()):
+        reads, why = READ_BY[name]
+        if not any(reads(config) for config in configs):
+            agents = ", ".join(dict.fromkeys(config.agent for config in configs))
+            raise ConfigError(f"{flag(name)} does nothing for these runs of {agents}: {why}; leave it out")
+
+
+def check_updates(configs: list[RunConfig]) -> None:
+    """ConfigError for a run that would end before its first update: it would be complete, and nobody trained."""
+    for config in configs:
+        if total_updates(config) == 0:
+            rollout = config.rollout_steps
+            first = f"a rollout is {rollout}" if rollout else f"warmup_steps is {config.warmup_steps}"
+            raise ConfigError(f"{first} and online_steps {config.online_steps}: {config.label} would make no update")
 
 
 def check_variant(configs: list[RunConfig], unchanged: list[RunConfig]) -> None:
