@@ -545,6 +545,22 @@ def test_departures_of_another_shape_are_refused(tmp_path: Path, departures: Any
         load_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"extended_from": 3}, "extended_from is 3, expected deviations and path of another run"),
+        ({"offline_phase": {"seed": 0}}, "offline_phase is .*, expected config_hash and seed of another run"),
+        ({"starts": [3]}, "a start is 3, expected an object"),
+        ({"starts": [{"versions": [1]}]}, "a start is .*, expected an object with objects of versions"),
+        ({"starts": [{"plugins": [{}]}]}, "a start is .*, expected an object"),
+    ],
+)
+def test_provenance_of_another_shape_is_refused(tmp_path: Path, damage: dict[str, Any], said: str):
+    edit_json(write_run(tmp_path) / "provenance.json", lambda content: content.update(damage))
+    with pytest.raises(ResultsError, match=rf"provenance.json: {said}"):
+        load_results(tmp_path)
+
+
 def test_field_of_a_config_that_nobody_listed_is_shown_by_name_and_compared(tmp_path: Path):
     write_run(tmp_path, agent="fql", replay_ratio=4, mixing={"share": 0.5})
     write_run(tmp_path, agent="sac_flow_g")

@@ -107,8 +107,9 @@ def facts_of(provenance: Mapping[str, Any]) -> Iterator[tuple[str, set[str]]]:
     for key in ("machine", "device_type", "device", "vectors", "threads"):
         yield key, {str(start.get(key, "unknown")) for start in starts}
     for key in ("versions", "engines"):
-        for name in sorted({name for start in starts for name in start.get(key, {})}):
-            yield name, {str(start[key][name]) for start in starts if name in start.get(key, {})}
+        of_starts = [start.get(key) or {} for start in starts]
+        for name in sorted({name for values in of_starts for name in values}):
+            yield name, {str(values[name]) for values in of_starts if name in values}
     yield "data", {str(provenance["dataset"].get("content_hash"))[:12]}
 
 
