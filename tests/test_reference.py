@@ -116,6 +116,11 @@ def test_what_is_altered_or_not_complete_is_refused_before_anything_is_written(o
     write_json(own / CELL / "seed_000" / "provenance.json", {"starts": 3})
     assert archived(own, out, "--seeds", "0") == 2 and "provenance.json has no list of starts" in error_of(capsys)
     (own / CELL / "seed_000" / "provenance.json").write_text(provenance)
+    marker = (own / CELL / "seed_000" / "complete.json").read_text()
+    for files, said in ((5, "complete.json has no sums of files"), ({EPISODES: 5}, "episodes.csv is not what the run")):
+        write_json(own / CELL / "seed_000" / "complete.json", {**json.loads(marker), "files": files})
+        assert archived(own, out, "--seeds", "0") == 2 and said in error_of(capsys)
+    (own / CELL / "seed_000" / "complete.json").write_text(marker)
     (own / CELL / "seed_002").symlink_to(tmp_path / "gone")
     assert archived(own, out, "--seeds", "0") == 2 and "seed_002 is a link that leads nowhere" in error_of(capsys)
     (own / CELL / "seed_002").unlink()
@@ -171,6 +176,9 @@ def test_one_changed_byte_of_a_record_is_noticed(archive, capsys):
     assert analysis.__main__.main(call) == 1
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last == [f"{name}: other bytes", last[1]] and last[1].startswith("drawn with the same versions")
+    for key in ("files", "drawn_with"):
+        write_json(archive / "drawn.json", {**drawn, key: 3})
+        assert analysis.__main__.main(call) == 2 and f"drawn.json: {key} is 3, expected an object" in error_of(capsys)
     write_json(archive / "drawn.json", {**drawn, "drawn_with": {**versions, "matplotlib": "1.0"}})
     assert analysis.__main__.main(call) == 1
     assert f"matplotlib 1.0 then, {versions['matplotlib']} now" in capsys.readouterr().out

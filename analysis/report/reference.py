@@ -40,7 +40,11 @@ def read_drawn(root: Path) -> dict[str, Any]:
     """What the archive says of its figures and tables. Raises ResultsError."""
     if not (root / DRAWN).is_file():
         raise ResultsError(f"{root} has no {DRAWN}: it is no archive, or its figures were not recorded yet (--write)")
-    return read_json(root / DRAWN, ("files", "drawn_with"))
+    drawn = read_json(root / DRAWN, ("files", "drawn_with"))
+    for key in ("files", "drawn_with"):
+        if not isinstance(drawn[key], dict):
+            raise ResultsError(f"{root / DRAWN}: {key} is {drawn[key]!r}, expected an object: record it anew (--write)")
+    return drawn
 
 
 def write_drawn(root: Path, written: Sequence[Path]) -> None:

@@ -236,10 +236,11 @@ def sums_of(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def is_sum_of(written: Mapping[str, Any], content: bytes) -> bool:
-    """Whether complete.json's entry for a file is that of `content`."""
-    size = written.get("bytes", len(content))
-    return size == len(content) and written["sha256"] == hashlib.sha256(content).hexdigest()
+def is_sum_of(written: Any, content: bytes) -> bool:
+    """Whether complete.json's entry for a file is that of `content`; not one of another shape."""
+    if not isinstance(written, Mapping) or written.get("bytes", len(content)) != len(content):
+        return False
+    return written.get("sha256") == hashlib.sha256(content).hexdigest()
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

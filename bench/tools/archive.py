@@ -113,7 +113,9 @@ def archived(results: Path, name: RunName) -> dict[str, bytes]:
         raise ConfigError(f"{folder / PROVENANCE} has no list of starts: restore it, or leave the run out")
     if config.get("config_hash") != config_hash(config) or RunName.of_config(config) != name:
         raise ConfigError(f"{folder / CONFIG} was edited, or is another run's: restore it, or leave the run out")
-    sums = marker.get("files", {})
+    sums = marker.get("files")
+    if not isinstance(sums, dict):
+        raise ConfigError(f"{folder / COMPLETE} has no sums of files: restore it, or leave the run out")
     rows = {file: (folder / file).read_bytes() for file in REPRODUCIBLE if (folder / file).is_file()}
     for file in REPRODUCIBLE:
         if file not in sums:
