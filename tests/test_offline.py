@@ -134,4 +134,4 @@ def test_analysis_says_which_suites_share_offline_phases(data_cache, tmp_path):
 def _cost(config):
     from bench.grid.cost import Cost
 
-    return Cost(0.1, 0.1, 1.0, 1000, config)
+    return Cost(0.1, 0.1, 0.0, 1.0, 1000, config)
