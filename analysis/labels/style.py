@@ -118,15 +118,11 @@ def styles_of(agents: Iterable[str]) -> dict[str, AgentStyle]:
     follows from its name, but for the rare two names that would get the same one.
     """
     present = set(agents)
-    labels: dict[str, list[str]] = {}  # by agent
-    for label in sorted(present):
-        labels.setdefault(label.partition("@")[0], []).append(label)
     styles: dict[str, AgentStyle] = {}
     for agent, style in AGENT_STYLES.items():
-        if agent in present:
-            styles[agent] = style
-        elif len(labels.get(agent, ())) == 1:
-            styles[labels[agent][0]] = style
+        variants = [label for label in present if label.partition("@")[0] == agent]
+        if agent in present or len(variants) == 1:
+            styles[agent if agent in present else variants[0]] = style
     for label in sorted(present - styles.keys()):
         slot = zlib.crc32(label.encode())
         taken = styles.values()

@@ -194,23 +194,13 @@ def read_provenance(path: Path) -> dict[str, Any]:
     )
     if not whole:
         raise ResultsError(f"{path}: departures is {departures!r}, expected for each setting its value and released")
-    if odd := [start for start in provenance["starts"] if not is_start(start)]:
+    if odd := [start for start in provenance["starts"] if not contract.is_start(start)]:
         raise ResultsError(f"{path}: a start is {odd[0]!r}, expected an object with objects of versions and engines")
     for key, parts in (("offline_phase", {"config_hash", "seed"}), ("extended_from", {"path", "deviations"})):
         value = provenance.get(key)
         if value and not (isinstance(value, dict) and parts <= value.keys()):
             raise ResultsError(f"{path}: {key} is {value!r}, expected {' and '.join(sorted(parts))} of another run")
     return provenance
-
-
-def is_start(start: Any) -> bool:
-    """Whether an entry of a provenance's starts has the shape that the analysis relies on."""
-    if not isinstance(start, dict) or not all(
-        isinstance(start.get(key) or {}, dict) for key in ("versions", "engines")
-    ):
-        return False
-    plugins = start.get("plugins") or []
-    return isinstance(plugins, list) and all(isinstance(plugin, dict) and "module" in plugin for plugin in plugins)
 
 
 def read_references(provenance: dict[str, Any], path: Path) -> tuple[float, float] | None:

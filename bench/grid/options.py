@@ -1,6 +1,6 @@
 """Options that name runs, and where and how they run: what `run`, `plan` and `launch` have in common."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from bench.protocol.plugins import Plugins, loaded_plugins
 from bench.protocol.schedule import total_updates
 from bench.protocol.suites import SUITES
 from bench.protocol.tuned import tuned_config
-from bench.runs.contract import ConfigError, RunName, nearest
+from bench.runs.contract import ConfigError, RunName, nearest, selected
 from bench.tools.trackers import MIRRORS, check_mirrors
 from bench.training.execution import Execution
 
@@ -189,15 +189,13 @@ def check_on_policy(configs: list[RunConfig], given: Collection[str]) -> None:
     print(f"{said}; for all others as given", flush=True)
 
 
-# Of other settings, the runs that read them, and why others do not.
-READ_BY: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
+Reader = tuple[Callable[[RunConfig], bool], str]  # the runs that read a setting, and why others do not
+BY_SUCCESS: Reader = (lambda run: datasets.task(run.task).tells_success, "their tasks are scored by return")
+READ_BY: dict[str, Reader] = {
     "eval_interval_updates": (lambda run: run.offline_updates > 0, "they have no offline phase"),
     "eval_interval_steps": (lambda run: run.online_steps > 0, "they have no online phase"),
-    "success_rule": (lambda run: datasets.task(run.task).tells_success, "their tasks are scored by return"),
-    "success_timing": (
-        lambda run: datasets.task(run.task).tells_success,
-        "their tasks are scored by return",
-    ),
+    "success_rule": BY_SUCCESS,
+    "success_timing": BY_SUCCESS,
     "gradient_norm_interval": (
         lambda run: not run.gradient_norm_interval or AGENTS[run.agent][0].gradient_norms is not Agent.gradient_norms,
         "their policies' losses run back through no rollout",
@@ -257,20 +255,9 @@ def suite_configs(selection: Selection, settings: dict[str, Any]) -> list[RunCon
     tasks = [datasets.task(name).name for name in selection.tasks]
     for name, known in zip(selection.tasks, tasks, strict=True):
         _check_data_of_task(name, {"dataset": datasets.task(known).dataset})
-    kinds: tuple[tuple[str, Sequence[str], Callable[[RunName], tuple[str, ...]]], ...] = (
-        ("task", tasks, lambda run: (run.task,)),
-        ("agent", selection.agents, lambda run: run.names),
-    )
-    for kind, wanted, names in kinds:
-        present = list(dict.fromkeys(name for config in configs for name in names(config.name)))
-        for value in wanted:
-            if value not in present:
-                shown = [name for name in present if not name.endswith("@")]
-                raise ConfigError(
-                    f"suite {suite} has no {kind} {value!r}{nearest(value, shown)}; it has {', '.join(shown)}"
-                )
-        if wanted:
-            configs = [config for config in configs if not set(wanted).isdisjoint(names(config.name))]
+    configs = selected(configs, tasks, lambda config: (config.task,), f"suite {suite} has no task", "it has")
+    agents = selection.agents
+    configs = selected(configs, agents, lambda config: config.name.names, f"suite {suite} has no agent", "it has")
     if selection.seeds:  # a suite may be run with any seeds
         first = configs[0].seed
         configs = [config.replace(seed=seed) for config in configs if config.seed == first for seed in selection.seeds]

@@ -1,7 +1,7 @@
 """One live line per pack on a terminal; plain heartbeat lines elsewhere."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.text import Text
 from bench.grid.columns import Column, fitting
 from bench.grid.cost import Cost, median_rates
 from bench.grid.pool import Work
+from bench.protocol.config import RunConfig
 from bench.runs.contract import STATUS, read_json
 from bench.runs.quantities import duration, scores, short
 
@@ -112,14 +113,11 @@ class Display:
 
     def _cells(self, work: Work) -> list[str]:
         config, status = self._costs[work].config, self._status(work)
-        updates, steps = status.get("updates", 0), status.get("env_steps", 0)
-        offline = f"offline {min(updates, config.offline_updates)}/{config.offline_updates}"
-        online = f"online {steps}/{config.online_steps}"
-        budgets = ((config.offline_updates, offline), (config.online_steps, online))
+        phases = [f"{phase} {done}/{whole}" for phase, (done, whole) in progress_of(config, status).items() if whole]
         rates = [f"{status[key]:.1f} {unit}" for key, unit in RATES if key in status]
         return [
             work.name,
-            " ".join(text for whole, text in budgets if whole),
+            " ".join(phases),
             *rates,
             self._score(work),
             f"{duration(self._pack_left(work))} left",
@@ -129,15 +127,16 @@ class Display:
         """A row for each pack that trains; a task that all packs share stands in the heading alone."""
         tasks = {cost.config.task for cost in self._costs.values()}
         task = tasks.pop() if len(tasks) == 1 else ""
-        rows = [(work, self._costs[work].config, self._status(work)) for work in self._running]
-        phases = (("offline", "updates", "offline_updates"), ("online", "env_steps", "online_steps"))
+        rows = [self._status(work) for work in self._running]
+        points = [progress_of(self._costs[work].config, row) for work, row in zip(self._running, rows, strict=True)]
+        of_phases = {phase: [point[phase] for point in points] for phase in PHASES}
         progress = [
-            Column(phase, [_of(status.get(done, 0), getattr(config, whole)) for _, config, status in rows], "right")
-            for phase, done, whole in phases
-            if any(getattr(config, whole) for _, config, _ in rows)
+            Column(phase, [f"{short(done)}/{short(whole)}" for done, whole in of_phase], "right")
+            for phase, of_phase in of_phases.items()
+            if any(whole for _, whole in of_phase)
         ]
         rates = [
-            Column(unit, [f"{status[key]:.1f}" if key in status else "" for *_, status in rows], "right", stays=False)
+            Column(unit, [f"{row[key]:.1f}" if key in row else "" for row in rows], "right", stays=False)
             for key, unit in RATES
         ]
         columns = [
@@ -153,8 +152,13 @@ class Display:
         return Group(table, Text(f"{len(self._left)} waiting; all done in about {duration(self._eta())}", "dim"))
 
 
-def _of(done: int, whole: int) -> str:
-    return f"{short(min(done, whole))}/{short(whole)}"
+PHASES = {"offline": ("updates", "offline_updates"), "online": ("env_steps", "online_steps")}  # of status, and config
+
+
+def progress_of(config: RunConfig, status: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """By phase, what is done of its budget, and the budget: 0 where a run has no such phase."""
+    wholes = {phase: getattr(config, whole) for phase, (_, whole) in PHASES.items()}
+    return {phase: (min(status.get(PHASES[phase][0], 0), whole), whole) for phase, whole in wholes.items()}
 
 
 RATES = (("updates_per_second", "updates/s"), ("env_steps_per_second", "env steps/s"))

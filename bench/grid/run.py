@@ -96,10 +96,10 @@ def run_here(options: PlanOptions, configs: list[RunConfig], dry_run: bool) -> i
     )
     if dry_run:
         for pack, cost in costs.items():
-            phase, update = ("offline", cost.offline_update)
-            if not cost.config.offline_updates:
-                phase, update = ("online", cost.online_update)
-            print(f"  {pack.work.name}: {duration(cost.seconds())} ({1 / update:.1f} {phase} updates/s)")
+            has_offline = cost.config.offline_updates > 0
+            update = cost.offline_update if has_offline else cost.online_update
+            rate = f"{1 / update:.1f} {'offline' if has_offline else 'online'} updates/s"
+            print(f"  {pack.work.name}: {duration(cost.seconds())} ({rate})")
         return 0
     ensure_data(pending, data_dir, said)
     stop = StopFlag()

@@ -12,11 +12,11 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SCHEMA_VERSION = 1  # of the files under results/
 
@@ -78,6 +78,26 @@ def nearest(name: object, names: Iterable[object]) -> str:
     """` (did you mean 'x'?)` for the name closest to `name`, or the empty string where none is close."""
     matches = difflib.get_close_matches(str(name), [str(one) for one in names], n=1)
     return f" (did you mean '{matches[0]}'?)" if matches else ""
+
+
+T = TypeVar("T")
+
+
+def selected(
+    items: Sequence[T], wanted: Sequence[Any], names: Callable[[T], tuple[Any, ...]], lacking: str, having: str
+) -> list[T]:
+    """The items that one of `wanted` names, or all where none is wanted. ConfigError for a name that no item has.
+
+    Args:
+        names: of an item. Those that end with an @ (RunName.names) are not shown to whom a name is unknown.
+        lacking, having: the error's words before the name, and before the names there are.
+    """
+    present = dict.fromkeys(name for item in items for name in names(item))
+    shown = [name for name in map(str, present) if not name.endswith("@")]
+    for value in wanted:
+        if value not in present:
+            raise ConfigError(f"{lacking} {value!r}{nearest(value, shown)}; {having} {', '.join(shown)}")
+    return [item for item in items if not wanted or not set(wanted).isdisjoint(names(item))]
 
 
 # --- what runs are to show
@@ -241,6 +261,15 @@ def is_sum_of(written: Any, content: bytes) -> bool:
     if not isinstance(written, Mapping) or written.get("bytes", len(content)) != len(content):
         return False
     return written.get("sha256") == hashlib.sha256(content).hexdigest()
+
+
+def is_start(start: Any) -> bool:
+    """Whether an entry of a provenance's `starts` has the shape that its readers rely on."""
+    if not isinstance(start, dict):
+        return False
+    plugins = start.get("plugins") or []
+    whole = isinstance(plugins, list) and all(isinstance(plugin, dict) and "module" in plugin for plugin in plugins)
+    return whole and all(isinstance(start.get(key) or {}, dict) for key in ("versions", "engines"))
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

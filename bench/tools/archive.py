@@ -6,7 +6,7 @@ out, and so is what analysis can do without: checkpoints, logs, wall-clock times
 
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from bench.runs.contract import (
     broken_links,
     config_hash,
     find_runs,
+    is_start,
     is_sum_of,
     json_bytes,
     make_folder,
     nearest,
     read_json,
+    selected,
     write_atomically,
 )
 from bench.runs.quantities import counted, size
@@ -80,19 +82,10 @@ def selected_runs(options: ArchiveOptions) -> list[RunName]:
     if not found:
         suites = sorted({run.suite for run in map(RunName.parse, map(str, find_runs(options.results))) if run})
         raise ConfigError(f"no runs of {options.suite!r} under {options.results}{nearest(options.suite, suites)}")
-    kinds: tuple[tuple[str, tuple[Any, ...], Callable[[RunName], tuple[Any, ...]]], ...] = (
-        ("agent", options.agents, lambda run: run.names),
-        ("task", options.tasks, lambda run: (run.task,)),
-        ("seed", options.seeds, lambda run: (run.seed,)),
-    )
-    for kind, wanted, names in kinds:
-        present = list(dict.fromkeys(name for run in found for name in names(run)))
-        for value in wanted:
-            if value not in present:
-                shown = [name for name in map(str, present) if not name.endswith("@")]
-                there_are = f"{nearest(value, shown)}; there are {', '.join(shown)}"
-                raise ConfigError(f"no run of {options.suite} has the {kind} {value!r}{there_are}")
-        found = [run for run in found if not wanted or not set(wanted).isdisjoint(names(run))]
+    lacking = f"no run of {options.suite} has the"
+    found = selected(found, options.agents, lambda run: run.names, f"{lacking} agent", "there are")
+    found = selected(found, options.tasks, lambda run: (run.task,), f"{lacking} task", "there are")
+    found = selected(found, options.seeds, lambda run: (run.seed,), f"{lacking} seed", "there are")
     if not found:
         raise ConfigError(f"no run of {options.suite} has these agents, tasks and seeds together")
     return found
@@ -109,7 +102,7 @@ def archived(results: Path, name: RunName) -> dict[str, bytes]:
             f"{folder} lacks {CONFIG if config is None else PROVENANCE}: restore it, or leave the run out"
         )
     starts = provenance.get("starts")
-    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+    if not isinstance(starts, list) or not all(map(is_start, starts)):
         raise ConfigError(f"{folder / PROVENANCE} has no list of starts: restore it, or leave the run out")
     if config.get("config_hash") != config_hash(config) or RunName.of_config(config) != name:
         raise ConfigError(f"{folder / CONFIG} was edited, or is another run's: restore it, or leave the run out")
