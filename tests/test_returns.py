@@ -134,6 +134,8 @@ def test_a_panel_per_task_and_one_of_the_mean_over_those_with_a_scale(tmp_path: 
     assert drawn_titles(suite) == drawn_titles(suite, training=True, root=tmp_path) == expected
     with house_style():
         figure = returns_figure(suite, in_returns(suite).cells)
+        figure.draw_without_rendering()
+    assert all(axes.title.get_window_extent().x1 <= figure.bbox.x1 for axes in figure.axes), "a title is cut off"
     whole, hopper = figure.axes[3], figure.axes[1]
     scale = [(900.5 - low) / (high - low) for low, high in map(suite.references, ("hopper-v4", "ant-v4"))]
     assert whole.lines[0].get_ydata()[-1] == pytest.approx(np.mean(scale))  # pyright: ignore

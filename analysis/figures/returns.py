@@ -78,7 +78,8 @@ def returns_figure(suite: Suite, cells: Cells, training: bool = False) -> Figure
         else:
             whole = replace(suite, cells=normalised(suite, cells))
             draw_panel(axes, whole, common, runs=False, narrow=True)
-            axes.set_title(f"{len(common)} tasks with reference returns", pad=3)
+            # Of the last column, where what is wider than the panel has room to the left alone.
+            axes.set_title(f"{len(common)} tasks with reference returns", pad=3, x=1.0, horizontalalignment="right")
             axes.set_ylabel("mean normalised return")
         if index + columns < count:
             axes.tick_params(labelbottom=False)
