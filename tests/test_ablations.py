@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agents import AGENTS
@@ -69,6 +70,27 @@ def test_ablations_are_sorted_by_the_settings_that_they_change(tmp_path: Path):
     assert first.values == {"sac_flow_g": "10, 2x64", "sac_flow_g@both": "0, 3x8"}
     assert second.settings == ("flow_steps",)
     assert second.values == {"sac_flow_g": "4", "sac_flow_g@k16": "16", "sac_flow_g@k8": "8"}
+
+
+def test_a_variant_on_some_tasks_is_drawn_beside_its_agent_on_these_and_not_in_the_mean_over_all(tmp_path: Path):
+    for task in (1, 2):
+        for seed in range(2):
+            write_run(tmp_path, f"cube-double-task{task}", "sac_flow_g", seed, agent_config=BASE)
+    deep = BASE | {"flow_steps": 8}
+    for seed in range(2):
+        write_run(tmp_path, "cube-double-task1", "sac_flow_g", seed, variant="k8", agent_config=deep)
+    suite = load_one(tmp_path)
+    with figures.house_style():
+        (panel,) = ablations.ablation_figure(suite, ablations_of(suite)).axes
+        mean = figures.suite_figure(suite)
+    assert panel.get_title() == "SAC Flow-G: flow_steps\non cube-double-task1"
+    own = suite.cells["cube-double-task1", "sac_flow_g"].online_score.mean(axis=0)
+    assert any(np.allclose(np.asarray(line.get_ydata())[-len(own) :], own) for line in panel.lines)
+    legend = panel.get_legend()
+    assert legend and [text.get_text() for text in legend.get_texts()] == ["4 (default)", "8"]
+    assert sum(line.get_marker() not in ("None", "") for line in mean.axes[0].lines) == 1
+    words = mean._suptitle.get_text()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "not drawn, without runs on all of them: SAC Flow-G@k8" in " ".join(words.split("\n"))
 
 
 def test_ablation_figure_has_a_panel_for_each_and_legends_by_value(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Figures of ablations: an agent beside its variants, one panel for each setting that they change."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from analysis.figures.curves import (
 )
 from analysis.labels.names import name_in
 from analysis.labels.style import PAGE_WIDTH, VARIANT_STYLES, AgentStyle, styles_of
+from analysis.loading.checks import listed
 from analysis.loading.load import Suite, task_order
 from analysis.loading.read import Run
 from bench.runs.contract import flat
@@ -78,7 +80,7 @@ def in_words(value: Any) -> str:
 
 def draw_ablations(suite: Suite, out: Path) -> list[Path]:
     """Writes `<suite>_ablations.*` into `out` where the suite has variants whose tasks have a common scale."""
-    ablations = ablations_of(suite)
+    ablations = [ablation for ablation in ablations_of(suite) if common_tasks(suite, ablation)]
     if not ablations or suite.measure is None:
         return []
     with house_style({"lines.linewidth": 1.0, "lines.markersize": 3.0}):
@@ -86,7 +88,7 @@ def draw_ablations(suite: Suite, out: Path) -> list[Path]:
 
 
 def ablation_figure(suite: Suite, ablations: list[Ablation]) -> Figure:
-    """Mean over tasks and seeds of the agent (thick) and of its variants in each panel."""
+    """Mean over seeds and the tasks they have in common, of the agent (thick) and of its variants in each panel."""
     assert suite.measure is not None
     columns = min(len(ablations), COLUMNS)
     rows = -(-len(ablations) // columns)
@@ -100,15 +102,17 @@ def ablation_figure(suite: Suite, ablations: list[Ablation]) -> Figure:
             ablation.values.keys() - {ablation.agent}, key=lambda label: task_order(ablation.values[label])
         )
         styles |= {label: VARIANT_STYLES[k % len(VARIANT_STYLES)] for k, label in enumerate(variants)}
-        cells = {label: suite.cells_of(label) for label in ablation.values}
+        tasks = common_tasks(suite, ablation)
+        cells = {label: [suite.cells[task, label] for task in tasks] for label in ablation.values}
         for order, (label, style) in enumerate(styles.items()):
             draw_curve(axes, suite, cells[label], style, order, len(styles), runs)
         dress(axes, suite, narrow=True)
         dress_score(axes, suite.measure, [cell for of_agent in cells.values() for cell in of_agent])
-        axes.set_title(f"{name_in(suite, ablation.agent)}: {', '.join(ablation.settings)}", pad=3)
+        where = f"\non {listed(tasks)}" if len(tasks) < len(suite.tasks) else ""
+        axes.set_title(f"{name_in(suite, ablation.agent)}: {', '.join(ablation.settings)}{where}", pad=3)
         axes.legend(
             [legend_mark(style) for style in styles.values()],
-            [legend_label(suite, ablation, label) for label in styles],
+            [legend_label(suite, ablation, label, tasks) for label in styles],
             loc="upper center",
             bbox_to_anchor=(0.5, -0.13),
         )
@@ -120,9 +124,14 @@ def ablation_figure(suite: Suite, ablations: list[Ablation]) -> Figure:
     return figure
 
 
-def legend_label(suite: Suite, ablation: Ablation, label: str) -> str:
-    """The values, whether they are those of the agent itself, and how many runs are not there."""
+def common_tasks(suite: Suite, ablation: Ablation) -> list[str]:
+    """The tasks that the agent and all variants of a panel have: a mean over others would compare tasks."""
+    return [task for task in suite.tasks if all((task, label) in suite.cells for label in ablation.values)]
+
+
+def legend_label(suite: Suite, ablation: Ablation, label: str, tasks: Sequence[str]) -> str:
+    """The values, whether they are those of the agent itself, and how many runs on these tasks are not there."""
     marks = ["default"] * (label == ablation.agent)
-    marks += [f"{count} missing" for count in [suite.missing(label)] if count]
-    marks += [f"{count} incomplete" for count in [suite.incomplete(label)] if count]
+    marks += [f"{count} missing" for count in [suite.missing(label, tasks)] if count]
+    marks += [f"{count} incomplete" for count in [suite.incomplete(label, tasks)] if count]
     return ablation.values[label] + (f" ({', '.join(marks)})" if marks else "")

@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from analysis.labels.names import name_in
 from analysis.labels.style import COLUMN_WIDTH, MATPLOTLIB, PAGE_WIDTH, AgentStyle, styles_of
 from analysis.labels.wording import agent_label, count_label, provenance_facts, wrapped
 from analysis.loading.load import Cell, Suite
@@ -95,20 +96,25 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def suite_figure(suite: Suite) -> Figure:
-    """One panel, one line per agent: mean over tasks and seeds, 95 % band, and every run as a thin line."""
+    """One panel, one line per agent that has runs on all tasks (or, where none has, on some): mean over tasks and
+    seeds, 95 % band, and every run as a thin line."""
     assert suite.measure is not None, f"the tasks of {suite.name} have no mean"
     styles = styles_of(suite.agents)
     width = whole_width(suite)
     figure = new_figure(width, 2.5 + legend_height(suite, width))
     axes = figure.add_subplot()
     runs = runs_fit(suite.cells.values())
+    whole = [agent for agent in styles if len(suite.cells_of(agent)) == len(suite.tasks)] or list(styles)
     for order, (agent, style) in enumerate(styles.items()):
-        draw_curve(axes, suite, suite.cells_of(agent), style, order, runs=runs)
+        if agent in whole:
+            draw_curve(axes, suite, suite.cells_of(agent), style, order, runs=runs)
     dress(axes, suite)
     dress_score(axes, suite.measure, list(suite.cells.values()))
     axes.set_ylabel(suite.measure.name)
     what = suite.tasks[0] if len(suite.tasks) == 1 else f"mean over {len(suite.tasks)} tasks"
-    title(figure, suite, what, facts=curve_facts(suite, runs))
+    partly = [name_in(suite, agent) for agent in styles if agent not in whole]
+    absent = [f"not drawn, without runs on all of them: {', '.join(partly)}"] if partly else []
+    title(figure, suite, what, facts=[*absent, *curve_facts(suite, runs)])
     legend(figure, suite)
     return figure
 
